@@ -1,0 +1,162 @@
+"""YAML plus ``--options`` → a frozen Config. An unknown key or a wrong value is an error that says where."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from affectgpt.config.schema import Config
+from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.runtime import logger
+
+_UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
+_AT_LEAST_ONE = {
+    "batch_size_train", "batch_size_eval", "batch_size", "max_epoch", "iters_per_epoch", "accum_grad_iters",
+    "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token", "num_image_query_token", "log_freq",
+    "skip_epoch", "max_new_tokens", "n_frms", "image_size",
+}  # fmt: skip
+_NOT_NEGATIVE = {
+    "init_lr",
+    "min_lr",
+    "warmup_lr",
+    "weight_decay",
+    "warmup_steps",
+    "num_workers",
+    "lora_r",
+    "ratio",
+    "sample_ratio",
+}
+
+
+def load_config(path: str | Path, options: Iterable[str] = ()) -> Config:
+    """Read a configuration file and lay ``a.b=c`` items over it.
+
+    Raises ConfigError naming the file, the key, what was found and what is allowed.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path)
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"--cfg-path {path}: no such file.{did_you_mean(path.name, others)}")
+    try:
+        tree = OmegaConf.load(path)
+        overrides = OmegaConf.from_dotlist([_unquote(item) for item in options])
+        plain = OmegaConf.to_container(OmegaConf.merge(tree, overrides), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {str(error).strip()}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(
+            f"{path}: expected the sections model, datasets, run, inference; found {type(plain).__name__}"
+        )
+    if "name" in plain:
+        raise ConfigError(f"{path}: unknown key 'name'; a configuration is named by its file")
+    return _build(Config, {"name": path.stem, **plain}, "", str(path))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain containers, as it is saved beside a run and inside a checkpoint."""
+    return dataclasses.asdict(config)
+
+
+def _unquote(item: str) -> str:
+    key, equals, value = item.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--options {item!r}: expected section.key=value, for example run.max_epoch=3")
+    value = value.strip()
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    return f"{key.strip()}={value}"
+
+
+def _build(cls: type, values: Any, where: str, source: str) -> Any:
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: {where or 'file'} must be a section of keys; found {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        full = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ConfigError(f"{source}: unknown key {full!r}.{did_you_mean(str(key), known)}")
+        if known[key].metadata.get("ignored"):
+            logger.debug("%s: %s is accepted and ignored", source, full)
+            continue
+        arguments[key] = _convert(value, hints[key], full, source)
+        _check_range(key, arguments[key], full, source)
+    return cls(**arguments)
+
+
+def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):  # "X | None"
+        if value in _UNSET if isinstance(value, str | None) else False:
+            return None
+        return _convert(value, next(a for a in args if a is not type(None)), key, source)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, key, source)
+    if origin is typing.Literal:
+        if value not in args:
+            raise _wrong(source, key, value, "one of " + ", ".join(map(str, args)))
+        return value
+    if origin is dict:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise _wrong(source, key, value, "a section of keys")
+        return {str(k): _convert(v, args[1], f"{key}.{k}", source) for k, v in value.items()}
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if items is None:
+            return ()
+        if not isinstance(items, list | tuple):
+            raise _wrong(source, key, value, "a list")
+        return tuple(_convert(v, args[0], f"{key}[{i}]", source) for i, v in enumerate(items))
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        raise _wrong(source, key, value, "True or False")
+    if hint in (int, float):
+        return _number(value, hint, key, source)
+    if hint is str:
+        if isinstance(value, dict | list):
+            raise _wrong(source, key, value, "a word")
+        return "" if value is None else str(value)
+    return value
+
+
+def _number(value: Any, kind: type, key: str, source: str) -> Any:
+    allowed = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _wrong(source, key, value, allowed)
+    try:
+        number = float(value)  # YAML reads 1e-5 as a string
+    except ValueError:
+        raise _wrong(source, key, value, allowed) from None
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise _wrong(source, key, value, allowed)
+    return kind(number)
+
+
+def _check_range(name: str, value: Any, key: str, source: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if name in _AT_LEAST_ONE and value < 1:
+        raise _wrong(source, key, value, "at least 1")
+    if name in _NOT_NEGATIVE and value < 0:
+        raise _wrong(source, key, value, "0 or more")
+    if name == "audio_clip_spacing" and value not in (7, 8):
+        raise _wrong(source, key, value, "8 (as the released checkpoints) or 7")
+
+
+def _wrong(source: str, key: str, value: Any, allowed: str) -> ConfigError:
+    return ConfigError(f"{source}: {key} is {value!r}; allowed: {allowed}")

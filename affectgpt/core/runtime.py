@@ -1,0 +1,66 @@
+"""The process around the work: logging, seeds, ranks, devices."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+
+from affectgpt.core.errors import ConfigError
+
+logger = logging.getLogger("affectgpt")
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send the package's log lines to stderr. Called by command lines only, never at import."""
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(level if rank() == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+def rank() -> int:
+    """This process's number among those started by torchrun; 0 when it was not."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 when it was not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def pick_device(wanted: str):
+    """The torch device for a config's ``device``: ``cuda``, ``cuda:1``, ``cpu`` or ``auto`` (the GPU if there is one).
+
+    Raises ConfigError when a GPU is asked for and there is none.
+    """
+    import torch
+
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"run.device: {wanted!r} is no device; use cuda, cuda:N, cpu or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"run.device: {wanted!r}, but torch sees no GPU (torch {torch.__version__}). "
+            'Run on a GPU machine, or say --options "run.device=cpu" (the released 7B recipes are too large for that).'
+        )
+    if device.type == "cuda" and device.index is None and world_size() > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device

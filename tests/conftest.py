@@ -1,0 +1,45 @@
+"""Fixtures for all tests, and the closing line that says how many parity tests ran."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow everything on a busy machine
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with values of the published implementation; the test is skipped where it is absent."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip(f"no published reference values at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Path:
+    return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def merunibench(shared: Path) -> Path:
+    return shared / "merunibench"
+
+
+def _is_parity(report) -> bool:
+    return "parity" in report.keywords
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    stats = terminalreporter.stats
+    ran = sum(_is_parity(r) for key in ("passed", "failed") for r in stats.get(key, []) if r.when == "call")
+    skipped = sum(_is_parity(r) for r in stats.get("skipped", []))
+    terminalreporter.write_line(f"parity: {ran} run, {skipped} skipped")
