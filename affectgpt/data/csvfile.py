@@ -1,0 +1,68 @@
+"""CSV files of labels and subtitles: read as text, exactly, and refused with a place when they are wrong.
+
+pandas would turn the subtitle "None" into a missing value and the name "00012" into 12; the csv module does neither.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from affectgpt.core.errors import DataError, did_you_mean
+
+
+def check_name(name: str, *, source: str) -> str:
+    """The name itself, when it is fit to be a file stem; DataError naming ``source`` otherwise."""
+    if not name or "/" in name or "\\" in name or ".." in name or not name.isprintable():
+        raise DataError(
+            f"{source}: sample name {name!r} is no file stem (empty, '/', '\\', '..' and control characters are "
+            "refused); correct the name in the file"
+        )
+    return name
+
+
+def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Read a UTF-8 CSV file (with or without a byte order mark): name → cells of ``columns``, in file order.
+
+    Raises DataError naming file, line and sample: no such file, other encoding, missing column, short row,
+    doubled name, a name that is no file stem.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            return _read(csv.reader(handle), path, key, columns)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        byte, offset = error.object[error.start], error.start
+        raise DataError(
+            f"{path}: not UTF-8 (byte 0x{byte:02x} near offset {offset} of a block read); save the file as UTF-8"
+        ) from error
+
+
+def _read(reader, path: Path, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    table: dict[str, tuple[str, ...]] = {}
+    try:
+        header = next(reader, None)
+        if header is None:
+            raise DataError(f"{path}: empty file; expected the columns {', '.join((key, *columns))}")
+        for column in (key, *columns):
+            if column not in header:
+                raise DataError(f"{path}: no column {column!r}.{did_you_mean(column, header)}")
+        at, where = header.index(key), [header.index(column) for column in columns]
+        width = max(at, *where, 0) + 1
+        for row in reader:
+            if not row:  # a blank line
+                continue
+            if len(row) < width:
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells where {width} are needed, sample {row[0]!r}"
+                )
+            name = check_name(row[at], source=f"{path}, line {reader.line_num}")
+            if name in table:
+                raise DataError(f"{path}, line {reader.line_num}: sample {name!r} is there twice; remove one")
+            table[name] = tuple([row[i] for i in where])
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
+    return table

@@ -1,0 +1,203 @@
+"""A data set's label and subtitle files → labels and samples, in file order. No media file is opened here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from affectgpt.core.errors import DataError, did_you_mean
+from affectgpt.core.npz import read_npz
+from affectgpt.core.types import Labels, Sample
+from affectgpt.data.csvfile import check_name, read_table
+from affectgpt.data.table import DatasetRow
+
+
+def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dict[str, Labels]:
+    """Name → labels of one split, in the order of the file that gives the names.
+
+    Reads label files only (and, for OV-MERD+, the subtitle file, which gives the names there).
+    Raises DataError naming the file, the sample and what to do.
+    """
+    root = Path(dataset_root) / row.root
+    if split not in row.splits:
+        raise DataError(f"{row.name} has no split {split!r}.{did_you_mean(split, row.splits)}")
+    if row.label_kind.startswith("npz_"):
+        return _npz_labels(row, split, root)
+    if row.label_kind == "csv_open":
+        return _csv_labels(row, root)
+    if row.label_kind == "names_only":
+        return _candidates(row, root)
+    raise DataError(f"data set {row.name}: no reader for label_kind {row.label_kind!r}")
+
+
+def load_samples(row: DatasetRow, *, split: str, dataset_root: Path | str) -> list[Sample]:
+    """Labels, subtitles and media paths of one split, in file order.
+
+    Each media folder is listed once. A medium that is not there gets the path where it should lie, so that whoever
+    opens it names that place. Raises DataError as ``load_labels`` does, and for a sample without a subtitle row.
+    """
+    labels = load_labels(row, split=split, dataset_root=dataset_root)
+    root = Path(dataset_root) / row.root
+    subtitles = _subtitles(row, root, labels)
+    videos = _Folder(root / row.video_dir, suffixes=row.video_suffixes)
+    audios = _Folder(root / row.audio_dir, suffixes=(".wav",))
+    faces = _Folder(root / row.face_dir, suffixes=(".npy",))
+    return [
+        Sample(
+            name=name, dataset=row.name, subtitle=subtitles[name], labels=label,
+            video=videos.find(name), audio=audios.find(name), face=faces.find(name),
+        )
+        for name, label in labels.items()
+    ]  # fmt: skip
+
+
+def candidate_labels(row: DatasetRow, dataset_root: Path | str) -> list[str]:
+    """The emotion words of the training split, sorted: what the question with candidates lists."""
+    train = load_labels(row, split="train", dataset_root=dataset_root)
+    words = sorted({label.emotion for label in train.values() if label.emotion is not None})
+    if not words:
+        raise DataError(f"{row.name}: its training split holds no emotion word, so there are no candidate labels")
+    return words
+
+
+def value_range(row: DatasetRow, dataset_root: Path | str) -> tuple[float, float]:
+    """Smallest and largest valence of the training split: what the valence question names."""
+    train = load_labels(row, split="train", dataset_root=dataset_root)
+    values = [label.valence for label in train.values() if label.valence is not None]
+    if not values:
+        raise DataError(f"{row.name}: its training split holds no valence, so there is no range to ask for")
+    return min(values), max(values)
+
+
+def parse_label_list(text: str) -> tuple[str, ...]:
+    """``['happy', "calm"]`` or ``[happy, calm]`` → its labels (SPEC section 7, before lower-casing)."""
+    text = text.strip()
+    text = text.removeprefix("[").removesuffix("]")
+    return tuple(part for part in (piece.strip() for piece in re.split("['\",]", text)) if part)
+
+
+class _Folder:
+    """A media folder, listed once: a folder of 132,171 files is not asked file by file."""
+
+    def __init__(self, path: Path, *, suffixes: tuple[str, ...]) -> None:
+        self.path, self.suffixes = path, suffixes
+        try:
+            self.files = frozenset(os.listdir(path))  # noqa: PTH208 - names, not paths
+        except OSError:  # absent or unreadable: whoever opens a file in it says so by name
+            self.files = frozenset()
+
+    def find(self, name: str) -> Path:
+        """``NAME.suffix`` in the order of the suffixes, or ``NAME/NAME.suffix``; the first if none is there."""
+        for suffix in self.suffixes:
+            if name + suffix in self.files:
+                return self.path / (name + suffix)
+        if name in self.files:
+            return self.path / name / (name + self.suffixes[0])
+        return self.path / (name + self.suffixes[0])
+
+
+def _subtitles(row: DatasetRow, root: Path, names: Iterable[str]) -> dict[str, str]:
+    path = root / row.subtitle_file
+    table = read_table(path, key="name", columns=(row.subtitle_column,))
+    subtitles = {}
+    for name in names:
+        if name not in table:
+            raise DataError(
+                f"{path}: no row for sample {name!r} of {row.name}; add one (an empty cell means no subtitle)"
+            )
+        subtitles[name] = table[name][0]
+    return subtitles
+
+
+def _npz_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
+    path, key = root / str(row.label_file), row.splits[split]
+    archive = read_npz(path)
+    corpus = archive.get(key)
+    if not isinstance(corpus, Mapping):
+        raise DataError(f"{path}: no split {key!r}; it holds {', '.join(archive) or 'nothing'}")
+    allowed = row.split_rule.get(split)
+    labels = {}
+    for raw_name, entry in corpus.items():
+        name = check_name(str(raw_name), source=f"{path}, {key}")
+        if allowed is not None and name[4:5] not in tuple(allowed):  # IEMOCAP: the session's digit
+            continue
+        labels[name] = _npz_label(row, entry, f"{path}, {key}, sample {name!r}")
+    return labels
+
+
+def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
+    field = "val" if row.label_kind == "npz_valence" else "emo"
+    if not isinstance(entry, Mapping) or field not in entry:
+        raise DataError(f"{where}: expected a dict with {field!r}, found {entry!r}")
+    value = entry[field]
+    if row.label_kind == "npz_word":
+        if not isinstance(value, str) or not value:
+            raise DataError(f"{where}: 'emo' is {value!r}, expected a word")
+        return Labels(emotion=str(value))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {field!r} is {value!r}, expected a number") from None
+    if row.label_kind == "npz_valence":
+        if number != number or number in (float("inf"), float("-inf")):
+            raise DataError(f"{where}: 'val' is {value!r}, expected a finite number")
+        return Labels(valence=number)
+    if number not in range(len(row.classes)):
+        raise DataError(f"{where}: 'emo' is {value!r}, expected 0 to {len(row.classes) - 1} ({', '.join(row.classes)})")
+    return Labels(emotion=row.classes[int(number)])
+
+
+def _column(root: Path, file: str | None, column: str) -> dict[str, str]:
+    if file is None:
+        return {}
+    return {name: cells[0] for name, cells in read_table(root / file, key="name", columns=(column,)).items()}
+
+
+def _csv_labels(row: DatasetRow, root: Path) -> dict[str, Labels]:
+    if row.openset_file is None and row.reason_file is None:
+        raise DataError(
+            f"{row.name} has no published label file name; give openset_file (columns name, openset) or reason_file "
+            "(name, reason) in its configuration"
+        )
+    opensets = _column(root, row.openset_file, "openset")
+    reasons = _column(root, row.reason_file, "reason")
+    names = list(dict.fromkeys([*opensets, *reasons]))
+    if row.names_from_subtitles and (root / row.subtitle_file).exists():
+        names = _names_of_subtitles(row, root, names)
+    return {
+        name: Labels(
+            ovlabels=parse_label_list(opensets[name]) if name in opensets else None, description=reasons.get(name)
+        )
+        for name in names
+    }
+
+
+def _names_of_subtitles(row: DatasetRow, root: Path, labelled: list[str]) -> list[str]:
+    subtitle_path = root / row.subtitle_file
+    names = list(read_table(subtitle_path, key="name", columns=(row.subtitle_column,)))
+    known, given = set(names), set(labelled)
+    for name in names:
+        if name not in given:
+            raise DataError(
+                f"{root / str(row.openset_file)}: no label for sample {name!r}, which {subtitle_path} lists"
+            )
+    for name in labelled:
+        if name not in known:
+            raise DataError(
+                f"{root / str(row.openset_file)}: label for an unknown sample {name!r}; {subtitle_path} has no such row"
+            )
+    return names
+
+
+def _candidates(row: DatasetRow, root: Path) -> dict[str, Labels]:
+    path = root / str(row.label_file)
+    names = read_table(path, key="name", columns=())
+    truth_path = root / str(row.openset_file)
+    truth = _column(root, row.openset_file, "openset") if row.openset_file and truth_path.exists() else {}
+    for name in truth:
+        if name not in names:
+            raise DataError(f"{truth_path}: label for an unknown sample {name!r}; {path} has no such row")
+    return {name: Labels(ovlabels=parse_label_list(truth[name]) if name in truth else None) for name in names}
