@@ -17,8 +17,8 @@ from affectgpt.core.runtime import logger
 _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
 _AT_LEAST_ONE = {
     "batch_size_train", "batch_size_eval", "batch_size", "max_epoch", "iters_per_epoch", "accum_grad_iters",
-    "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token", "num_image_query_token", "log_freq",
-    "skip_epoch", "max_new_tokens", "n_frms", "image_size",
+    "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
+    "num_image_query_token", "log_freq", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "init_lr",
