@@ -88,6 +88,7 @@ class Batch:
     input_ids: torch.Tensor  # int64 [B, L]
     attention_mask: torch.Tensor  # bool [B, L]
     labels: torch.Tensor | None = None  # int64 [B, L], IGNORE_INDEX where not learnt
+    prefusion: Modality | None = None  # FACE or FRAME: what is pre-fused with the audio
     media: dict[Modality, torch.Tensor] = field(default_factory=dict)
     features: dict[Modality, torch.Tensor] = field(default_factory=dict)
 
@@ -103,6 +104,7 @@ class Batch:
             input_ids=move(self.input_ids),
             attention_mask=move(self.attention_mask),
             labels=move(self.labels),
+            prefusion=self.prefusion,
             media={k: move(v) for k, v in self.media.items()},
             features={k: move(v) for k, v in self.features.items()},
         )

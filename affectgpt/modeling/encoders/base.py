@@ -1,0 +1,62 @@
+"""What every frozen encoder is, and the two registries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from affectgpt.core.errors import CheckpointError
+from affectgpt.core.registry import Registry
+
+VISUAL_ENCODERS = Registry("visual encoder", "affectgpt.modeling.encoders")
+ACOUSTIC_ENCODERS = Registry("acoustic encoder", "affectgpt.modeling.encoders")
+
+# A transform runs in the loader's workers: uint8 [T, H, W, 3] or float32 [T, samples] → what ``forward`` takes.
+Transform = Callable[[np.ndarray], torch.Tensor]
+
+
+class FrozenEncoder(nn.Module):
+    """A pretrained encoder that never trains: no gradients, and eval mode also under ``model.train()``.
+
+    ``width`` is the size of its output vectors. ``forward`` takes a batch of transformed media ``[B, T, …]`` and gives
+    ``Z [B, T, width]`` in one call over all clips; a sample's result does not depend on its batch mates.
+    """
+
+    width: int
+    kind: ClassVar[str]  # visual or acoustic
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> FrozenEncoder:
+        """Load the weights of a Hugging Face folder."""
+        raise NotImplementedError  # abstract
+
+    @staticmethod
+    def transform_of(folder: str | Path) -> Transform:
+        """The picklable transform that belongs to a folder; reads its preprocessor_config.json, no weights."""
+        raise NotImplementedError  # abstract
+
+    def freeze(self) -> FrozenEncoder:
+        """Take all parameters out of training."""
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in eval mode: dropout, layer drop and SpecAugment would make features random."""
+        return super().train(False)
+
+
+def read_preprocessor(folder: str | Path) -> dict:
+    """preprocessor_config.json of a model folder. Raises CheckpointError when it is missing or no JSON."""
+    path = Path(folder) / "preprocessor_config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: incomplete, it has no preprocessor_config.json") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no JSON ({error})") from error

@@ -1,0 +1,52 @@
+"""Attention: one raw weight per time step, a weighted sum, a projection. The recipe of the released models."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from affectgpt.modeling.fusion.base import BRANCHES, PREFUSIONS, repeat_token
+
+
+@BRANCHES.register("attention")
+class AttentionBranch(nn.Module):
+    """Weighted sum over time, then a projection. The weights are raw: there is no softmax (SPEC 2.3, wire)."""
+
+    def __init__(self, *, width: int, llm_width: int, n_tokens: int, n_positions: int) -> None:
+        super().__init__()
+        self.n_tokens = n_tokens
+        self.attention = nn.Linear(width, 1)
+        self.proj = nn.Linear(width, llm_width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Z ``[B, T, d]`` (``[B, T, Q, d]`` is averaged over its Q query tokens first) → ``[B, K, D]``."""
+        if hidden_states.ndim == 4:
+            hidden_states = hidden_states.mean(dim=2)  # [B, T, d]
+        weights = self.attention(hidden_states)  # [B, T, 1]
+        pooled = (hidden_states.transpose(1, 2) @ weights).squeeze(-1)  # [B, d]
+        return repeat_token(self.proj(pooled), self.n_tokens)  # [B, K, D]
+
+
+@PREFUSIONS.register("attention")
+class AttentionPreFusion(nn.Module):
+    """Pre-fusion by attention over the two modalities (paper section 3, equations of "pre-fusion operation")."""
+
+    def __init__(self, *, video_width: int, audio_width: int, llm_width: int, n_tokens: int) -> None:
+        super().__init__()
+        width = max(video_width, audio_width)
+        self.n_tokens = n_tokens
+        self.audio_in = nn.Linear(audio_width, width)
+        self.video_in = nn.Linear(video_width, width)
+        self.mix = nn.Linear(2 * width, width)
+        self.weights = nn.Linear(width, 2)
+        self.proj = nn.Linear(width, llm_width)
+
+    def forward(self, video: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        """Z_v ``[B, T_v, d_v]`` (or ``[B, T, Q, d_v]``, flattened) and Z_a ``[B, T_a, d_a]`` → ``[B, K, D]``."""
+        if video.ndim == 4:
+            video = video.flatten(1, 2)  # [B, T·Q, d_v]
+        video = self.video_in(video.mean(dim=1))  # [B, m]
+        audio = self.audio_in(audio.mean(dim=1))  # [B, m]
+        weights = self.weights(self.mix(torch.cat([video, audio], dim=-1)))  # [B, 2], raw
+        fused = (torch.stack([video, audio], dim=1) * weights.unsqueeze(-1)).sum(dim=1)  # [B, m]
+        return repeat_token(self.proj(fused), self.n_tokens)  # [B, K, D]

@@ -1,0 +1,181 @@
+"""The attention recipe against tensors, loss, gradients and answers of the published implementation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from affectgpt.config.schema import Config, ModelConfig, PathsConfig
+from affectgpt.core.types import Batch, Modality
+from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
+from affectgpt.modeling.checkpoint import save_checkpoint, trained_state, wire_name
+from affectgpt.modeling.encoders.clip import PixelNormalize
+from affectgpt.modeling.encoders.hubert import WaveNormalize
+from affectgpt.prompts.modes import get_mode
+
+pytestmark = pytest.mark.parity
+MODES = (
+    "multiface_audio_face_text",
+    "multiframe_audio_frame_text",
+    "audio_text",
+    "face_text",
+    "textonly",
+    "faceframe",
+)
+CHECKPOINT = "attention/checkpoint_000005_loss_0.123.pth"
+
+
+def golden_config(golden: Path) -> Config:
+    return Config(
+        name="golden",
+        model=ModelConfig(
+            multi_fusion_type="attention",
+            video_fusion_type="attention",
+            audio_fusion_type="attention",
+            image_fusion_type="mean",
+        ),
+        paths=PathsConfig(models_root=str(golden / "models")),
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(golden):
+    return build_preparation(golden_config(golden))
+
+
+@pytest.fixture(scope="module")
+def model(golden, prepared):
+    built = build_model(golden_config(golden), device=torch.device("cpu"), tokenizer=prepared.tokenizer)
+    report = load_checkpoint(built, golden / CHECKPOINT)
+    assert (len(report.loaded), report.missing, report.unexpected, report.wrong_shape) == (48, [], [], [])
+    return built.eval()
+
+
+@pytest.fixture(scope="module")
+def inputs(golden):
+    return dict(np.load(golden / "inputs" / "batch.npz"))
+
+
+def media_of(inputs, mode: str, prepared, rows) -> dict[Modality, torch.Tensor]:
+    """Raw published inputs through our own transforms."""
+    raw = {Modality.FACE: "raw_faces", Modality.FRAME: "raw_frames", Modality.AUDIO: "raw_audios"}
+    media = {}
+    for modality in get_mode(mode).media:
+        block = inputs[raw[modality]][rows]
+        if modality is Modality.AUDIO:
+            items = [prepared.transforms[modality](clips[:, 0]) for clips in block]
+        else:
+            items = [prepared.transforms[modality](frames.transpose(1, 2, 3, 0)) for frames in block]
+        media[modality] = torch.stack(items)
+    return media
+
+
+def batch_of(values, mode: str, media, rows, *, golden_audio: bool) -> Batch:
+    features = {}
+    if golden_audio and "audio_hidden" in values:
+        media = {k: v for k, v in media.items() if k is not Modality.AUDIO}
+        features[Modality.AUDIO] = torch.from_numpy(values["audio_hidden"][rows])
+    return Batch(
+        names=[f"sample{i}" for i in range(2)][rows],
+        mode=mode,
+        input_ids=torch.from_numpy(values["input_ids"][rows]),
+        attention_mask=torch.from_numpy(values["attention_mask"][rows]),
+        labels=torch.from_numpy(values["labels"][rows]),
+        prefusion=get_mode(mode).prefusion,
+        media=media,
+        features=features,
+    )
+
+
+def assert_near(ours: torch.Tensor, published, tolerance: float = 1e-5) -> None:
+    ours = ours.detach().numpy()
+    scale = np.abs(published).max()
+    assert ours.shape == published.shape
+    assert np.abs(ours - published).max() <= tolerance * scale
+
+
+def test_transforms_give_the_published_pixels(inputs, prepared):
+    for raw, normal in (("raw_faces", "faces"), ("raw_frames", "frames")):
+        for row in range(2):
+            ours = prepared.transforms[Modality.FACE](inputs[raw][row].transpose(1, 2, 3, 0))
+            assert_near(ours, inputs[normal][row].transpose(1, 0, 2, 3), 1e-6)
+    assert isinstance(prepared.transforms[Modality.FACE], PixelNormalize)
+    assert isinstance(prepared.transforms[Modality.AUDIO], WaveNormalize)
+
+
+def test_speech_encoder_alone_and_in_a_batch(golden, model, inputs, prepared):
+    published = np.load(golden / "inputs" / "hubert.npz")
+    batch = torch.stack([prepared.transforms[Modality.AUDIO](clips[:, 0]) for clips in inputs["raw_audios"]])
+    together = model.acoustic_encoder(batch)
+    for row in range(2):
+        assert_near(model.acoustic_encoder(batch[row : row + 1]), published[f"alone{row}"])
+        assert_near(together[row : row + 1], published[f"alone{row}"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_tensor_of_a_batch(golden, model, inputs, prepared, mode):
+    values = dict(np.load(golden / "attention" / f"{mode}.npz"))
+    batch = batch_of(values, mode, media_of(inputs, mode, prepared, slice(None)), slice(None), golden_audio=True)
+    with torch.no_grad():
+        features = model.encode(batch)
+        slots = model.fuse(features, batch)
+        output = model(batch)
+        embeds = model.embed(batch)
+    for modality in (Modality.FACE, Modality.FRAME):
+        if modality in features and f"{modality}_hidden" in values:
+            assert_near(features[modality], values[f"{modality}_hidden"])
+    assert slots or mode == "textonly"
+    for modality, slot in slots.items():
+        assert_near(slot, values[f"{modality}_llms"])
+    assert_near(embeds, values["inputs_embeds"])
+    assert_near(output.logits[:, -8:], values["logits_last8"])
+    assert output.loss.item() == pytest.approx(float(values["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_sample_by_itself(golden, model, inputs, prepared, mode, row):
+    values = dict(np.load(golden / "attention" / f"{mode}.npz"))
+    rows = slice(row, row + 1)
+    batch = batch_of(values, mode, media_of(inputs, mode, prepared, rows), rows, golden_audio=False)
+    with torch.no_grad():
+        slots = model.fuse(model.encode(batch), batch)
+        loss = model(batch).loss
+    for modality in (Modality.AUDIO, Modality.MULTI):
+        if modality in slots:
+            assert_near(slots[modality], values[f"alone{row}_{modality}_llms"])
+    assert loss.item() == pytest.approx(float(values[f"alone{row}_loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradient_of_every_trained_parameter(golden, model, inputs, prepared, mode):
+    values = dict(np.load(golden / "attention" / f"{mode}.npz"))
+    published = json.loads((golden / "attention" / f"gradnorm_{mode}.json").read_text())
+    batch = batch_of(values, mode, media_of(inputs, mode, prepared, slice(None)), slice(None), golden_audio=True)
+    model.zero_grad(set_to_none=True)
+    model(batch).loss.backward()
+    ours = {wire_name(n): p.grad for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad(set_to_none=True)
+    assert list(ours) == list(published)
+    for name, norm in published.items():
+        if norm is None:
+            assert ours[name] is None, name
+        else:
+            # 1e-8: one bias gradient is a sum that cancels to 8e-6; in float64 it is 2e-9 off the published one
+            assert ours[name].norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-8), name
+
+
+def test_a_saved_checkpoint_has_the_published_names_shapes_and_dtypes(golden, model, tmp_path):
+    expected = (golden / "attention" / "checkpoint_keys.txt").read_text().splitlines()
+    ours = [f"{name}\t{tuple(t.shape)}\t{t.dtype}" for name, t in trained_state(model).items()]
+    assert ours == expected
+    save_checkpoint(tmp_path / "c.pth", model=model, optimizer=None, scaler=None, config={"run": {}}, epoch=5)
+    again = torch.load(tmp_path / "c.pth", weights_only=True)
+    published = torch.load(golden / CHECKPOINT, weights_only=True)
+    assert set(again) == set(published)
+    for name, tensor in published["model"].items():
+        assert torch.equal(again["model"][name], tensor), name
