@@ -16,6 +16,7 @@ from affectgpt.modeling.checkpoint import save_checkpoint, trained_state, wire_n
 from affectgpt.modeling.encoders.clip import PixelNormalize
 from affectgpt.modeling.encoders.hubert import WaveNormalize
 from affectgpt.prompts.modes import get_mode
+from affectgpt.training.optim import parameter_groups
 
 pytestmark = pytest.mark.parity
 MODES = (
@@ -179,3 +180,12 @@ def test_a_saved_checkpoint_has_the_published_names_shapes_and_dtypes(golden, mo
     assert set(again) == set(published)
     for name, tensor in published["model"].items():
         assert torch.equal(again["model"][name], tensor), name
+
+
+def test_weight_decay_groups(golden, model):
+    published = json.loads((golden / "attention" / "weight_decay.json").read_text())
+    names = {id(p): wire_name(n) for n, p in model.named_parameters() if p.requires_grad}
+    named = [(wire_name(n), p) for n, p in model.named_parameters() if p.requires_grad]
+    decay, no_decay = parameter_groups(named, weight_decay=0.05)
+    assert [names[id(p)] for p in decay["params"]] == published["decay"]
+    assert [names[id(p)] for p in no_decay["params"]] == published["no_decay"]

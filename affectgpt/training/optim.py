@@ -1,0 +1,84 @@
+"""Parameter groups and learning-rate schedules (SPEC section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from affectgpt.config.schema import RunConfig
+from affectgpt.core.errors import ConfigError, did_you_mean
+
+_NO_DECAY = ("bias", "ln", "bn")
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], *, weight_decay: float
+) -> list[dict[str, object]]:
+    """AdamW groups by published name: no weight decay on 1-D parameters and names with ``bias``, ``ln`` or ``bn``.
+
+    Frozen parameters are in no group. The order within a group is the model's (an optimizer state refers to it).
+    """
+    decay, no_decay = [], []
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            exempt = parameter.ndim < 2 or any(mark in name for mark in _NO_DECAY)
+            (no_decay if exempt else decay).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
+
+
+def published_cosine(run: RunConfig, epoch: int, step: int) -> float:
+    """The published ``linear_warmup_cosine_lr``, step for step.
+
+    Epochs count from 1 and the total step is epoch × iterations + step, so a warm-up no longer than one epoch never
+    happens, and the cosine turns up again in the last epoch. Kept because released recipes name it.
+    """
+    total = epoch * run.iters_per_epoch + step
+    if total < run.warmup_steps:
+        return _warmup(run, step)
+    return _cosine(run, total / (run.max_epoch * run.iters_per_epoch))
+
+
+def warmup_cosine(run: RunConfig, epoch: int, step: int) -> float:
+    """Warm-up over ``warmup_steps``, then one half cosine from init_lr down to min_lr at the last step."""
+    done = (epoch - 1) * run.iters_per_epoch + step
+    if done < run.warmup_steps:
+        return _warmup(run, done)
+    left = max(run.max_epoch * run.iters_per_epoch - run.warmup_steps, 1)
+    return _cosine(run, (done - run.warmup_steps) / left)
+
+
+def warmup_step(run: RunConfig, epoch: int, step: int) -> float:
+    """Warm-up over ``warmup_steps``, then init_lr times lr_decay_rate for every finished epoch, min_lr at least."""
+    done = (epoch - 1) * run.iters_per_epoch + step
+    if done < run.warmup_steps:
+        return _warmup(run, done)
+    return max(run.min_lr, run.init_lr * run.lr_decay_rate ** (epoch - 1))
+
+
+def _warmup(run: RunConfig, step: int) -> float:
+    start = run.warmup_lr if run.warmup_lr > 0 else run.init_lr
+    return min(run.init_lr, start + (run.init_lr - start) * step / max(run.warmup_steps, 1))
+
+
+def _cosine(run: RunConfig, part: float) -> float:
+    return (run.init_lr - run.min_lr) * 0.5 * (1.0 + math.cos(math.pi * part)) + run.min_lr
+
+
+SCHEDULES: Mapping[str, Callable[[RunConfig, int, int], float]] = {
+    "linear_warmup_cosine_lr": published_cosine,
+    "linear_warmup_step_lr": warmup_step,
+    "warmup_cosine": warmup_cosine,
+}
+
+
+def get_schedule(run: RunConfig) -> Callable[[int, int], float]:
+    """``(epoch from 1, step from 0) → learning rate``. ConfigError with the nearest name for an unknown one."""
+    if run.lr_sched not in SCHEDULES:
+        raise ConfigError(f"run.lr_sched: unknown schedule {run.lr_sched!r}.{did_you_mean(run.lr_sched, SCHEDULES)}")
+    schedule = SCHEDULES[run.lr_sched]
+    return lambda epoch, step: schedule(run, epoch, step)
