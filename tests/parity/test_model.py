@@ -11,10 +11,14 @@ import torch
 
 from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 from affectgpt.core.types import Batch, Modality
+from affectgpt.inference.decoding import StopSequences
+from affectgpt.inference.engines.base import Decoding
+from affectgpt.inference.engines.transformers import TransformersEngine
 from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
 from affectgpt.modeling.checkpoint import save_checkpoint, trained_state, wire_name
 from affectgpt.modeling.encoders.clip import PixelNormalize
 from affectgpt.modeling.encoders.hubert import WaveNormalize
+from affectgpt.modeling.tokenizer import stop_sequences
 from affectgpt.prompts.modes import get_mode
 from affectgpt.training.optim import parameter_groups
 
@@ -189,3 +193,52 @@ def test_weight_decay_groups(golden, model):
     decay, no_decay = parameter_groups(named, weight_decay=0.05)
     assert [names[id(p)] for p in decay["params"]] == published["decay"]
     assert [names[id(p)] for p in no_decay["params"]] == published["no_decay"]
+
+
+@pytest.fixture(scope="module")
+def engine(model, prepared):
+    return TransformersEngine(model, tokenizer=prepared.tokenizer, decoding=Decoding(greedy=True, max_new_tokens=24))
+
+
+def prompt_batch(prompts: list[list[int]], pad: int, mode: str = "textonly", **more) -> Batch:
+    """Left-padded prompts."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[False] * (longest - len(p)) + [True] * len(p) for p in prompts])
+    return Batch(names=[str(i) for i in range(len(prompts))], mode=mode, input_ids=ids, attention_mask=mask, **more)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_greedy_answers_token_for_token(golden, model, inputs, prepared, engine, mode):
+    case = json.loads((golden / "attention" / "strings.json").read_text())[mode]["generation"]
+    media = media_of(inputs, mode, prepared, slice(0, 1))
+    tokenizer = prepared.tokenizer
+    ids = tokenizer(case["prompt"], add_special_tokens=False).input_ids
+    assert ids == case["prompt_ids"]
+    batch = prompt_batch([ids], tokenizer.pad_token_id, mode, prefusion=get_mode(mode).prefusion, media=media)
+    new_ids = engine.generate_ids(batch, seeds=[0])[0].tolist()
+    assert new_ids == case["new_ids"]
+    assert tokenizer.decode(new_ids, skip_special_tokens=False) == case["raw_decode"]
+    assert engine.clean(new_ids) == case["response"]
+
+
+@pytest.mark.parametrize("together", [1, 3, 8])
+def test_generations_that_end_by_each_stop_rule(golden, prepared, engine, together):
+    published = json.loads((golden / "attention" / "generations_textonly.json").read_text())
+    tokenizer = prepared.tokenizer
+    stop = published["stop_ids"]
+    assert stop_sequences(tokenizer) == [(stop["three"],), (stop["two"], stop["one"]), (stop["one"], stop["two"])]
+    assert tokenizer.eos_token_id == stop["eos"]
+    rules = StopSequences([*stop_sequences(tokenizer), (stop["eos"],)])
+    for case in published["stopping_cases"]:
+        assert rules(torch.tensor([case["ids"]])).tolist() == [case["stop"]], case
+    cases = published["generations"]
+    assert {c["why"] for c in cases} >= {"eos", "length", "#+##"}
+    for first in range(0, len(cases), together):
+        group = cases[first : first + together]
+        prompts = [tokenizer(c["prompt"], add_special_tokens=False).input_ids for c in group]
+        rows = engine.generate_ids(prompt_batch(prompts, tokenizer.pad_token_id), seeds=[0] * len(group)).tolist()
+        for case, row in zip(group, rows, strict=True):
+            expected = case["new_ids"]
+            assert row == expected + [tokenizer.pad_token_id] * (len(row) - len(expected)), case["prompt"]
+            assert engine.clean(row) == case["response"].replace("<|endoftext|>", "").strip()
