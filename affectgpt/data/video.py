@@ -1,0 +1,226 @@
+"""Frames, face crops and images: from a file to uint8 arrays, sampled and resized as the released models saw them.
+
+Pixels depend on the reader: decord 0.6 scales bilinearly, decord2 bicubically, ``frame.reformat`` of PyAV differs from
+both; PyAV's filter graph as used here equals decord 0.6. So runs record ``video_reader()``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import itertools
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.types import IMAGE_SIZE, N_FRAMES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a container says of itself, without decoding. ``frames`` is the container's count (0: it has none)."""
+
+    seconds: float
+    width: int  # pixels
+    height: int
+    frames: int
+    frames_per_second: float
+    audio_tracks: int
+
+
+def uniform_indices(n: int, *, n_frames: int = N_FRAMES) -> list[int]:
+    """Indices of ``n_frames`` of ``n`` frames: ``arange(0, n, n / n_frames)`` truncated; the last repeated if too few.
+
+    SPEC section 2.2 (wire). Raises ValueError when there is no frame.
+    """
+    import numpy as np
+
+    if n < 1:
+        raise ValueError(f"cannot sample from {n} frames")
+    if n <= n_frames:
+        return list(range(n)) + [n - 1] * (n_frames - n)
+    return np.arange(0, n, n / n_frames).astype(int)[:n_frames].tolist()
+
+
+def check_file(path: Path | str) -> Path:
+    """The path, when a non-empty regular file lies there; DataError naming it otherwise."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: " + ("no regular file" if path.exists() else "no such file"))
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty (0 bytes)")
+    return path
+
+
+@cache
+def video_reader() -> str:
+    """Name and version of the frame reader used here: ``decord 0.6.0``, ``decord2 …`` or ``pyav …``."""
+    if importlib.util.find_spec("decord") is not None:
+        for package in ("decord", "decord2", "eva-decord"):
+            try:
+                return f"{package} {importlib.metadata.version(package)}"
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return "decord (unknown version)"
+    if importlib.util.find_spec("av") is not None:
+        return f"pyav {importlib.metadata.version('av')}"
+    raise ConfigError("no video reader: install decord (Linux x86-64) or av")
+
+
+def read_frames(
+    path: Path | str, *, n_frames: int = N_FRAMES, size: int = IMAGE_SIZE, reader: str | None = None
+) -> np.ndarray:
+    """Read uniformly sampled frames, decoded straight to a square (aspect ratio not kept).
+
+    Returns uint8 ``[n_frames, size, size, 3]``, RGB. ``reader``: ``decord`` or ``pyav``; default ``video_reader()``.
+    Raises DataError naming the file when it is no video or cannot be decoded.
+    """
+    path = check_file(path)
+    name = (reader or video_reader()).split()[0]
+    read = _pyav_frames if name == "pyav" else _decord_frames
+    try:
+        frames = read(path, n_frames, size)
+    except DataError:
+        raise
+    except Exception as error:  # native decoders raise whatever they like on damaged files
+        raise DataError(f"{path}: cannot be decoded as video by {name} ({short_error(error)})") from error
+    return frames
+
+
+def read_faces(path: Path | str, *, n_frames: int = N_FRAMES, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Read uniformly sampled face crops; only those are touched on disk.
+
+    The file holds uint8 ``[N, H, W, 3]``. Returns uint8 ``[n_frames, size, size, 3]``, channels as stored.
+    Raises DataError naming the file: no npy, pickled objects (never unpickled), another shape or dtype, no face.
+    """
+    import cv2
+    import numpy as np
+
+    crops = _open_faces(path)
+    indices = uniform_indices(len(crops), n_frames=n_frames)
+    # resize() is bilinear; repeated indices of short clips are resized once
+    resized = {i: cv2.resize(np.ascontiguousarray(crops[i]), (size, size)) for i in dict.fromkeys(indices)}
+    return np.stack([resized[i] for i in indices])
+
+
+def read_image(path: Path | str, *, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Read an image as RGB, resized to a square (bicubic): uint8 ``[size, size, 3]``. Raises DataError."""
+    import numpy as np
+    from PIL import Image
+
+    path = check_file(path)
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    except Exception as error:  # Pillow's plugins raise whatever they like on damaged files
+        raise DataError(f"{path}: cannot be read as an image ({short_error(error)})") from error
+
+
+def probe_video(path: Path | str) -> VideoInfo:
+    """What the container's header says. Raises DataError when it is no container or has no video track."""
+    import av
+
+    path = check_file(path)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: no video track")
+            stream = container.streams.video[0]
+            if container.duration is not None:
+                seconds = container.duration / av.time_base
+            else:
+                seconds = float((stream.duration or 0) * (stream.time_base or 0))
+            return VideoInfo(
+                seconds=float(seconds), width=stream.width, height=stream.height, frames=stream.frames,
+                frames_per_second=float(stream.average_rate or 0), audio_tracks=len(container.streams.audio),
+            )  # fmt: skip
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: no readable video container ({short_error(error)})") from error
+
+
+def probe_faces(path: Path | str) -> tuple[int, int, int]:
+    """Count, height and width of the crops in a face file; nothing but the header is read. Raises DataError."""
+    n, height, width, _ = _open_faces(path).shape
+    return n, height, width
+
+
+def short_error(error: BaseException) -> str:
+    """The first line of a native library's error; decord appends a stack trace."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _open_faces(path: Path | str) -> np.ndarray:
+    import numpy as np
+
+    path = check_file(path)
+    try:
+        crops = np.lib.format.open_memmap(path, mode="r")  # maps plain arrays only: nothing is ever unpickled
+    except Exception as error:  # a damaged header is parsed as Python source: many kinds of error
+        raise DataError(f"{path}: no plain npy array ({short_error(error)})") from error
+    if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
+        raise DataError(f"{path}: expected uint8 [N, H, W, 3], found {crops.dtype} {list(crops.shape)}")
+    if 0 in crops.shape:
+        raise DataError(f"{path}: holds no face crop (shape {list(crops.shape)})")
+    return crops
+
+
+def _decord_frames(path: Path, n_frames: int, size: int) -> np.ndarray:
+    import decord
+
+    # One thread: loader workers are processes already, and pixels do not depend on it.
+    video = decord.VideoReader(str(path), ctx=decord.cpu(0), width=size, height=size, num_threads=1)
+    if len(video) == 0:
+        raise DataError(f"{path}: the video has no frames")
+    return video.get_batch(uniform_indices(len(video), n_frames=n_frames)).asnumpy()
+
+
+def _pyav_frames(path: Path, n_frames: int, size: int) -> np.ndarray:
+    import av
+    import numpy as np
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise DataError(f"{path}: no video track")
+        count = sum(1 for packet in container.demux(video=0) if packet.size)
+    wanted = uniform_indices(count, n_frames=n_frames) if count else []
+    frames, decoded = _pick_frames(path, set(wanted), size)
+    if decoded and decoded < count:  # packets that show no frame (edit lists): count what is shown
+        wanted = uniform_indices(decoded, n_frames=n_frames)
+        frames, decoded = _pick_frames(path, set(wanted), size)
+    if not decoded:
+        raise DataError(f"{path}: the video has no frames")
+    return np.stack([frames[i] for i in wanted])
+
+
+def _pick_frames(path: Path, wanted: set[int], size: int) -> tuple[dict[int, np.ndarray], int]:
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        # this chain, not frame.reformat(), gives decord's pixels
+        nodes = [
+            graph.add_buffer(template=stream),
+            graph.add("scale", f"{size}:{size}:flags=bilinear"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ]
+        for left, right in itertools.pairwise(nodes):
+            left.link_to(right)
+        graph.configure()
+        frames: dict[int, np.ndarray] = {}
+        decoded = 0
+        for frame in container.decode(stream):
+            if decoded in wanted:
+                graph.push(frame)
+                frames[decoded] = graph.pull().to_ndarray()
+            decoded += 1
+    return frames, decoded
