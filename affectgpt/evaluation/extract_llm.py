@@ -1,0 +1,47 @@
+"""The prompts of label extraction and how replies are cleaned (paper, appendix E; SPEC section 7)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from affectgpt.textllm.base import Conversation
+
+LABELS_PROMPT = (
+    "Please assume the role of an expert in the field of emotions. "
+    "We provide clues that may be related to the emotions of the characters. "
+    "The main character is the one with the most detailed clues. "
+    "Based on the provided clues, please identify the emotional states of the main character. "
+    "Please separate different emotional categories with commas and output only the clearly identifiable emotional "
+    "categories in a list format. If none are identified, please output an empty list. "
+    "Input: We cannot recognize his emotional state; Output: [] "
+    "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] "
+    "Input: {text}; Output: "
+)
+POLARITY_PROMPT = (
+    "Please act as an expert in the field of emotions. "
+    "We provide a few words to describe the emotions of a character. "
+    "Please choose the most likely sentiment from the given candidates: [positive, negative, neutral]. "
+    "Please direct output answer without analyzing process. "
+    "Input: [joyful]; Output: positive "
+    "Input: []; Output: neutral "
+    "Input: {text}; Output: "
+)
+
+_LEADING = re.compile(r"^\s*(?:(?:Input|Output|输入|输出|翻译)\s*)*[:：]?\s*")
+_NEWLINES = re.compile(r"[\r\n]+")
+
+
+def conversation(prompt: str, text: str) -> Conversation:
+    """One user message: ``prompt`` with ``text`` (an answer, or a label list) in its last slot."""
+    return [{"role": "user", "content": prompt.replace("{text}", text)}]
+
+
+def prompt_sha256(prompt: str) -> str:
+    """Hash of a prompt, so that a result says which wording made it."""
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def clean_reply(reply: str) -> str:
+    """A reply without a leading Input/Output (also in Chinese), the colon after it, and newlines."""
+    return _NEWLINES.sub("", _LEADING.sub("", reply)).strip()
