@@ -1,0 +1,88 @@
+"""From labels to groups: the mapping G of the paper (equation 8), and its simpler stages.
+
+A label set becomes one integer, a bit per group, all wheels side by side: union is ``|``, intersection ``&``, size
+``bit_count()``. Each distinct label is mapped once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.evaluation.lexicon import clean
+
+if TYPE_CHECKING:
+    from affectgpt.evaluation.lexicon import Lexicon
+
+GROUPINGS = {
+    "wheel": "emotion wheels, inner ring (the paper's metrics)",
+    "wheel-level2": "emotion wheels, middle ring",
+    "l1": "word forms only, no wheel (F_l1)",
+    "l2": "word forms and synonyms, no wheel (F_l2)",
+}
+
+
+class Grouping:
+    """Maps labels to groups, in one or more views (one per wheel; a single one without wheels).
+
+    ``l1``: a label's group is the first, in alphabetical order, of its base forms. ``l2``: the first of the wheel words
+    of all its base forms. ``wheel``, ``wheel-level2``: the first of those words that the wheel knows, at that ring.
+    A label without a group is dropped.
+    """
+
+    def __init__(self, lexicon: Lexicon, name: str = "wheel") -> None:
+        if name not in GROUPINGS:
+            raise ConfigError(f"unknown grouping {name!r}.{did_you_mean(name, GROUPINGS)}")
+        self.lexicon, self.name = lexicon, name
+        level = {"wheel": 1, "wheel-level2": 2}.get(name)
+        self._homes = [wheel.homes(level) for wheel in lexicon.wheels] if level else None
+        self.views = tuple(wheel.name for wheel in lexicon.wheels) if level else (name,)
+        self._bits: list[dict[str, int]] = [{} for _ in self.views]  # per view: group → bit within that view
+        self._width = max(len(set(homes.values())) for homes in self._homes) if self._homes else self._vocabulary_size()
+        self._of_label: dict[str, int] = {}
+
+    def _vocabulary_size(self) -> int:
+        source = self.lexicon.forms if self.name == "l1" else self.lexicon.synonyms
+        return len(frozenset().union(*source.values()))
+
+    def groups(self, label: str) -> tuple[str | None, ...]:
+        """The group of one label in each view; None where it has none."""
+        if self.name == "l1":
+            return (min(self.lexicon.forms.get(clean(label), ()), default=None),)
+        words = self.lexicon.wheel_words(label)
+        if self._homes is None:
+            return (words[0] if words else None,)
+        return tuple(next((homes[word] for word in words if word in homes), None) for homes in self._homes)
+
+    def label_mask(self, label: str) -> int:
+        """The bits of one label, all views side by side; 0 for a label that no view knows."""
+        mask = self._of_label.get(label)
+        if mask is None:
+            mask = 0
+            for view, group in enumerate(self.groups(label)):
+                if group is not None:
+                    bits = self._bits[view]
+                    mask |= 1 << (view * self._width + bits.setdefault(group, len(bits)))
+            self._of_label[label] = mask
+        return mask
+
+    def mask(self, labels: Iterable[str]) -> int:
+        """The bits of a label set (order, case and repetition of labels do not matter)."""
+        mask = 0
+        for label in labels:
+            mask |= self.label_mask(label)
+        return mask
+
+    def sizes(self, mask: int) -> tuple[int, ...]:
+        """How many groups a mask holds, per view."""
+        low = (1 << self._width) - 1
+        return tuple([(mask >> (view * self._width) & low).bit_count() for view in range(len(self.views))])
+
+    def members(self, mask: int) -> tuple[frozenset[str], ...]:
+        """The groups that a mask holds, per view (for reports)."""
+        low = (1 << self._width) - 1
+        return tuple(
+            frozenset(group for group, bit in bits.items() if (mask >> (view * self._width) & low) >> bit & 1)
+            for view, bits in enumerate(self._bits)
+        )

@@ -1,0 +1,236 @@
+"""The lexicon behind the metrics: word forms (F1), synonyms (F2) and emotion wheels (F3); SPEC section 7, paper section 4.
+
+A lexicon is the published folder ``emotion_wheel/`` or the one of this package (``builtin``). Both give the same three
+kinds of fact, so everything after loading knows no difference but ``comparable``.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectgpt.core.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from affectgpt.evaluation.grouping import Grouping
+
+BUILTIN = "builtin"
+BUILTIN_FILE = Path(__file__).with_name("lexicon_builtin.toml")
+N_WHEELS = 5
+N_RUNS = 8  # synonym lists of the published synonym.xlsx: word_run1, synonym_run1 … word_run8, synonym_run8
+NOT_COMPARABLE = "built-in lexicon: not comparable with published numbers"
+
+
+def clean(word: object) -> str:
+    """A word as every mapping knows it: lower case, no space around it."""
+    return str(word).strip().lower()
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One emotion wheel: rows of (level 1, level 2, level 3), inner to outer."""
+
+    name: str
+    rows: tuple[tuple[str, str, str], ...]
+
+    def homes(self, level: int) -> dict[str, str]:
+        """F3: every entry → its word at ``level`` (1: the inner ring, 2: the middle ring).
+
+        A later row overwrites an earlier one. At level 2 an entry of the inner ring has no middle-ring home and stays
+        itself, unless the middle ring has the same word.
+        """
+        homes: dict[str, str] = {}
+        if level == 1:
+            for one, two, three in self.rows:
+                homes[one] = homes[two] = homes[three] = one
+        else:
+            homes.update((one, one) for one, _, _ in self.rows)
+            for _, two, three in self.rows:
+                homes[two] = homes[three] = two
+        homes.pop("", None)
+        return homes
+
+
+@dataclass(frozen=True, eq=False)
+class Lexicon:
+    """Word forms, synonyms and wheels. ``comparable``: made by the published files, so numbers may stand beside the paper's."""
+
+    source: str
+    comparable: bool
+    forms: dict[str, frozenset[str]]  # F1: form → names
+    synonyms: dict[str, frozenset[str]]  # F2: word → wheel words
+    wheels: tuple[Wheel, ...]
+
+    @cached_property
+    def _groupings(self) -> dict[str, Grouping]:
+        return {}
+
+    def grouping(self, name: str = "wheel") -> Grouping:
+        """The grouping called ``name`` (see grouping.GROUPINGS), built at first use and kept."""
+        if name not in self._groupings:
+            from affectgpt.evaluation.grouping import Grouping
+
+            self._groupings[name] = Grouping(self, name)
+        return self._groupings[name]
+
+    def wheel_words(self, label: str) -> list[str]:
+        """F2(F1(label)), sorted: the words to look for in a wheel; empty for an unknown label."""
+        words: set[str] = set()
+        for base in self.forms.get(clean(label), ()):
+            words |= self.synonyms.get(base, frozenset())
+        return sorted(words)
+
+
+def find_lexicon(choice: str | None, default: str | os.PathLike[str] = "emotion_wheel") -> Lexicon:
+    """The lexicon a user names: a folder, ``builtin``, or None: ``emotion_wheel/`` if it is there, else the built-in one."""
+    if choice is None:
+        choice = str(default) if Path(default).is_dir() else BUILTIN
+    return load_builtin() if choice == BUILTIN else load_folder(choice)
+
+
+def load_folder(folder: str | os.PathLike[str]) -> Lexicon:
+    """Read a folder of the published layout: wheel1..5.xlsx, synonym.xlsx, format.csv. Unchanged files are read once.
+
+    Raises DataError naming the file, column and what to do.
+    """
+    folder = Path(folder)
+    files = [folder / f"wheel{k}.xlsx" for k in range(1, N_WHEELS + 1)] + [
+        folder / "synonym.xlsx",
+        folder / "format.csv",
+    ]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise DataError(
+            f"lexicon {folder}: no {', '.join(missing)}. Give the published folder emotion_wheel/ (--lexicon DIR), "
+            "or --lexicon builtin (its numbers cannot be compared with published ones)"
+        )
+    return _load_folder(folder, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@lru_cache(maxsize=4)
+def _load_folder(folder: Path, _stamps: tuple[int, ...]) -> Lexicon:
+    wheels = tuple(_read_wheel(folder / f"wheel{k}.xlsx") for k in range(1, N_WHEELS + 1))
+    return Lexicon(
+        source=str(folder),
+        comparable=True,
+        forms=_forms(_read_format(folder / "format.csv")),
+        synonyms=_synonyms(_read_synonyms(folder / "synonym.xlsx")),
+        wheels=wheels,
+    )
+
+
+@lru_cache(maxsize=1)
+def load_builtin() -> Lexicon:
+    """The lexicon of this package, from one readable file of the same structure."""
+    import tomllib
+
+    with BUILTIN_FILE.open("rb") as handle:
+        data = tomllib.load(handle)
+    wheels = []
+    for wheel in data["wheels"]:
+        rows: list[tuple[str, str, str]] = []
+        for one, ring in wheel["rings"].items():
+            for two, outer in ring.items():
+                rows += [(clean(one), clean(two), clean(three)) for three in outer or [two]]
+        wheels.append(Wheel(wheel["name"], tuple(rows)))
+    return Lexicon(
+        source=BUILTIN,
+        comparable=False,
+        forms=_forms((word, forms) for word, forms in data["forms"].items()),
+        synonyms=_synonyms((word, near) for word, near in data["synonyms"].items()),
+        wheels=tuple(wheels),
+    )
+
+
+def _forms(rows: Iterable[tuple[str, Iterable[str]]]) -> dict[str, frozenset[str]]:
+    """F1: every form of a row, and its name, lists the name."""
+    forms: dict[str, set[str]] = {}
+    for raw, given in rows:
+        name = clean(raw)
+        for form in {name, *map(clean, given)} - {""}:
+            forms.setdefault(form, set()).add(name)
+    return {form: frozenset(names) for form, names in forms.items()}
+
+
+def _synonyms(rows: Iterable[tuple[str, Iterable[str]]]) -> dict[str, frozenset[str]]:
+    """F2: a word lists itself, each of its synonyms lists the word."""
+    synonyms: dict[str, set[str]] = {}
+    for raw, given in rows:
+        word = clean(raw)
+        for near in {word, *map(clean, given)} - {""}:
+            synonyms.setdefault(near, set()).add(word)
+    return {near: frozenset(words) for near, words in synonyms.items()}
+
+
+def _read_sheet(path: Path) -> list[list[str]]:
+    """The first sheet's cells as text, a blank cell as the empty string."""
+    import zipfile
+
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+        rows = list(book.worksheets[0].iter_rows(values_only=True))
+        book.close()
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, IndexError, EOFError, SyntaxError) as error:
+        raise DataError(f"{path}: no readable xlsx file ({type(error).__name__}: {error})") from error
+    return [["" if cell is None else str(cell) for cell in row] for row in rows]
+
+
+def _columns(path: Path, header: list[str], wanted: list[str]) -> list[int]:
+    names = [clean(cell) for cell in header]
+    absent = [name for name in wanted if name.lower() not in names]
+    if absent:
+        raise DataError(f"{path}: no column {absent[0]!r}; it has {', '.join(filter(None, names)) or 'none'}")
+    return [names.index(name.lower()) for name in wanted]
+
+
+def _read_wheel(path: Path) -> Wheel:
+    sheet = _read_sheet(path)
+    if len(sheet) < 2:
+        raise DataError(f"{path}: a wheel without rows")
+    columns = _columns(path, sheet[0], ["level1", "level2", "level3"])
+    rows: list[tuple[str, str, str]] = []
+    above = ["", "", ""]
+    for cells in sheet[1:]:
+        # a blank cell stands for the value above it
+        above = [
+            clean(cells[c]) if c < len(cells) and clean(cells[c]) else last
+            for c, last in zip(columns, above, strict=True)
+        ]
+        rows.append((above[0], above[1], above[2]))
+    return Wheel(path.stem, tuple(rows))
+
+
+def _read_synonyms(path: Path) -> Iterable[tuple[str, list[str]]]:
+    sheet = _read_sheet(path)
+    if not sheet:
+        raise DataError(f"{path}: an empty sheet")
+    columns = _columns(
+        path, sheet[0], [f"{kind}_run{run}" for run in range(1, N_RUNS + 1) for kind in ("word", "synonym")]
+    )
+    for cells in sheet[1:]:
+        for word, near in zip(columns[::2], columns[1::2], strict=True):
+            if word < len(cells) and cells[word].strip():
+                yield cells[word], cells[near].split(",") if near < len(cells) else []
+
+
+def _read_format(path: Path) -> Iterable[tuple[str, list[str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            rows = [row for row in csv.reader(handle) if row]
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise DataError(f"{path}: no readable CSV file in UTF-8 ({error})") from error
+    if not rows:
+        raise DataError(f"{path}: an empty file; expected the columns name, format")
+    name, forms = _columns(path, rows[0], ["name", "format"])
+    for row in rows[1:]:
+        if len(row) <= max(name, forms):
+            raise DataError(f"{path}: the row {','.join(row)!r} has too few cells")
+        yield row[name], row[forms].split(",")

@@ -1,0 +1,37 @@
+"""What a metric is: numbers per sample that add up, and a formula on their sums.
+
+That split gives a score, its bootstrap interval and a paired test with the same few lines: a resample only weighs the
+rows differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from affectgpt.core.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+METRICS = Registry("metric", "affectgpt.evaluation.metrics")  # by task: basic, fine-grained, sentiment
+
+
+class Metric(Protocol):
+    """Scores one task. ``keys``: what it gives, the primary one first. ``second_step``: whether it reads polarity words."""
+
+    keys: tuple[str, ...]
+    titles: dict[str, str]
+    polarity: bool
+
+    def rows(self, truth: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
+        """Summands ``[N, C]`` (float64) of N samples; a sample that does not count is a row of zeros."""
+        ...
+
+    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Sums ``[..., C]`` → each key's value ``[...]`` (0..1; NaN where nothing counts)."""
+        ...
+
+    def detail(self, sums: np.ndarray) -> dict[str, Any]:
+        """What a report may add for one checkpoint, from sums ``[C]``: per-view values and counts."""
+        ...

@@ -1,0 +1,53 @@
+"""Basic emotions: hit rate (paper, equation 13), mean over the wheels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from affectgpt.core.types import Labels
+from affectgpt.data.readers import parse_label_list
+from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.metrics.base import METRICS
+
+
+@METRICS.register("basic")
+class HitRate:
+    """1 for a sample whose true group is among the predicted groups; samples whose truth has no group are left out."""
+
+    keys = ("hit",)
+    titles = {"hit": "HIT"}
+    polarity = False
+
+    def __init__(self, grouping: Grouping) -> None:
+        self.grouping = grouping
+
+    @staticmethod
+    def truth(labels: Labels) -> tuple[str, ...] | None:
+        """The true labels of a sample, None where it has none."""
+        return None if labels.emotion is None else (labels.emotion,)
+
+    def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
+        """``[N, 2V]`` for V views: hits per view, then samples counted per view."""
+        sizes, mask = self.grouping.sizes, self.grouping.mask
+        of_item = {item: mask(parse_label_list(item)) for item in set(predicted)}
+        rows = []
+        for true_labels, item in zip(truth, predicted, strict=True):
+            true = mask(true_labels)
+            rows.append(sizes(true & of_item[item]) + sizes(true))
+        # the truth is one label, so both numbers are 0 or 1
+        return np.minimum(np.array(rows, dtype=np.float64).reshape(len(rows), -1), 1.0)
+
+    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        hits, counted = np.split(sums, 2, axis=-1)
+        with np.errstate(invalid="ignore"):
+            return {"hit": (hits / counted).mean(axis=-1)}
+
+    def detail(self, sums: np.ndarray) -> dict[str, Any]:
+        hits, counted = np.split(sums, 2)
+        return {
+            "per_wheel": [h / c if c else None for h, c in zip(hits, counted, strict=True)],
+            "counted": [int(c) for c in counted],
+        }

@@ -1,0 +1,66 @@
+"""Open-vocabulary emotions: set precision, recall and F (paper, equations 9 to 12), mean over the wheels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from affectgpt.core.types import Labels
+from affectgpt.data.readers import parse_label_list
+from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.metrics.base import METRICS
+
+
+@METRICS.register("fine-grained")
+class SetF:
+    """Per sample |pred ∩ truth| / |pred| and / |truth|; samples whose truth has no group are left out."""
+
+    keys = ("f", "precision", "recall")
+    titles = {"f": "F_s", "precision": "precision", "recall": "recall"}
+    polarity = False
+
+    def __init__(self, grouping: Grouping) -> None:
+        self.grouping = grouping
+
+    @staticmethod
+    def truth(labels: Labels) -> tuple[str, ...] | None:
+        """The true labels of a sample, None where it has none."""
+        return labels.ovlabels
+
+    def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
+        """``[N, 3V]`` for V views: precisions, recalls, samples counted."""
+        sizes, mask = self.grouping.sizes, self.grouping.mask
+        of_item = {item: mask(parse_label_list(item)) for item in set(predicted)}
+        both, predicted_sizes, true_sizes = [], [], []
+        for true_labels, item in zip(truth, predicted, strict=True):
+            true, guess = mask(true_labels), of_item[item]
+            both.append(sizes(true & guess))
+            predicted_sizes.append(sizes(guess))
+            true_sizes.append(sizes(true))
+        views = len(self.grouping.views)
+        inter, of_pred, of_true = (
+            np.array(x, dtype=np.float64).reshape(-1, views) for x in (both, predicted_sizes, true_sizes)
+        )
+        # an empty set has an empty intersection: dividing by 1 instead of 0 gives the 0 that is meant
+        precision, recall = inter / np.maximum(of_pred, 1), inter / np.maximum(of_true, 1)
+        return np.concatenate([precision, recall, of_true > 0], axis=1)
+
+    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        precision, recall, f = self._per_view(sums)
+        return {"f": f.mean(axis=-1), "precision": precision.mean(axis=-1), "recall": recall.mean(axis=-1)}
+
+    @staticmethod
+    def _per_view(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        precisions, recalls, counted = np.split(sums, 3, axis=-1)
+        with np.errstate(invalid="ignore"):
+            precision, recall = precisions / counted, recalls / counted
+            both = precision + recall
+            f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
+        return precision, recall, f
+
+    def detail(self, sums: np.ndarray) -> dict[str, Any]:
+        _, _, f = self._per_view(sums)
+        counted = np.split(sums, 3)[2]
+        return {"per_wheel": [float(x) for x in f], "counted": [int(c) for c in counted]}

@@ -1,0 +1,54 @@
+"""Sentiment polarity: weighted-average F1 and accuracy of "positive or not" (SPEC section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from affectgpt.core.types import Labels
+from affectgpt.evaluation.metrics.base import METRICS
+
+POSITIVE, POLARITIES = "positive", ("positive", "negative", "neutral")
+
+
+@METRICS.register("sentiment")
+class Polarity:
+    """Samples whose true value is 0 are left out; any word but ``positive``, exactly, counts as not positive."""
+
+    keys = ("waf", "acc")
+    titles = {"waf": "WAF", "acc": "ACC"}
+    polarity = True
+
+    def __init__(self, grouping: object = None) -> None:
+        del grouping  # polarity words need no lexicon
+
+    @staticmethod
+    def truth(labels: Labels) -> float | None:
+        """The true value of a sample, None where it has none."""
+        return labels.valence
+
+    def rows(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
+        """``[N, 4]``: true positive, false positive, false negative, true negative."""
+        value = np.asarray(truth, dtype=np.float64)
+        guess = np.array([word.strip() == POSITIVE for word in predicted], dtype=bool)
+        true, counts = value > 0, value != 0
+        return np.stack(
+            [counts & true & guess, counts & ~true & guess, counts & true & ~guess, counts & ~true & ~guess], axis=1
+        ).astype(np.float64)
+
+    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
+        total = tp + fp + fn + tn
+        with np.errstate(invalid="ignore", divide="ignore"):
+            f_positive = np.where(2 * tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn), 0.0)
+            f_negative = np.where(2 * tn + fp + fn > 0, 2 * tn / (2 * tn + fp + fn), 0.0)
+            waf = ((tp + fn) * f_positive + (tn + fp) * f_negative) / total
+            return {"waf": waf, "acc": (tp + tn) / total}
+
+    def detail(self, sums: np.ndarray) -> dict[str, Any]:
+        return {
+            "counted": [int(sums.sum())],
+            "confusion": dict(zip(("tp", "fp", "fn", "tn"), map(int, sums), strict=True)),
+        }
