@@ -105,6 +105,7 @@ class RunConfig:
     evaluate: bool = False
     train_splits: tuple[str, ...] = ("train",)
     valid_splits: tuple[str, ...] = ()
+    on_error: Literal["raise", "skip"] = "raise"  # ours: a sample that cannot be read ends the run, or is left out
     device: str = "cuda"  # cuda, cuda:N, cpu, auto (ours: the GPU if there is one)
     world_size: int = field(default=1, metadata=IGNORED)
     dist_url: str = field(default="env://", metadata=IGNORED)
@@ -130,6 +131,7 @@ class InferenceConfig:
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
     max_new_tokens: int = 1200  # ours
     batch_size: int = 8  # ours: clips generated together
+    on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
     seed: int = 42  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
 
 

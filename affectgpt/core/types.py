@@ -91,6 +91,8 @@ class Batch:
     prefusion: Modality | None = None  # FACE or FRAME: what is pre-fused with the audio
     media: dict[Modality, torch.Tensor] = field(default_factory=dict)
     features: dict[Modality, torch.Tensor] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=list)  # as rendered, placeholders once each
+    flags: list[tuple[str, ...]] = field(default_factory=list)  # what was odd about a sample, e.g. no_audio_track
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -107,6 +109,8 @@ class Batch:
             prefusion=self.prefusion,
             media={k: move(v) for k, v in self.media.items()},
             features={k: move(v) for k, v in self.features.items()},
+            prompts=self.prompts,
+            flags=self.flags,
         )
 
 

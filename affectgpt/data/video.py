@@ -98,10 +98,14 @@ def read_faces(path: Path | str, *, n_frames: int = N_FRAMES, size: int = IMAGE_
     The file holds uint8 ``[N, H, W, 3]``. Returns uint8 ``[n_frames, size, size, 3]``, channels as stored.
     Raises DataError naming the file: no npy, pickled objects (never unpickled), another shape or dtype, no face.
     """
+    return sample_faces(_open_faces(path), n_frames=n_frames, size=size)
+
+
+def sample_faces(crops: np.ndarray, *, n_frames: int = N_FRAMES, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Uniformly sampled and resized crops of uint8 ``[N, H, W, 3]`` (a memory map is read only where needed)."""
     import cv2
     import numpy as np
 
-    crops = _open_faces(path)
     indices = uniform_indices(len(crops), n_frames=n_frames)
     # resize() is bilinear; repeated indices of short clips are resized once
     resized = {i: cv2.resize(np.ascontiguousarray(crops[i]), (size, size)) for i in dict.fromkeys(indices)}

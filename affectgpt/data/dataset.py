@@ -1,0 +1,195 @@
+"""A data set's samples as model inputs: text encoded, media read and transformed. Nothing is drawn unseeded."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.types import CLIP_SAMPLES, IMAGE_SIZE, N_FRAMES, Modality, Sample
+from affectgpt.data.audio import NO_AUDIO_TRACK, SOUND_SUFFIXES, cut_clips, read_wave
+from affectgpt.data.encode import GENERATION_LENGTH, MAX_NEW_TOKENS, encode_generation, encode_training
+from affectgpt.data.guard import Decoder
+from affectgpt.data.video import read_faces, read_image
+from affectgpt.prompts.modes import get_mode
+from affectgpt.prompts.questions import Context, get_label_type, render_answer, render_question
+from affectgpt.prompts.render import render_prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+@dataclass(slots=True)
+class Example:
+    """One encoded sample, before it is collated.
+
+    ``media``: face, frame ``[8, 3, 224, 224]``, audio ``[8, 32000]``, image ``[3, 224, 224]``; ``features``: encoder
+    outputs in their place. ``labels`` is None for generation.
+    """
+
+    name: str
+    dataset: str
+    mode: str
+    prompt: str
+    input_ids: list[int]
+    labels: list[int] | None = None
+    media: dict[Modality, torch.Tensor] = field(default_factory=dict)
+    features: dict[Modality, torch.Tensor] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+class AffectDataset:
+    """A map-style data set: ``dataset[index]`` or ``dataset[epoch, index]`` → Example.
+
+    For training ``label_types`` gives the questions: one, or several of which each sample draws one by (seed, epoch,
+    index) among those that it has labels for. For generation ``question`` is asked of every sample instead.
+    ``transforms`` are the encoders' own, from uint8 ``[8, 224, 224, 3]`` or float32 ``[8, 32000]`` to tensors; only the
+    media that ``mode`` needs are read. ``features`` may give encoder outputs in their place.
+    Raises DataError naming data set and sample.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        mode: str,
+        tokenizer: Any,
+        transforms: Mapping[Modality, Callable[[np.ndarray], torch.Tensor]],
+        n_tokens: Mapping[Modality, int],
+        label_types: Sequence[str] = (),
+        question: str | None = None,
+        context: Context | None = None,
+        seed: int = 42,
+        max_length: int = 1024,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        n_frames: int = N_FRAMES,
+        image_size: int = IMAGE_SIZE,
+        audio_clip_spacing: int = 8,
+        decoder: Decoder | None = None,
+        features: Mapping[Modality, Callable[[Sample], torch.Tensor]] | None = None,
+    ) -> None:
+        if (question is None) == (not label_types):
+            raise ConfigError("give label_types (training) or a question (generation), not both")
+        for label_type in label_types:
+            get_label_type(label_type)
+        self.samples = samples
+        self.mode = get_mode(mode)
+        self.tokenizer = tokenizer
+        self.transforms = transforms
+        self.n_tokens = n_tokens
+        self.label_types = tuple(label_types)
+        self.question = question
+        self.context = context
+        self.seed = seed
+        self.max_length = max_length
+        self.max_new_tokens = max_new_tokens
+        self.n_frames = n_frames
+        self.image_size = image_size
+        self.audio_clip_spacing = audio_clip_spacing
+        self.decoder = decoder or Decoder()
+        self.features = features or {}
+        for modality in self.mode.media:
+            if modality not in self.features and modality not in transforms:
+                raise ConfigError(f"mode {mode} needs {modality.value}, but no transform for it was handed in")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample_of(self, key: int | tuple[int, int]) -> Sample:
+        """The sample behind a key."""
+        return self.samples[key if isinstance(key, int) else key[1]]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Example:
+        epoch, index = (0, key) if isinstance(key, int) else key
+        sample = self.samples[index]
+        example = self._text(sample, epoch, index)
+        for modality in self.mode.media:
+            if modality in self.features:
+                example.features[modality] = self.features[modality](sample)
+            else:
+                example.media[modality], flags = self._medium(sample, modality)
+                example.flags += flags
+        return example
+
+    def _text(self, sample: Sample, epoch: int, index: int) -> Example:
+        label_type = self._draw(sample, epoch, index)
+        if label_type is None:
+            question = str(self.question)
+        else:
+            question = render_question(label_type, self.context, sample.labels)
+        prompt = render_prompt(self.mode.name, subtitle=sample.subtitle, question=question)
+        shared = {"tokenizer": self.tokenizer, "n_tokens": self.n_tokens, "sample": f"{sample.dataset}/{sample.name}"}
+        labels = None
+        if label_type is None:
+            input_ids = encode_generation(
+                prompt, max_length=GENERATION_LENGTH, max_new_tokens=self.max_new_tokens, **shared
+            )
+        else:
+            answer = render_answer(label_type, sample)
+            input_ids, labels = encode_training(prompt, answer, max_length=self.max_length, **shared)
+        return Example(
+            name=sample.name, dataset=sample.dataset, mode=self.mode.name, prompt=prompt, input_ids=input_ids,
+            labels=labels,
+        )  # fmt: skip
+
+    def _draw(self, sample: Sample, epoch: int, index: int) -> str | None:
+        if len(self.label_types) < 2:
+            return self.label_types[0] if self.label_types else None
+        known = [t for t in self.label_types if get_label_type(t).answer(sample.labels) is not None]
+        if not known:
+            raise DataError(
+                f"{sample.dataset}: sample {sample.name!r} has none of the labels {', '.join(self.label_types)}"
+            )
+        return seeded(self.seed, epoch, index).choice(known)
+
+    def _medium(self, sample: Sample, modality: Modality) -> tuple[torch.Tensor, tuple[str, ...]]:
+        try:
+            if modality is Modality.AUDIO:
+                clips, flags = self._clips(sample)
+                return self.transforms[modality](clips), flags
+            path = {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}[modality]
+            if path is None:
+                raise DataError(f"no {modality.value} file is known")
+            if modality is Modality.IMAGE:
+                return self.transforms[modality](read_image(path, size=self.image_size)[None])[0], ()
+            read = read_faces if modality is Modality.FACE else self.decoder.frames
+            return self.transforms[modality](read(path, n_frames=self.n_frames, size=self.image_size)), ()
+        except DataError as error:
+            raise DataError(f"{sample.dataset}: sample {sample.name!r}, {modality.value}: {error}") from error
+
+    def _clips(self, sample: Sample) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Float32 ``[8, 32000]`` of a sound file or a video's track; zeros only where there is no sound to be read."""
+        import numpy as np
+
+        path = sample.audio or sample.video
+        if path is None:
+            raise DataError("neither a sound file nor a video is known")
+        if not path.is_file() and sample.video is not None and sample.video.is_file():
+            if self.decoder.probe(sample.video).audio_tracks:
+                raise DataError(
+                    f"{path}: no such file, though {sample.video} has sound; extract it: affectgpt preprocess"
+                )
+            path = sample.video
+        samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else self.decoder.track(path)
+        if samples is None:
+            return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
+        return cut_clips(samples, spacing=self.audio_clip_spacing), ()
+
+
+def seeded(*parts: object) -> random.Random:
+    """A random stream that depends on ``parts`` alone: not on the process, the worker or what was drawn before."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def keep_fraction(samples: Sequence[Sample], *, ratio: float, seed: int) -> list[Sample]:
+    """A seeded random fraction of the samples, at least one, in their order."""
+    if ratio >= 1:
+        return list(samples)
+    count = max(1, round(len(samples) * ratio))
+    kept = sorted(seeded("ratio", seed).sample(range(len(samples)), count))
+    return [samples[i] for i in kept]

@@ -1,0 +1,153 @@
+"""Decoding of video containers in a process of its own, under a time limit.
+
+Native decoders may crash or hang on a damaged file. Here that ends a helper process and gives a DataError that names
+the file; the loader's worker lives on, and the next file gets a fresh helper.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from affectgpt.core.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from affectgpt.data.video import VideoInfo
+
+_HEADER = struct.Struct("<Q")
+
+
+class Decoder:
+    """Calls ``data.video`` and ``data.audio`` in a helper process, started when first needed, one per process.
+
+    ``time_limit``: seconds for one file. May be pickled and forked: each process starts its own helper.
+    """
+
+    def __init__(self, *, time_limit: float = 60.0) -> None:
+        self.time_limit = time_limit
+        self._helper: subprocess.Popen | None = None
+        self._owner = 0
+
+    def frames(self, path: Path | str, **options: Any) -> np.ndarray:
+        """``read_frames`` under the time limit. Raises DataError, also for a crash and for a timeout."""
+        return self._call("read_frames", path, options)
+
+    def track(self, path: Path | str) -> np.ndarray | None:
+        """``read_track`` under the time limit: mono float32 at 16 kHz, None when the video has no sound track."""
+        return self._call("read_track", path, {})
+
+    def probe(self, path: Path | str) -> VideoInfo:
+        """``probe_video`` under the time limit."""
+        return self._call("probe_video", path, {})
+
+    def close(self) -> None:
+        """End the helper of this process."""
+        helper, self._helper = self._helper, None
+        if helper is not None and self._owner == os.getpid():
+            helper.kill()
+            helper.wait()
+            helper.stdin.close()  # type: ignore[union-attr]
+            helper.stdout.close()  # type: ignore[union-attr]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"time_limit": self.time_limit}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _call(self, function: str, path: Path | str, options: dict[str, Any]) -> Any:
+        request = pickle.dumps((function, str(path), options))
+        deadline = time.monotonic() + self.time_limit
+        try:
+            helper = self._running()
+            helper.stdin.write(_HEADER.pack(len(request)) + request)  # type: ignore[union-attr]
+            helper.stdin.flush()  # type: ignore[union-attr]
+            (size,) = _HEADER.unpack(self._read(_HEADER.size, deadline))
+            error, value = pickle.loads(self._read(size, deadline))
+        except TimeoutError:
+            self.close()
+            raise DataError(
+                f"{path}: decoding took more than {self.time_limit:g} s and was stopped; the file is damaged, or its "
+                "place is too slow"
+            ) from None
+        except (EOFError, BrokenPipeError):
+            status = self._helper.wait() if self._helper is not None else 0
+            self.close()
+            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            raise DataError(f"{path}: the decoder crashed on it ({how}); the file is damaged") from None
+        except BaseException:  # Ctrl-C between request and answer: the next answer would be this one's
+            self.close()
+            raise
+        if error is not None:
+            raise DataError(error)
+        return value
+
+    def _running(self) -> subprocess.Popen:
+        if self._owner != os.getpid():  # forked: the helper is the parent's
+            self._helper = None
+        if self._helper is None:
+            package_root = str(Path(__file__).resolve().parents[2])
+            path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+            self._helper = subprocess.Popen(
+                [sys.executable, "-m", "affectgpt.data.guard"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends this one
+            )  # fmt: skip
+            self._owner = os.getpid()
+        return self._helper
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        assert self._helper is not None and self._helper.stdout is not None
+        descriptor = self._helper.stdout.fileno()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN | select.POLLHUP)
+        parts, missing = [], size
+        while missing:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise TimeoutError
+            part = os.read(descriptor, min(missing, 1 << 20))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+
+def _serve() -> None:
+    """The helper's loop: requests on stdin, answers on stdout, until stdin ends."""
+    from affectgpt.data.audio import read_track
+    from affectgpt.data.video import probe_video, read_frames
+
+    functions = {"read_frames": read_frames, "read_track": read_track, "probe_video": probe_video}
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # native libraries that print must not print into the answers
+    while header := requests.read(_HEADER.size):
+        function, path, options = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        try:
+            answer = (None, functions[function](path, **options))
+        except DataError as error:
+            answer = (str(error), None)
+        except MemoryError:
+            answer = (f"{path}: decoding it needs more memory than there is", None)
+        data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.write(_HEADER.pack(len(data)) + data)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()
