@@ -60,21 +60,6 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Media:
-    """What the encoders of one sample take, after the media readers and before the encoder's transform.
-
-    frames, faces: uint8 ``[8, 224, 224, 3]`` RGB (faces: channels as stored); audio: float32 ``[8, 32000]``, each
-    clip's own mean removed; image: uint8 ``[224, 224, 3]``. ``flags`` says what was odd (``no_audio_track`` …).
-    """
-
-    frame: Any = None
-    face: Any = None
-    audio: Any = None
-    image: Any = None
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
 class Batch:
     """What a model step takes. Shapes: B samples, L tokens.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,3 +115,15 @@ def render_answer(label_type: str, sample: Sample) -> str:
     if answer is None:
         raise DataError(f"{sample.dataset}: sample {sample.name!r} has no label of type {label_type}")
     return answer
+
+
+_LABEL_ANSWER = re.compile(r"(?:emotional|sentiment) state is (?P<labels>[^.]+)|most likely label is (?P<label>[^.]+)")
+
+
+def parse_labels(answer: str) -> list[str]:
+    """The labels in an answer of the form that the model was trained to give; none in any other answer."""
+    match = _LABEL_ANSWER.search(answer)
+    if match is None:
+        return []
+    words = re.split(r",|\band\b", match["labels"] or match["label"])
+    return [word.strip().lower() for word in words if word.strip()]

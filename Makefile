@@ -1,0 +1,59 @@
+# make demo   one command from a clone to a scored model: tiny models, a drawn corpus, training, inference, scores
+# make test   lint, types and all tests
+#
+# PIP_ARGS, CONSTRAINTS, PYTHON and VENV can be overridden:
+#   make demo PYTHON=python3.12          another interpreter (3.11 or newer)
+#   make demo CONSTRAINTS=constraints/vllm.txt     CUDA build of torch instead of the CPU one
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints/ci.txt
+PIP_ARGS ?=
+BIN = $(VENV)/bin
+
+# Two torch threads that spin while anything else uses a core slow a step many times over.
+export OMP_WAIT_POLICY = PASSIVE
+export TOKENIZERS_PARALLELISM = false
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test lint format env clean check-python help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    from a fresh clone to a scored model and output/demo/report.html (CPU, no download of weights)"
+	@echo "make test    lint, types and all tests"
+	@echo "make lint    ruff and mypy;  make format  ruff format;  make clean  remove .venv and the demo's files"
+
+demo: env
+	@$(BIN)/python -m affectgpt.cli.demo
+
+test: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: env
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: env
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format .
+
+env: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | check-python
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "error: $(PYTHON) could not make a virtual environment; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; \
+	  rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV) (about two minutes, 2 GB)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[dev]' || { \
+	  echo "error: the installation failed (see above); run make again to go on" >&2; exit 1; }
+	@touch $@
+
+check-python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer (Debian: sudo apt-get install python3 python3-venv), or say PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed (PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	@test -d $(VENV) || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; free > 4 or sys.exit(f"error: {free:.1f} GB of disk space are free here; the environment and the demo need 4")'
+
+clean:
+	rm -rf $(VENV) output/demo models/demo-* .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+"""``affectgpt COMMAND …``: the console script; each command is the parser of ``affectgpt.cli.<module>``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from affectgpt.cli.common import run_cli
+from affectgpt.core.errors import did_you_mean
+
+# command → (module of affectgpt.cli, what it does)
+COMMANDS = {
+    "demo": ("demo", "from nothing to a scored tiny model, on a CPU"),
+    "train": ("train", "train from a configuration (train.py)"),
+    "infer": ("infer", "answers on data sets (inference_hybird.py)"),
+    "sample": ("sample", "answer for one video (inference_sample.py)"),
+    "evaluate": ("evaluate", "extract labels and score (evaluation.py)"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; without one, list them."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: affectgpt COMMAND [ARGUMENT ...]\n\ncommands (affectgpt COMMAND --help says more):")
+        for name, (_, what) in COMMANDS.items():
+            print(f"  {name:10} {what}")
+        return 0
+    if argv[0] == "--version":
+        from affectgpt import __version__
+
+        print(f"affectgpt {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: unknown command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"affectgpt.cli.{COMMANDS[argv[0]][0]}")
+    return run_cli(module.main, argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
