@@ -1,118 +1,255 @@
-"""A configuration's data → batches: the training stream over one or several data sets, and questions in order."""
+"""From a configuration to a stream of batches: workers, what happens to broken samples, training and generation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from affectgpt.config.schema import Config
-from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.core.runtime import rank, world_size
-from affectgpt.core.types import Batch, Modality
+from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.core.runtime import logger, rank, world_size
+from affectgpt.core.types import Batch
 from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
 from affectgpt.data.readers import candidate_labels, load_samples, value_range
-from affectgpt.data.sampler import MixedBatches
+from affectgpt.data.sampler import MixedBatches, SequentialBatches
 from affectgpt.data.table import DatasetRow, get_row
-from affectgpt.prompts.questions import HYBRID, Context, get_label_type
+from affectgpt.prompts.questions import HYBRID, Context
 
 
-class Parts(torch.utils.data.Dataset):
-    """Several data sets behind keys ``(part, epoch, index)``."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample that could not be read, and why."""
 
-    def __init__(self, parts: Sequence[AffectDataset]) -> None:
-        self.parts = list(parts)
+    dataset: str
+    name: str
+    reason: str
+
+
+class FailureLog:
+    """What was skipped: counted, logged, and appended to ``path`` (data set, sample, reason) where one is given."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.failures: list[Failure] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return len(self.failures)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> Example:
-        part, epoch, index = key
-        return self.parts[part][epoch, index]
+    def add(self, failure: Failure) -> None:
+        """Note one skipped sample."""
+        self.failures.append(failure)
+        logger.warning("skipped sample %d: %s", len(self.failures), failure.reason)
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self.path.exists()
+        with self.path.open("a", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle)
+            if is_new:
+                writer.writerow(("dataset", "sample", "reason"))
+            writer.writerow((failure.dataset, failure.name, failure.reason))
 
 
-class TrainingBatches:
-    """``batches(epoch)`` gives the batches of an epoch; ``counts`` says how many samples each set has."""
+class BatchStream:
+    """Batches of one or several data sets. ``stream(epoch)`` or iteration gives Batch after Batch.
 
-    def __init__(self, loader: torch.utils.data.DataLoader, sampler: MixedBatches, counts: Mapping[str, int]) -> None:
-        self.loader, self.sampler, self.counts = loader, sampler, dict(counts)
+    ``on_error``: ``raise`` stops at the first sample that cannot be read; ``skip`` leaves it out of its batch (a batch
+    of which nothing is left is left out too), notes it in ``failures``, and never puts another in its place.
+    ``counts``: data set → number of samples.
+    """
 
-    def __call__(self, epoch: int) -> Iterable[Batch]:
-        self.sampler.set_epoch(epoch)
-        return self.loader
+    def __init__(
+        self,
+        parts: Mapping[str, AffectDataset],
+        *,
+        batches: MixedBatches | SequentialBatches,
+        num_workers: int = 0,
+        on_error: str = "raise",
+        failures: FailureLog | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        import torch
+
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error is {on_error!r}; allowed: raise, skip")
+        self.parts = dict(parts)
+        self.batches = batches
+        self.on_error = on_error
+        self.failures = failures if failures is not None else FailureLog()
+        pad_token_id = next(iter(self.parts.values())).tokenizer.pad_token_id
+        self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+            _Fetch(list(self.parts.values())),  # type: ignore[arg-type]
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_SafeCollate(pad_token_id),
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_quiet_worker,
+            generator=torch.Generator(),  # the loader must not draw from the stream that dropout uses
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Data set → number of samples."""
+        return {name: len(part) for name, part in self.parts.items()}
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (the first is 1), from number ``start`` on."""
+        if not isinstance(self.batches, MixedBatches):
+            raise TypeError("only a training stream has epochs")
+        self.batches.set_epoch(epoch, start=start)
+        return iter(self)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, failures, fatal in self._loader:
+            if fatal is not None:
+                raise fatal
+            for failure in failures:
+                if self.on_error == "raise":
+                    raise DataError(failure.reason)
+                self.failures.add(failure)
+            if batch is not None:
+                yield batch
 
 
 def training_batches(
     config: Config,
     *,
     tokenizer: Any,
-    transforms: Mapping[Modality, Callable[[np.ndarray], torch.Tensor]],
-    n_tokens: Mapping[Modality, int],
-) -> TrainingBatches:
-    """The training data of a configuration. Raises DataError and ConfigError naming data set and key."""
-    run, parts, counts = config.run, [], {}
-    for name, spec in config.datasets.items():
+    transforms: Mapping[Any, Callable],
+    n_tokens: Mapping[Any, int],
+    failures: FailureLog | None = None,
+) -> BatchStream:
+    """The training stream of a configuration: its ``datasets:``, mixed, seeded, sharded by rank.
+
+    Raises ConfigError and DataError naming the key, data set or file.
+    """
+    parts, weights = {}, []
+    for name, dataset in config.datasets.items():
         row = get_row(name)
-        samples = keep_fraction(
-            load_samples(row, split="train", dataset_root=config.paths.dataset_root), ratio=spec.ratio, seed=run.seed
-        )
+        if "train" not in row.splits:
+            raise ConfigError(f"datasets.{name}: {row.name} has no training split; it can only be tested on")
+        samples = load_samples(row, split="train", dataset_root=config.paths.dataset_root)
         if not samples:
-            raise DataError(f"datasets.{name}: it has no training sample")
-        types = row.label_types if spec.label_type == HYBRID else (get_label_type(spec.label_type).name,)
-        parts.append(
-            AffectDataset(
-                samples,
-                mode=spec.face_or_frame,
-                tokenizer=tokenizer,
-                transforms=transforms,
-                n_tokens=n_tokens,
-                label_types=types,
-                context=_context(row, types, config.paths.dataset_root),
-                seed=run.seed,
-                max_length=config.model.max_length,
-                audio_clip_spacing=config.model.audio_clip_spacing,
-            )
+            raise DataError(f"datasets.{name}: the training split of {row.name} is empty")
+        types = row.label_types if dataset.label_type == HYBRID else (dataset.label_type,)
+        parts[row.name] = AffectDataset(
+            keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed),
+            mode=dataset.face_or_frame,
+            label_types=types,
+            context=question_context(row, types, config.paths.dataset_root),
+            tokenizer=tokenizer,
+            transforms=transforms,
+            n_tokens=n_tokens,
+            seed=config.run.seed,
+            max_length=config.model.max_length,
+            n_frames=config.model.vis_processor.train.n_frms,
+            image_size=config.model.vis_processor.train.image_size,
+            audio_clip_spacing=config.model.audio_clip_spacing,
         )
-        counts[row.name] = len(samples)
-    weights = [spec.sample_ratio for spec in config.datasets.values()]
-    if any(w is not None for w in weights) and None in weights:
-        raise ConfigError("datasets: give sample_ratio to all sets or to none")
-    sampler = MixedBatches(
-        [len(part) for part in parts],
-        weights=None if None in weights else [float(w) for w in weights if w is not None],
-        batch_size=run.batch_size_train,
-        iters_per_epoch=run.iters_per_epoch * run.accum_grad_iters,
-        seed=run.seed,
+        weights.append(dataset.sample_ratio)
+    if any(weight is None for weight in weights) and not all(weight is None for weight in weights):
+        raise ConfigError("datasets: give sample_ratio for all data sets or for none")
+    batches = MixedBatches(
+        [len(part) for part in parts.values()],
+        weights=None if None in weights else weights,
+        batch_size=config.run.batch_size_train,
+        iters_per_epoch=config.run.iters_per_epoch * config.run.accum_grad_iters,
+        seed=config.run.seed,
         rank=rank(),
         world_size=world_size(),
     )
-    loader = torch.utils.data.DataLoader(
-        Parts(parts),
-        batch_sampler=sampler,
-        num_workers=run.num_workers,
-        collate_fn=partial(collate, pad_token_id=tokenizer.pad_token_id),
-        persistent_workers=run.num_workers > 0,
-    )
-    return TrainingBatches(loader, sampler, counts)
-
-
-def question_loader(dataset: AffectDataset, *, batch_size: int, num_workers: int) -> torch.utils.data.DataLoader:
-    """Left-padded batches of a data set of questions, in order."""
-    return torch.utils.data.DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=min(num_workers, len(dataset) // batch_size),
-        collate_fn=partial(collate, pad_token_id=dataset.tokenizer.pad_token_id),
+    return BatchStream(
+        parts,
+        batches=batches,
+        num_workers=config.run.num_workers,
+        on_error=config.run.on_error,
+        failures=failures,
+        pin_memory=config.run.device.startswith("cuda"),
     )
 
 
-def _context(row: DatasetRow, label_types: Sequence[str], dataset_root: str) -> Context:
-    """What the questions of these label types need to know of the training split; nothing is read for others."""
+def question_loader(
+    dataset: AffectDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    on_error: str = "raise",
+    failures: FailureLog | None = None,
+) -> BatchStream:
+    """Left-padded batches of a data set of questions: every sample once, in order, shared among ranks."""
+    if not len(dataset):
+        raise DataError("no samples to answer for")
+    batches = SequentialBatches(len(dataset), batch_size=batch_size, rank=rank(), world_size=world_size())
+    return BatchStream(
+        {dataset.sample_of(0).dataset: dataset},
+        batches=batches,
+        num_workers=min(num_workers, len(batches)),
+        on_error=on_error,
+        failures=failures,
+    )
+
+
+def question_context(row: DatasetRow, label_types: Sequence[str], dataset_root: Path | str) -> Context:
+    """What the questions of these label types name of the training split; nothing is read where none needs it."""
     return Context(
         candidates=candidate_labels(row, dataset_root) if "onehot_w_candidates" in label_types else (),
         value_range=value_range(row, dataset_root) if "valence" in label_types else None,
     )
+
+
+class _Fetch:
+    """Key (part, epoch, index) → Example, or Failure where the sample cannot be read."""
+
+    def __init__(self, parts: list[AffectDataset]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Example | Failure | AffectGPTError:
+        part, epoch, index = key
+        dataset = self.parts[part]
+        try:
+            return dataset[epoch, index]
+        except DataError as error:
+            sample = dataset.sample_of((epoch, index))
+            return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
+        except AffectGPTError as error:  # the configuration is wrong, not this sample
+            return error
+
+
+class _SafeCollate:
+    """Examples and failures → (batch or None, failures, an error that ends the run or None).
+
+    Errors travel as values: the loader would wrap a raised one into a traceback of text.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, items: list) -> tuple[Batch | None, list[Failure], AffectGPTError | None]:
+        failures = [item for item in items if isinstance(item, Failure)]
+        examples = [item for item in items if isinstance(item, Example)]
+        fatal = next((item for item in items if isinstance(item, AffectGPTError)), None)
+        batch = None
+        if fatal is None and examples:
+            try:
+                batch = collate(examples, pad_token_id=self.pad_token_id)
+            except DataError as error:
+                fatal = error
+        return batch, failures, fatal
+
+
+def _quiet_worker(_: int) -> None:
+    """A worker is one of several processes: its libraries start no threads of their own."""
+    import cv2
+
+    cv2.setNumThreads(0)
