@@ -1,0 +1,66 @@
+"""Every command answers --help at once, and a user's mistake gets one line that helps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from affectgpt.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(p.name for p in ROOT.glob("*.py"))
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def test_the_published_scripts_are_there():
+    published = ["evaluation-scoreonly.py", "evaluation.py", "inference_hybird.py", "inference_sample.py", "train.py"]
+    assert published == SCRIPTS
+
+
+@pytest.mark.parametrize(
+    "command", [*((s,) for s in SCRIPTS), *(("-m", f"affectgpt.cli.{m}") for m, _ in COMMANDS.values())]
+)
+def test_help_answers_within_a_second(command):
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = run(*command, "--help")
+        seconds.append(time.perf_counter() - started)
+        assert result.returncode == 0, result.stderr
+        assert "usage" in result.stdout
+    # the fastest of three: a busy machine must not fail the test, an import of torch (over 2 s) must
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train.py", "--cfg-path", "train_configs/demo_cpuu.yaml"), "Did you mean 'demo_cpu.yaml'?"),
+        (("train.py", "--cfg-path", "train_configs/demo_cpu.yaml", "--options", "run.max_epochs=3"), "'max_epoch'"),
+        (("train.py", "--cfg-path", "train_configs/demo_cpu.yaml", "--options", "run.max_epoch=x"), "a whole number"),
+        (("train.py", "--cfg-path", "train_configs/demo_cpu.yaml", "--options", "nonsense"), "section.key=value"),
+        (("inference_hybird.py", "--cfg-path", "train_configs/demo_cpu.yaml", "--dataset", "MER2032"), "'MER2023'"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_helps(arguments, message):
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_console_script_lists_and_finds_commands(capsys):
+    from affectgpt.cli.main import main
+
+    assert main([]) == 0
+    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    assert main(["trian"]) == 2
+    assert "Did you mean 'train'?" in capsys.readouterr().err

@@ -1,0 +1,30 @@
+import pytest
+
+from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.registry import Registry
+from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+from affectgpt.modeling.fusion.base import BRANCHES, PREFUSIONS
+
+
+def test_a_wrong_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"visual encoder 'CLIP_VIT_LARG'.* Did you mean 'CLIP_VIT_LARGE'\?"):
+        VISUAL_ENCODERS.get("CLIP_VIT_LARG")
+
+
+def test_scanning_finds_what_the_released_recipe_names():
+    assert "HUBERT_LARGE" in ACOUSTIC_ENCODERS.names()
+    assert {"attention", "mean"} <= set(BRANCHES.names())
+    assert "attention" in PREFUSIONS.names()
+
+
+def test_one_name_cannot_mean_two_things():
+    registry = Registry("thing", "affectgpt.core")
+    registry.register("a")(int)
+    registry.register("a")(int)
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.register("a")(str)
+
+
+def test_did_you_mean_knows_case_and_says_what_is_known():
+    assert did_you_mean("mer2032", ["MER2023", "SIMS"]) == " Did you mean 'MER2023'? Known: MER2023, SIMS."
+    assert did_you_mean("zzz", []) == " Known: none."
