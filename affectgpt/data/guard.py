@@ -42,6 +42,10 @@ class Decoder:
         """``read_frames`` under the time limit. Raises DataError, also for a crash and for a timeout."""
         return self._call("read_frames", path, options)
 
+    def native_frames(self, path: Path | str, **options: Any) -> tuple[np.ndarray, int]:
+        """``read_native_frames`` under the time limit."""
+        return self._call("read_native_frames", path, options)
+
     def track(self, path: Path | str) -> np.ndarray | None:
         """``read_track`` under the time limit: mono float32 at 16 kHz, None when the video has no sound track."""
         return self._call("read_track", path, {})
@@ -131,9 +135,9 @@ class Decoder:
 def _serve() -> None:
     """The helper's loop: requests on stdin, answers on stdout, until stdin ends."""
     from affectgpt.data.audio import read_track
-    from affectgpt.data.video import probe_video, read_frames
+    from affectgpt.data.video import probe_video, read_frames, read_native_frames
 
-    functions = {"read_frames": read_frames, "read_track": read_track, "probe_video": probe_video}
+    functions = {f.__name__: f for f in (read_frames, read_native_frames, read_track, probe_video)}
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # native libraries that print must not print into the answers
     while header := requests.read(_HEADER.size):

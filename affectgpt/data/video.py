@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,16 +81,25 @@ def read_frames(
     Returns uint8 ``[n_frames, size, size, 3]``, RGB. ``reader``: ``decord`` or ``pyav``; default ``video_reader()``.
     Raises DataError naming the file when it is no video or cannot be decoded.
     """
-    path = check_file(path)
-    name = (reader or video_reader()).split()[0]
-    read = _pyav_frames if name == "pyav" else _decord_frames
-    try:
-        frames = read(path, n_frames, size)
-    except DataError:
-        raise
-    except Exception as error:  # native decoders raise whatever they like on damaged files
-        raise DataError(f"{path}: cannot be decoded as video by {name} ({short_error(error)})") from error
+    frames, _ = _read(
+        check_file(path), width=size, height=size, reader=reader, pick=partial(_uniform, n_frames=n_frames)
+    )
     return frames
+
+
+def read_native_frames(
+    path: Path | str, *, n_frames: int, start: int, count: int, longest_side: int
+) -> tuple[np.ndarray, int]:
+    """Part of a clip at its own aspect ratio: of ``n_frames`` uniform frames (0: all), those from ``start`` on.
+
+    Returns uint8 ``[at most count, H, W, 3]`` RGB, scaled down where a side is longer than ``longest_side``, and how
+    many frames there are to be read in all. Raises DataError naming the file.
+    """
+    info = probe_video(path)
+    scale = min(1.0, longest_side / max(info.width, info.height, 1))
+    width, height = (max(2, round(length * scale)) for length in (info.width, info.height))
+    pick = partial(_window, n_frames=n_frames, start=start, count=count)
+    return _read(Path(path), width=width, height=height, reader=None, pick=pick)
 
 
 def read_faces(path: Path | str, *, n_frames: int = N_FRAMES, size: int = IMAGE_SIZE) -> np.ndarray:
@@ -176,17 +186,46 @@ def _open_faces(path: Path | str) -> np.ndarray:
     return crops
 
 
-def _decord_frames(path: Path, n_frames: int, size: int) -> np.ndarray:
+def _uniform(total: int, *, n_frames: int) -> tuple[list[int], int]:
+    return uniform_indices(total, n_frames=n_frames), n_frames
+
+
+def _window(total: int, *, n_frames: int, start: int, count: int) -> tuple[list[int], int]:
+    chosen = uniform_indices(total, n_frames=n_frames) if 0 < n_frames < total else list(range(total))
+    return chosen[start : start + count], len(chosen)
+
+
+# Number of frames → indices to decode, and how many there are to be decoded in all.
+Pick = Callable[[int], tuple[list[int], int]]
+
+
+def _read(path: Path, *, width: int, height: int, reader: str | None, pick: Pick) -> tuple[np.ndarray, int]:
+    """Frames uint8 ``[n, height, width, 3]`` that ``pick`` chooses, by the reader of this machine or the named one."""
+    name = (reader or video_reader()).split()[0]
+    read = _pyav_frames if name == "pyav" else _decord_frames
+    try:
+        return read(path, width, height, pick)
+    except DataError:
+        raise
+    except Exception as error:  # native decoders raise whatever they like on damaged files
+        raise DataError(f"{path}: cannot be decoded as video by {name} ({short_error(error)})") from error
+
+
+def _decord_frames(path: Path, width: int, height: int, pick: Pick) -> tuple[np.ndarray, int]:
     import decord
+    import numpy as np
 
     # One thread: loader workers are processes already, and pixels do not depend on it.
-    video = decord.VideoReader(str(path), ctx=decord.cpu(0), width=size, height=size, num_threads=1)
+    video = decord.VideoReader(str(path), ctx=decord.cpu(0), width=width, height=height, num_threads=1)
     if len(video) == 0:
         raise DataError(f"{path}: the video has no frames")
-    return video.get_batch(uniform_indices(len(video), n_frames=n_frames)).asnumpy()
+    wanted, total = pick(len(video))
+    if not wanted:
+        return np.zeros((0, height, width, 3), dtype=np.uint8), total
+    return video.get_batch(wanted).asnumpy(), total
 
 
-def _pyav_frames(path: Path, n_frames: int, size: int) -> np.ndarray:
+def _pyav_frames(path: Path, width: int, height: int, pick: Pick) -> tuple[np.ndarray, int]:
     import av
     import numpy as np
 
@@ -194,17 +233,22 @@ def _pyav_frames(path: Path, n_frames: int, size: int) -> np.ndarray:
         if not container.streams.video:
             raise DataError(f"{path}: no video track")
         count = sum(1 for packet in container.demux(video=0) if packet.size)
-    wanted = uniform_indices(count, n_frames=n_frames) if count else []
-    frames, decoded = _pick_frames(path, set(wanted), size)
-    if decoded and decoded < count:  # packets that show no frame (edit lists): count what is shown
-        wanted = uniform_indices(decoded, n_frames=n_frames)
-        frames, decoded = _pick_frames(path, set(wanted), size)
-    if not decoded:
+    if not count:
         raise DataError(f"{path}: the video has no frames")
-    return np.stack([frames[i] for i in wanted])
+    wanted, total = pick(count)
+    frames, decoded = _pick_frames(path, set(wanted), width, height)
+    if not decoded:
+        raise DataError(f"{path}: none of its {count} video packets can be decoded")
+    if decoded < count:  # packets that show no frame (edit lists): count what is shown
+        wanted, total = pick(decoded)
+        frames, decoded = _pick_frames(path, set(wanted), width, height)
+    if not wanted:
+        return np.zeros((0, height, width, 3), dtype=np.uint8), total
+    return np.stack([frames[i] for i in wanted]), total
 
 
-def _pick_frames(path: Path, wanted: set[int], size: int) -> tuple[dict[int, np.ndarray], int]:
+def _pick_frames(path: Path, wanted: set[int], width: int, height: int) -> tuple[dict[int, np.ndarray], int]:
+    """Frames by number, and how many there are; everything is decoded once, only the wanted ones are scaled."""
     import av
 
     with av.open(str(path)) as container:
@@ -213,7 +257,7 @@ def _pick_frames(path: Path, wanted: set[int], size: int) -> tuple[dict[int, np.
         # this chain, not frame.reformat(), gives decord's pixels
         nodes = [
             graph.add_buffer(template=stream),
-            graph.add("scale", f"{size}:{size}:flags=bilinear"),
+            graph.add("scale", f"{width}:{height}:flags=bilinear"),
             graph.add("format", "rgb24"),
             graph.add("buffersink"),
         ]
