@@ -93,6 +93,7 @@ def test_importing_the_light_rooms_loads_no_heavy_library():
         if p.relative_to(PACKAGE).parts[0] in ("core", "config", "prompts", "cli", "textllm", "evaluation")
         and p.name != "__init__.py"
     ]
-    code = f"import sys\nfor m in {light!r}: __import__(m)\nprint([m for m in ('torch','transformers','cv2','librosa','vllm') if m in sys.modules])"
+    heavy = ("torch", "transformers", "cv2", "librosa", "vllm")
+    code = f"import sys\nfor m in {light!r}: __import__(m)\nprint([m for m in {heavy!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
