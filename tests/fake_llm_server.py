@@ -1,0 +1,101 @@
+"""A small OpenAI-compatible server on the loopback address that can misbehave."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Answer:
+    """What the server does with one request."""
+
+    text: str | None = None  # a good reply
+    finish: str = "stop"
+    status: int = 200
+    body: bytes | None = None  # instead of a chat completion
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0  # seconds before anything is sent
+    break_off: bool = False  # promise more bytes than are sent
+    drip: float = 0.0  # seconds between single bytes
+
+
+class FakeServer:
+    """``behave(text, attempt)`` decides each answer; ``text``: the last message; attempts count from 0."""
+
+    def __init__(self, behave: Callable[[str, int], Answer]) -> None:
+        self.behave = behave
+        self.asked: Counter[str] = Counter()
+        self.requests: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.most_at_once = 0
+        self._now = 0
+        self._lock = threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self._http.block_on_close = False
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                content = body["messages"][-1]["content"]
+                text = content if isinstance(content, str) else content[-1]["text"]
+                with server._lock:
+                    attempt = server.asked[text]
+                    server.asked[text] += 1
+                    server.requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
+                    server.times.append(time.monotonic())
+                    server._now += 1
+                    server.most_at_once = max(server.most_at_once, server._now)
+                try:
+                    self._send(server.behave(text, attempt))
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
+                finally:
+                    with server._lock:
+                        server._now -= 1
+
+            def _send(self, answer: Answer) -> None:
+                time.sleep(answer.delay)
+                data = answer.body
+                if data is None:
+                    message = {"role": "assistant", "content": answer.text}
+                    choice = {"index": 0, "message": message, "finish_reason": answer.finish}
+                    data = json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data) + (100 if answer.break_off else 0)))
+                self.end_headers()
+                for piece in [data[i : i + 1] for i in range(len(data))] if answer.drip else [data]:
+                    self.wfile.write(piece)
+                    self.wfile.flush()
+                    time.sleep(answer.drip)
+                if answer.break_off:
+                    self.close_connection = True
+                    self.connection.close()
+
+        return Handler

@@ -1,0 +1,208 @@
+"""The client of OpenAI-compatible servers, against one that misbehaves."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import socket
+import threading
+import time
+
+import pytest
+from fake_llm_server import Answer, FakeServer
+
+from affectgpt.textllm.base import Sampling, TextLLMError, open_client, seed_for
+from affectgpt.textllm.messages import user_message
+
+SAMPLING = Sampling(temperature=0.5, top_p=0.9, repetition_penalty=1.1, max_tokens=7, seed=3)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a server that behaves as told; its client makes short waits."""
+    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    servers = []
+
+    def start(behave, **settings):
+        server = FakeServer(behave)
+        client = open_client(
+            "openai",
+            **{"base_url": server.url, "model": "tiny", "backoff": 0.01, "attempts": 3, "timeout": 5, **settings},
+        )
+        servers.append((server, client))
+        return server, client
+
+    yield start
+    for server, client in servers:
+        client.close()
+        server.close()
+
+
+def _conversations(*texts):
+    return [[user_message(text)] for text in texts]
+
+
+def test_replies_come_in_order_and_are_streamed_as_they_finish(serve):
+    server, client = serve(lambda text, _: Answer(text=text.upper(), delay=0.2 if text == "a" else 0.0), concurrency=3)
+    seen = []
+    thread = threading.get_ident()
+
+    def on_result(index, reply):
+        assert threading.get_ident() == thread
+        seen.append(index)
+
+    conversations = _conversations("a", "b", "c", "d")
+    replies = client.chat_many(conversations, sampling=SAMPLING, on_result=on_result)
+    assert [reply.text for reply in replies] == ["A", "B", "C", "D"]
+    assert sorted(seen) == [0, 1, 2, 3] and seen[-1] == 0
+    assert 1 < server.most_at_once <= 3
+    assert client.chat_many([], sampling=SAMPLING) == []
+
+
+def test_the_request_is_what_servers_expect(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key\n")
+    server, client = serve(lambda *_: Answer(text="x", finish="length"))
+    conversation = [{"role": "system", "content": "Be short."}, user_message("Grüße 你好 \ud83d")]
+    (reply,) = client.chat_many([conversation], sampling=SAMPLING)
+    assert reply.truncated
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert request["headers"]["Authorization"] == "Bearer secret-key"
+    assert request["body"] == {
+        "model": "tiny", "messages": conversation, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7,
+        "repetition_penalty": 1.1, "seed": seed_for(conversation, 3),
+    }  # fmt: skip
+    assert "secret-key" not in json.dumps([client.identity(), client.details()])
+
+
+def test_no_repetition_penalty_and_no_key_are_not_sent(serve):
+    server, client = serve(lambda *_: Answer(text="x"))
+    client.chat_many(_conversations("a"), sampling=Sampling(repetition_penalty=1.0))
+    assert "repetition_penalty" not in server.requests[0]["body"]
+    assert "Authorization" not in server.requests[0]["headers"]
+
+
+def test_images_and_audio_travel_inside_the_message(serve, tmp_path):
+    (tmp_path / "face.png").write_bytes(b"\x89PNG")
+    (tmp_path / "voice.wav").write_bytes(b"RIFF")
+    server, client = serve(lambda *_: Answer(text="x"))
+    message = user_message("What is this?", images=[tmp_path / "face.png"], audio=tmp_path / "voice.wav")
+    client.chat_many([[message]], sampling=SAMPLING)
+    image, audio, text = server.requests[0]["body"]["messages"][0]["content"]
+    assert image == {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw=="}}
+    assert audio == {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+    assert text == {"type": "text", "text": "What is this?"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Answer(status=500, body=b"boom"),
+        Answer(status=503, body=b""),
+        Answer(status=429, body=b"slow down"),
+        Answer(text="half", break_off=True),
+        Answer(body=b"<html>a proxy's page</html>"),
+        Answer(body=b'{"choices": []}'),
+        Answer(body=b"[]"),
+        Answer(text=None),
+        Answer(body=b"\xff\xfe"),
+        Answer(body=b"junk", headers={"Content-Encoding": "gzip"}),
+    ],
+    ids=["500", "503", "429", "breaks off", "html", "no choices", "a list", "null text", "bytes", "no gzip"],
+)
+def test_what_may_pass_is_tried_again(serve, bad):
+    server, client = serve(lambda _, attempt: bad if attempt < 2 else Answer(text="fine"))
+    (reply,) = client.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert reply.text == "fine" and server.asked["a"] == 3
+
+
+@pytest.mark.parametrize("bad", [Answer(text="x", delay=3), Answer(text="x", drip=0.05)], ids=["stalls", "drips"])
+def test_a_request_that_takes_too_long_is_tried_again(serve, bad):
+    _, client = serve(lambda _, attempt: bad if attempt == 0 else Answer(text="fine"), timeout=0.4)
+    start = time.monotonic()
+    (reply,) = client.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert reply.text == "fine" and time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_is_honoured_by_all_requests(serve, as_date):
+    def behave(text, attempt):
+        if text == "a" and attempt == 0:
+            after = email.utils.formatdate(time.time() + 2, usegmt=True) if as_date else "0.5"
+            return Answer(status=429, body=b"", headers={"Retry-After": after})
+        return Answer(text=text, delay=0.05)
+
+    server, client = serve(behave, concurrency=1)
+    client.chat_many(_conversations("a", "b"), sampling=SAMPLING)
+    assert server.times[1] - server.times[0] >= (0.9 if as_date else 0.45)
+
+
+def test_a_wait_too_long_is_reported_instead(serve):
+    _, client = serve(lambda *_: Answer(status=429, body=b"quota", headers={"Retry-After": "3600"}))
+    with pytest.raises(TextLLMError, match=r"asks to wait 3600 s.*quota"):
+        client.chat_many(_conversations("a"), sampling=SAMPLING)
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "OPENAI_API_KEY"), (404, "/v1"), (403, "key"), (302, "base URL")])
+def test_a_refusal_of_everything_ends_at_once(serve, status, words):
+    server, client = serve(lambda *_: Answer(status=status, body=b"no such thing", delay=0.02), concurrency=2)
+    with pytest.raises(TextLLMError, match=rf"no such thing.*{words}"):
+        client.chat_many(_conversations(*"abcdefghijklmnop"), sampling=SAMPLING)
+    assert server.asked.total() < 8
+
+
+def test_one_bad_conversation_does_not_cost_the_others(serve):
+    bad = Answer(status=400, body=b"context length exceeded")
+    server, client = serve(lambda text, _: bad if text == "c" else Answer(text=text))
+    seen = {}
+    with pytest.raises(
+        TextLLMError, match=r"1 of 5 conversations have no reply, 4 have.*conversation 2.*context length"
+    ):
+        client.chat_many(
+            _conversations(*"abcde"), sampling=SAMPLING, on_result=lambda i, reply: seen.update({i: reply.text})
+        )
+    assert seen == {0: "a", 1: "b", 3: "d", 4: "e"} and server.asked["c"] == 1
+
+
+def test_a_server_that_only_fails_is_given_up(serve):
+    server, client = serve(lambda *_: Answer(status=500, body=b"out of memory"), concurrency=2, attempts=2)
+    with pytest.raises(TextLLMError, match=r"8 of 100 .*out of memory \(2 attempts\).*Gave up after 8"):
+        client.chat_many(_conversations(*(str(i) for i in range(100))), sampling=SAMPLING)
+    assert server.asked.total() < 24
+
+
+def test_a_server_that_knows_no_repetition_penalty(serve):
+    _, client = serve(lambda *_: Answer(status=400, body=b"Unknown parameter: repetition_penalty"))
+    with pytest.raises(TextLLMError, match="repetition penalty of 1"):
+        client.chat_many(_conversations("a", "b"), sampling=SAMPLING)
+
+
+def test_no_server_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        open_client("openai", base_url=f"http://user:pass@127.0.0.1:{port}/v1", model="m") as client,
+        pytest.raises(TextLLMError, match=rf"^http://127.0.0.1:{port}/v1: cannot be reached") as caught,
+    ):
+        client.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert "pass" not in str(caught.value)
+
+
+def test_an_error_of_the_caller_stops_the_requests(serve):
+    server, client = serve(lambda text, _: Answer(text=text, delay=0.02), concurrency=2)
+
+    def on_result(index, reply):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        client.chat_many(_conversations(*(str(i) for i in range(100))), sampling=SAMPLING, on_result=on_result)
+    time.sleep(0.1)
+    assert server.asked.total() <= 6
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://", ""])
+def test_a_base_url_that_is_none(url):
+    with pytest.raises(TextLLMError, match="http://host:8000/v1"):
+        open_client("openai", base_url=url, model="m")
