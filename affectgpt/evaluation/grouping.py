@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.data.readers import parse_label_list
 from affectgpt.evaluation.lexicon import clean
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ GROUPINGS = {
 }
 
 
+def check_grouping(name: str) -> None:
+    """ConfigError with the nearest name when there is no grouping of this name."""
+    if name not in GROUPINGS:
+        raise ConfigError(f"unknown grouping {name!r}.{did_you_mean(name, GROUPINGS)}")
+
+
 class Grouping:
     """Maps labels to groups, in one or more views (one per wheel; a single one without wheels).
 
@@ -32,8 +39,7 @@ class Grouping:
     """
 
     def __init__(self, lexicon: Lexicon, name: str = "wheel") -> None:
-        if name not in GROUPINGS:
-            raise ConfigError(f"unknown grouping {name!r}.{did_you_mean(name, GROUPINGS)}")
+        check_grouping(name)
         self.lexicon, self.name = lexicon, name
         level = {"wheel": 1, "wheel-level2": 2}.get(name)
         self._homes = [wheel.homes(level) for wheel in lexicon.wheels] if level else None
@@ -41,6 +47,7 @@ class Grouping:
         self._bits: list[dict[str, int]] = [{} for _ in self.views]  # per view: group → bit within that view
         self._width = max(len(set(homes.values())) for homes in self._homes) if self._homes else self._vocabulary_size()
         self._of_label: dict[str, int] = {}
+        self._of_item: dict[str, tuple[tuple[str, ...], int]] = {}
 
     def _vocabulary_size(self) -> int:
         source = self.lexicon.forms if self.name == "l1" else self.lexicon.synonyms
@@ -73,6 +80,14 @@ class Grouping:
         for label in labels:
             mask |= self.label_mask(label)
         return mask
+
+    def item(self, item: str) -> tuple[tuple[str, ...], int]:
+        """Labels and bits of an extracted item such as ``[happy, calm]``; each distinct item is parsed once."""
+        known = self._of_item.get(item)
+        if known is None:
+            labels = tuple([clean(label) for label in parse_label_list(item)])
+            known = self._of_item[item] = labels, self.mask(labels)
+        return known
 
     def sizes(self, mask: int) -> tuple[int, ...]:
         """How many groups a mask holds, per view."""

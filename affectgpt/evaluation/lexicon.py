@@ -1,4 +1,4 @@
-"""The lexicon behind the metrics: word forms (F1), synonyms (F2) and emotion wheels (F3); SPEC section 7, paper section 4.
+"""The lexicon behind the metrics: word forms (F1), synonyms (F2) and emotion wheels (F3); paper, section 4.
 
 A lexicon is the published folder ``emotion_wheel/`` or the one of this package (``builtin``). Both give the same three
 kinds of fact, so everything after loading knows no difference but ``comparable``.
@@ -59,7 +59,7 @@ class Wheel:
 
 @dataclass(frozen=True, eq=False)
 class Lexicon:
-    """Word forms, synonyms and wheels. ``comparable``: made by the published files, so numbers may stand beside the paper's."""
+    """Word forms, synonyms and wheels. ``comparable``: read from files, so numbers may stand beside the paper's."""
 
     source: str
     comparable: bool
@@ -88,7 +88,7 @@ class Lexicon:
 
 
 def find_lexicon(choice: str | None, default: str | os.PathLike[str] = "emotion_wheel") -> Lexicon:
-    """The lexicon a user names: a folder, ``builtin``, or None: ``emotion_wheel/`` if it is there, else the built-in one."""
+    """The lexicon a user names: a folder, ``builtin``, or None: ``emotion_wheel/``, else the built-in one."""
     if choice is None:
         choice = str(default) if Path(default).is_dir() else BUILTIN
     return load_builtin() if choice == BUILTIN else load_folder(choice)

@@ -18,10 +18,10 @@ METRICS = Registry("metric", "affectgpt.evaluation.metrics")  # by task: basic, 
 
 
 class Metric(Protocol):
-    """Scores one task. ``keys``: what it gives, the primary one first. ``second_step``: whether it reads polarity words."""
+    """Scores one task. ``keys``: what it gives, primary first, with ``titles``. ``polarity``: reads polarity words."""
 
     keys: tuple[str, ...]
-    titles: dict[str, str]
+    titles: tuple[str, ...]
     polarity: bool
 
     def rows(self, truth: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:

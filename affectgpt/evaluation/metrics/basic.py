@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from affectgpt.core.types import Labels
-from affectgpt.data.readers import parse_label_list
 from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.metrics.base import METRICS
 
@@ -18,7 +17,7 @@ class HitRate:
     """1 for a sample whose true group is among the predicted groups; samples whose truth has no group are left out."""
 
     keys = ("hit",)
-    titles = {"hit": "HIT"}
+    titles = ("HIT",)
     polarity = False
 
     def __init__(self, grouping: Grouping) -> None:
@@ -32,11 +31,10 @@ class HitRate:
     def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
         """``[N, 2V]`` for V views: hits per view, then samples counted per view."""
         sizes, mask = self.grouping.sizes, self.grouping.mask
-        of_item = {item: mask(parse_label_list(item)) for item in set(predicted)}
         rows = []
         for true_labels, item in zip(truth, predicted, strict=True):
             true = mask(true_labels)
-            rows.append(sizes(true & of_item[item]) + sizes(true))
+            rows.append(sizes(true & self.grouping.item(item)[1]) + sizes(true))
         # the truth is one label, so both numbers are 0 or 1
         return np.minimum(np.array(rows, dtype=np.float64).reshape(len(rows), -1), 1.0)
 

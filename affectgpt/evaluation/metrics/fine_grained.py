@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from affectgpt.core.types import Labels
-from affectgpt.data.readers import parse_label_list
 from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.metrics.base import METRICS
 
@@ -18,7 +17,7 @@ class SetF:
     """Per sample |pred ∩ truth| / |pred| and / |truth|; samples whose truth has no group are left out."""
 
     keys = ("f", "precision", "recall")
-    titles = {"f": "F_s", "precision": "precision", "recall": "recall"}
+    titles = ("F_s", "precision", "recall")
     polarity = False
 
     def __init__(self, grouping: Grouping) -> None:
@@ -32,10 +31,9 @@ class SetF:
     def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
         """``[N, 3V]`` for V views: precisions, recalls, samples counted."""
         sizes, mask = self.grouping.sizes, self.grouping.mask
-        of_item = {item: mask(parse_label_list(item)) for item in set(predicted)}
         both, predicted_sizes, true_sizes = [], [], []
         for true_labels, item in zip(truth, predicted, strict=True):
-            true, guess = mask(true_labels), of_item[item]
+            true, guess = mask(true_labels), self.grouping.item(item)[1]
             both.append(sizes(true & guess))
             predicted_sizes.append(sizes(guess))
             true_sizes.append(sizes(true))

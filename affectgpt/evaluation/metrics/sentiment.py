@@ -18,7 +18,7 @@ class Polarity:
     """Samples whose true value is 0 are left out; any word but ``positive``, exactly, counts as not positive."""
 
     keys = ("waf", "acc")
-    titles = {"waf": "WAF", "acc": "ACC"}
+    titles = ("WAF", "ACC")
     polarity = True
 
     def __init__(self, grouping: object = None) -> None:

@@ -1,0 +1,216 @@
+"""Scores from labels that are already extracted: the published ``evaluation-scoreonly.py``. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectgpt.cli.common import run_cli
+
+if TYPE_CHECKING:
+    from affectgpt.data.table import DatasetRow
+    from affectgpt.evaluation.board import Board, Places
+    from affectgpt.evaluation.lexicon import Lexicon
+
+ALL = "all"
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that both evaluation commands have."""
+    where = parser.add_argument_group("where things lie")
+    where.add_argument("--output-root", default="output", metavar="DIR", help="holds results-<data set>/ (output)")
+    where.add_argument(
+        "--base-root", metavar="PATH", help="beginning of the result folders' names (default: OUTPUT_ROOT/results)"
+    )
+    where.add_argument("--dataset-root", default="../dataset", metavar="DIR", help="holds the data sets (../dataset)")
+    where.add_argument(
+        "--lexicon", metavar="DIR|builtin", help="default: emotion_wheel/ if it is there, else the built-in one"
+    )
+    what = parser.add_argument_group("what is scored")
+    what.add_argument(
+        "--datasets", default=ALL, metavar="A,B|all", help="data sets (default all: those of the nine with results)"
+    )
+    what.add_argument(
+        "--run", metavar="NAME", help="folder under results-<data set> (default: the one with most files)"
+    )
+    what.add_argument(
+        "--checkpoints", metavar="30-60", help="epochs (30-60, 30-60/5, 45) or file names, separated by commas"
+    )
+    what.add_argument("--answers", metavar="FILE", help="score this .csv, .jsonl or .npz of any model (one data set)")
+    what.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="paired test; RUN or RUN/CHECKPOINT")
+    what.add_argument(
+        "--grouping", default="wheel", metavar="NAME", help="wheel (default), wheel-level2, l1, l2 (no wheel)"
+    )
+    what.add_argument("--allow-missing", action="store_true", help="leave out samples without an answer, and say so")
+    report = parser.add_argument_group("reports")
+    report.add_argument("--json", metavar="FILE", help="all numbers")
+    report.add_argument("--html", metavar="FILE", help="one page with table, plots and the samples that went wrong")
+    report.add_argument("--latex", nargs="?", const="-", metavar="FILE", help="table rows (printed without FILE)")
+    report.add_argument("--unknown-labels", metavar="FILE", help="CSV of labels that the lexicon does not know")
+    report.add_argument("--all-metrics", action="store_true", help="print secondary metrics and intervals too")
+    report.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (1000; 0: none)"
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of the published command."""
+    parser = argparse.ArgumentParser(
+        prog="evaluation-scoreonly.py",
+        description="Score labels that are already extracted from a run's answers (evaluation.py extracts them).",
+    )
+    add_scoring_arguments(parser)
+    parser.add_argument(
+        "--extractor", choices=("llm", "direct"), help="which extraction is scored (default: llm where there is any)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, score, report."""
+    args = build_parser().parse_args(argv)
+    rows, places, lexicon = open_inputs(args)
+    if args.answers:
+        return report(args, score_answers(args, rows, places, lexicon))
+    return score(args, rows, places, lexicon, how=args.extractor)
+
+
+def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lexicon]:
+    """Data set rows, places and lexicon that the arguments name."""
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.data.table import get_row, parse_names
+    from affectgpt.evaluation.board import Places
+    from affectgpt.evaluation.grouping import check_grouping
+    from affectgpt.evaluation.lexicon import find_lexicon
+
+    if args.bootstrap < 0:
+        raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
+    check_grouping(args.grouping)
+    rows = [get_row(name) for name in parse_names(args.datasets)]
+    base_root = Path(args.base_root or Path(args.output_root) / "results")
+    return rows, Places(base_root, Path(args.dataset_root)), find_lexicon(args.lexicon)
+
+
+def named_one_by_one(args: argparse.Namespace) -> bool:
+    """Whether the user named data sets, so that one without results is an error."""
+    return args.datasets.strip().lower() not in (ALL, "inferencedata")
+
+
+def score(
+    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon, *, how: str | None
+) -> int:
+    """Score a run, or compare two, and report."""
+    if args.compare:
+        return compare(args, rows, places, lexicon, how=how)
+    from affectgpt.evaluation.board import score_run
+    from affectgpt.evaluation.results import CheckpointChoice
+
+    board = score_run(
+        rows,
+        places,
+        lexicon,
+        run=args.run,
+        choice=CheckpointChoice.parse(args.checkpoints),
+        how=how,
+        grouping=args.grouping,
+        allow_missing=args.allow_missing,
+        optional=not named_one_by_one(args),
+        draws=args.bootstrap,
+    )
+    return report(args, board)
+
+
+def score_answers(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon) -> Board:
+    """Score one file of answers without writing anything, labels read directly."""
+    from affectgpt.evaluation import answers as tables
+    from affectgpt.evaluation import board as boards
+    from affectgpt.evaluation import extraction_file as files
+    from affectgpt.evaluation.score import Truth, make_metric, score_items
+
+    path, row = Path(args.answers), one_dataset(args, rows)
+    metric = make_metric(row, lexicon.grouping(args.grouping))
+    truth = Truth.load(row, dataset_root=places.dataset_root)
+    notes, answers = [], None
+    if tables.holds_items(path):
+        items, extractor = files.read_items(path), files.describe(path)
+    else:
+        answers = tables.read_answers(path)
+        items, unread = tables.direct_items(answers, polarity=metric.polarity)
+        extractor = "direct"
+        if unread:
+            notes.append(
+                f"{len(unread)} of {len(answers)} answers have no form that can be read directly and count as no "
+                f"label (first: {', '.join(unread[:3])}); evaluation.py --answers … --extractor reads them with an LLM"
+            )
+    found = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
+    found.extractor, found.answers = extractor, answers
+    board = boards.Board(path.name, lexicon, args.grouping, {row.name: [found]}, notes)
+    board.notes += boards.sample_notes(row, truth, [found])
+    if args.bootstrap:
+        boards.add_intervals([found], draws=args.bootstrap)
+    return board
+
+
+def one_dataset(args: argparse.Namespace, rows: Sequence[DatasetRow]) -> DatasetRow:
+    """The data set that ``--answers`` belongs to."""
+    from affectgpt.core.errors import ConfigError
+
+    if len(rows) != 1:
+        raise ConfigError("--answers holds the answers on one data set: say which with --datasets NAME")
+    return rows[0]
+
+
+def compare(
+    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon, *, how: str | None
+) -> int:
+    """Paired test between two runs."""
+    from affectgpt.core.files import write_json
+    from affectgpt.evaluation import report_json, report_text
+    from affectgpt.evaluation.compare import compare_runs
+
+    found = compare_runs(
+        args.compare, rows, places, lexicon,
+        checkpoints=args.checkpoints, how=how, grouping=args.grouping, allow_missing=args.allow_missing,
+        optional=not named_one_by_one(args),
+    )  # fmt: skip
+    print(report_text.comparison_table(found))
+    if args.json:
+        write_json(args.json, report_json.comparison(found))
+    return 0
+
+
+def report(args: argparse.Namespace, board: Board) -> int:
+    """Print the table and write the files asked for."""
+    from affectgpt.core.files import write_json, write_text
+    from affectgpt.evaluation import report_text
+    from affectgpt.evaluation.score import unknown_labels
+
+    grouping = board.lexicon.grouping(board.grouping)
+    unknown = unknown_labels((s for scores in board.scores.values() for s in scores), grouping)
+    print(report_text.table(board))
+    if unknown.counts:
+        print(report_text.unknown_line(unknown))
+    if args.all_metrics:
+        print(report_text.all_metrics(board))
+    if args.json:
+        from affectgpt.evaluation.report_json import as_dict
+
+        write_json(args.json, as_dict(board))
+    if args.html:
+        from affectgpt.evaluation.report_html import page
+
+        write_text(args.html, page(board))
+    if args.latex == "-":
+        print("\n" + report_text.latex(board))
+    elif args.latex:
+        write_text(args.latex, report_text.latex(board) + "\n")
+    if args.unknown_labels:
+        write_text(args.unknown_labels, report_text.unknown_csv(unknown, board.lexicon))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,85 @@
+"""Scores as JSON. ``version`` rises when a key changes its meaning or goes away; new keys may come.
+
+``datasets``: data set in lower case → ``task``, ``metric`` (the primary key), ``samples``, ``checkpoints`` (file stem →
+the metric keys as fractions, ``interval`` {key: [low, high]} 95 % bootstrap, ``extractor``, ``samples``, ``left_out``,
+``counted``, ``per_wheel`` …) and ``best`` (``checkpoint`` and its metric keys: chosen on the test set).
+``mean_best``: mean of the best primary values, over ``mean_of`` data sets. ``single``: checkpoint → its ``mean`` and
+over how many data sets; ``best_single``: the best of those scored everywhere. ``published``: the paper's values in the
+same unit, present only when comparable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from affectgpt import __version__
+from affectgpt.evaluation import published
+from affectgpt.evaluation.board import Board
+from affectgpt.evaluation.compare import PairedResult
+from affectgpt.evaluation.score import Score
+
+VERSION = 1
+
+
+def as_dict(board: Board) -> dict[str, Any]:
+    """A board as plain data, see above."""
+    value: dict[str, Any] = {
+        "version": VERSION,
+        "affectgpt": __version__,
+        "run": board.run,
+        "lexicon": {"source": board.lexicon.source, "comparable": board.lexicon.comparable},
+        "grouping": board.grouping,
+        "extractors": board.extractors,
+        "datasets": {},
+        "mean_best": board.mean_best,
+        "mean_of": len(board.datasets),
+        "single": {c: dict(zip(("mean", "mean_of"), board.mean(c), strict=True)) for c in board.checkpoints},
+        "best_single": board.best_single,
+        "notes": board.caveats(),
+    }
+    for dataset, scores in board.scores.items():
+        metric, best = scores[0].metric, board.best[dataset]
+        value["datasets"][dataset.lower()] = {
+            "task": _task(dataset),
+            "metric": metric.keys[0],
+            "checkpoints": {score.checkpoint: _score(score) for score in scores},
+            "best": {"checkpoint": best.checkpoint, **best.values},
+        }
+    if board.comparable:
+        known = {d.lower(): published.PRIMARY[d] / 100 for d in board.datasets if d in published.PRIMARY}
+        mean = published.mean_of(board.datasets)
+        value["published"] = {"model": published.MODEL, "datasets": known, "mean": None if mean is None else mean / 100}
+    return value
+
+
+def _task(dataset: str) -> str:
+    from affectgpt.data.table import get_row
+
+    return get_row(dataset).task
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {
+        **score.values,
+        "interval": {key: list(bounds) for key, bounds in score.interval.items()},
+        "samples": len(score.names),
+        "left_out": score.left_out,
+        "extractor": score.extractor,
+        **score.detail,
+    }
+
+
+def comparison(result: PairedResult) -> dict[str, Any]:
+    """A paired comparison as plain data; values as fractions."""
+    return {
+        "version": VERSION,
+        "a": result.a,
+        "b": result.b,
+        "datasets": {
+            dataset.lower(): {
+                "a": c.a, "b": c.b, "difference": c.difference, "interval": list(c.interval), "p": c.p, "samples": c.n,
+            }
+            for dataset, c in result.datasets.items()
+        },
+        "notes": result.notes,
+    }  # fmt: skip

@@ -1,0 +1,164 @@
+"""The terminal table and the LaTeX row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from affectgpt.evaluation import published
+from affectgpt.evaluation.board import Board
+from affectgpt.evaluation.compare import PairedResult
+from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.score import Score, UnknownLabels, why_unknown
+
+BEST_PER_SET = "best per data set (paper's protocol)"
+BEST_SINGLE = "best single checkpoint"
+NONE = "–"
+
+
+def percent(value: float | None) -> str:
+    """A value of 0..1 in percent with two digits."""
+    return NONE if value is None else f"{100 * value:.2f}"
+
+
+def table(board: Board) -> str:
+    """The scores of one run: a row per checkpoint, then the best single one, the oracle row and the published one."""
+    datasets, n = board.datasets, len(board.datasets)
+    titles = [f"{board.scores[d][0].metric.titles[0]}" for d in datasets]
+    head: list[list[str]] = [["checkpoint", *datasets, f"mean of {n}"], ["", *titles, ""]]
+    body = []
+    for checkpoint in board.checkpoints:
+        value, over = board.mean(checkpoint)
+        cells = [_score(board.cell(d, checkpoint)) for d in datasets]
+        body.append([checkpoint, *cells, percent(value) if over == n else f"{percent(value)} of {over}"])
+    single = board.best_single
+    summary = []
+    if single is not None:
+        scores = board.of_checkpoint(single)
+        summary.append([BEST_SINGLE, *map(_score, scores), percent(board.mean(single)[0])])
+        if all(score.interval for score in scores):
+            summary.append(["  95 % interval, from", *(percent(_bounds(s)[0]) for s in scores), ""])
+            summary.append(["  to", *(percent(_bounds(s)[1]) for s in scores), ""])
+    summary.append([BEST_PER_SET, *(_score(board.best[d]) for d in datasets), percent(board.mean_best)])
+    if board.comparable and any(d in published.PRIMARY for d in datasets):
+        mean = published.mean_of(datasets)
+        cells = [f"{published.PRIMARY[d]:.2f}" if d in published.PRIMARY else NONE for d in datasets]
+        summary.append([published.MODEL, *cells, NONE if mean is None else f"{mean:.2f}"])
+    lines = [*_heading(board), "", *_grid([head, body, summary]), ""]
+    if single is not None:
+        lines.append(f"best single checkpoint: {single} (mean of {n}: {percent(board.mean(single)[0])})")
+    if len(board.checkpoints) > 1:
+        lines.append(
+            "The row best per data set picks each checkpoint on the test set itself, as the paper does.\n"
+            "A single checkpoint scores lower as a rule; to compare models, take one checkpoint of each."
+        )
+    lines += [f"note: {words}" for words in board.caveats()]
+    return "\n".join(lines)
+
+
+def _heading(board: Board) -> list[str]:
+    made = "; ".join(
+        how if len(board.extractors) == 1 else f"{how} ({', '.join(sets)})" for how, sets in board.extractors.items()
+    )
+    return [f"run        {board.run}", f"labels     {made}", f"lexicon    {board.lexicon.source}", "values     percent"]
+
+
+def _score(score: Score | None) -> str:
+    return NONE if score is None else percent(score.primary) + ("*" if score.left_out else "")
+
+
+def _bounds(score: Score) -> tuple[float, float]:
+    return score.interval[score.metric.keys[0]]
+
+
+def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
+    """Blocks of rows with a rule between them; first column to the left, the others to the right."""
+    rows = [row for block in blocks for row in block]
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = []
+    for block in blocks:
+        if lines:
+            lines.append("─" * (sum(widths) + 2 * (len(widths) - 1)))
+        for row in block:
+            cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+            lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def all_metrics(board: Board) -> str:
+    """Secondary metrics of every checkpoint with their intervals, a table per data set."""
+    lines = []
+    for dataset, scores in board.scores.items():
+        metric = scores[0].metric
+        rows = []
+        for score in scores:
+            cells = []
+            for key in metric.keys:
+                low, high = score.interval.get(key, (None, None))
+                cells.append(
+                    percent(score.values[key]) + (f" [{percent(low)}, {percent(high)}]" if low is not None else "")
+                )
+            rows.append([score.checkpoint, *cells, str(len(score.names))])
+        lines += ["", *_grid([[[dataset, *metric.titles, "samples"]], rows])]
+    return "\n".join(lines)
+
+
+def unknown_line(unknown: UnknownLabels) -> str:
+    """One line on labels that the lexicon does not know."""
+    top = ", ".join(f"{label} ({count})" for label, count in unknown.by_label.most_common(5))
+    share = sum(unknown.counts.values())
+    return (
+        f"note: {share} of {unknown.total} labels are not in the lexicon and were dropped "
+        f"({len(unknown.by_label)} different: {top} …); --unknown-labels FILE lists all"
+    )
+
+
+def unknown_csv(unknown: UnknownLabels, lexicon: Lexicon) -> str:
+    """Labels that the lexicon does not know, most frequent first, and at which stage each is lost."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["label", "count", "datasets", "reason"])
+    for label, count in sorted(unknown.by_label.items(), key=lambda pair: (-pair[1], pair[0])):
+        sets = " ".join(sorted({dataset for known, dataset in unknown.counts if known == label}))
+        writer.writerow([label, count, sets, why_unknown(label, lexicon)])
+    return out.getvalue()
+
+
+def comparison_table(result: PairedResult) -> str:
+    """Two systems, paired by sample."""
+    rows = [
+        [
+            dataset, str(c.n), percent(c.a), percent(c.b), f"{100 * c.difference:+.2f}",
+            f"[{100 * c.interval[0]:+.2f}, {100 * c.interval[1]:+.2f}]", f"{c.p:.4f}",
+        ]
+        for dataset, c in result.datasets.items()
+    ]  # fmt: skip
+    head = [["data set", "samples", "A", "B", "B − A", "95 % interval", "p"]]
+    lines = [f"A  {result.a}", f"B  {result.b}", "", *_grid([head, rows]), ""]
+    lines.append(
+        "p: paired randomisation test over samples, two-sided; interval: paired bootstrap. Neither covers another"
+    )
+    lines.append("training run or another extraction, and p is not corrected for the number of data sets.")
+    return "\n".join(lines + [f"note: {words}" for words in result.notes])
+
+
+def latex(board: Board) -> str:
+    """Rows for a LaTeX table: best single checkpoint, then the oracle row; a comment says what the columns are."""
+    datasets = board.datasets
+    lines = [f"% {board.run}"]
+    lines += [f"% {words}" for words in board.caveats()]
+    lines.append(f"% columns: model & {' & '.join(datasets)} & mean of {len(datasets)}")
+    single = board.best_single
+    if single is not None:
+        cells = [percent(score.primary) for score in board.of_checkpoint(single)]
+        lines.append(_latex_row(f"Best single checkpoint ({single})", [*cells, percent(board.mean(single)[0])]))
+    best = [percent(board.best[d].primary) for d in datasets]
+    lines.append(_latex_row("Best per data set (paper's protocol)", [*best, percent(board.mean_best)]))
+    return "\n".join(lines)
+
+
+def _latex_row(name: str, cells: Sequence[str]) -> str:
+    for character in "\\&%$#_{}":
+        name = name.replace(character, "\\" + character if character != "\\" else r"\textbackslash ")
+    return " & ".join([name, *cells]) + r" \\"

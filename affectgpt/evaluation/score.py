@@ -1,0 +1,189 @@
+"""Scores of result files against the truth of a data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affectgpt.core.errors import DataError
+from affectgpt.data.readers import load_labels
+from affectgpt.data.table import DatasetRow
+from affectgpt.evaluation import extraction_file as files
+from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.metrics.base import METRICS, Metric
+from affectgpt.evaluation.metrics.sentiment import POLARITIES
+from affectgpt.evaluation.results import ResultFile
+
+FIRST = 5  # names that an error lists
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The test split of a data set: the samples that have a truth, in file order, and all names of the split."""
+
+    row: DatasetRow
+    values: dict[str, Any]
+    names: frozenset[str]
+    complete: bool  # the names are all names of the split, so that others are foreign
+
+    @classmethod
+    def load(cls, row: DatasetRow, *, dataset_root: str | Path) -> Truth:
+        """Read the label files. Raises DataError for a data set that is not scored or has no truth here."""
+        if row.task not in METRICS.names():
+            raise DataError(f"data set {row.name} is not scored (task {row.task!r}); scored are {METRICS.names()}")
+        labels = load_labels(row, split="test", dataset_root=dataset_root)
+        read = METRICS.get(row.task).truth
+        values = {name: truth for name, label in labels.items() if (truth := read(label)) is not None}
+        if not values:
+            raise DataError(
+                f"{row.name}: no sample of its test split has a truth under {Path(dataset_root) / row.root}"
+            )
+        guessed = row.names_from_subtitles and not (Path(dataset_root) / row.root / row.subtitle_file).exists()
+        return cls(row, values, frozenset(labels), complete=not guessed)
+
+
+@dataclass
+class Score:
+    """One checkpoint on one data set."""
+
+    dataset: str
+    checkpoint: str
+    epoch: int | None
+    metric: Metric
+    names: list[str]
+    items: list[str]  # what was extracted, by sample
+    rows: np.ndarray  # [N, C], see metrics/base.py
+    extractor: str
+    source: Path
+    left_out: int = 0  # samples of the split that could not be scored (--allow-missing)
+    foreign: int = 0  # names that are not in the split
+    answers: Mapping[str, str] | None = None  # by name, where they do not lie in a result file
+    odd_items: int = 0  # polarity words other than positive, negative, neutral
+    values: dict[str, float] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def primary(self) -> float:
+        """The number that tables show, 0..1."""
+        return self.values[self.metric.keys[0]]
+
+
+def make_metric(row: DatasetRow, grouping: Grouping | None) -> Metric:
+    """The metric of a data set's task."""
+    return METRICS.get(row.task)(grouping)
+
+
+def score_file(file: ResultFile, truth: Truth, metric: Metric, *, how: str, allow_missing: bool = False) -> Score:
+    """Score one result file from the labels extracted ``how`` (results.LLM or DIRECT)."""
+    path = file.extracted(how, polarity=metric.polarity)
+    score = score_items(
+        files.read_items(path), truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing
+    )
+    score.epoch, score.extractor = file.epoch, files.describe(path)
+    return score
+
+
+def score_items(
+    items: Mapping[str, str],
+    truth: Truth,
+    metric: Metric,
+    *,
+    source: Path,
+    checkpoint: str,
+    allow_missing: bool = False,
+) -> Score:
+    """Score extracted items by name.
+
+    Raises DataError naming ``source`` and the first names where samples are missing, empty, NaN or not of the split;
+    ``allow_missing`` scores the others and counts those left out.
+    """
+    missing = [name for name in truth.values if name not in items]
+    empty = [name for name in truth.values if items.get(name, "[]").strip().lower() in ("", "nan")]
+    foreign = [name for name in items if name not in truth.names]
+    if not allow_missing:
+        wrong = [
+            _problem(missing, "samples of the test split are missing"),
+            _problem(empty, "items are empty or NaN"),
+            _problem(foreign if truth.complete else [], f"names are not in the test split of {truth.row.name}"),
+        ]
+        if any(wrong):
+            raise DataError(
+                f"{source}: {'; '.join(filter(None, wrong))}. The split has {len(truth.values)} samples, the file "
+                f"{len(items)}. Make the file again, or score what both share with --allow-missing"
+            )
+    gone = {*missing, *empty}
+    names = [name for name in truth.values if name not in gone]
+    if not names:
+        raise DataError(f"{source}: it shares no sample with the test split of {truth.row.name}")
+    guesses = [items[name] for name in names]
+    rows = metric.rows([truth.values[name] for name in names], guesses)
+    sums = rows.sum(axis=0)
+    values = {key: float(value) for key, value in metric.formula(sums).items()}
+    if not all(np.isfinite(value) for value in values.values()):
+        raise DataError(f"{source}: no sample counts: no true label of {truth.row.name} has a group in some wheel")
+    return Score(
+        dataset=truth.row.name,
+        checkpoint=checkpoint,
+        epoch=None,
+        metric=metric,
+        names=names,
+        items=guesses,
+        rows=rows,
+        extractor=files.UNKNOWN,
+        source=source,
+        left_out=len(gone),
+        foreign=len(foreign),
+        odd_items=sum(word.strip() not in POLARITIES for word in guesses) if metric.polarity else 0,
+        values=values,
+        detail=metric.detail(sums),
+    )
+
+
+def _problem(names: Sequence[str], what: str) -> str:
+    return f"{len(names)} {what} (first: {', '.join(names[:FIRST])})" if names else ""
+
+
+@dataclass(frozen=True)
+class UnknownLabels:
+    """Labels without a group: how often each occurs, by data set; ``total`` counts all labels."""
+
+    counts: Counter[tuple[str, str]]  # (label, data set) → occurrences
+    total: int
+
+    @property
+    def by_label(self) -> Counter[str]:
+        """Label → occurrences over all data sets."""
+        merged: Counter[str] = Counter()
+        for (label, _), count in self.counts.items():
+            merged[label] += count
+        return merged
+
+
+def unknown_labels(scores: Iterable[Score], grouping: Grouping) -> UnknownLabels:
+    """Count the predicted labels that no view of the grouping knows, over scores that are made of labels."""
+    counts: Counter[tuple[str, str]] = Counter()
+    total = 0
+    for score in scores:
+        if score.metric.polarity:
+            continue
+        for item in score.items:
+            labels, _ = grouping.item(item)
+            total += len(labels)
+            for label in labels:
+                if not grouping.label_mask(label):
+                    counts[label, score.dataset] += 1
+    return UnknownLabels(counts, total)
+
+
+def why_unknown(label: str, lexicon: Lexicon) -> str:
+    """At which stage a label is lost."""
+    if label not in lexicon.forms:
+        return "no word form"
+    return "no synonym" if not lexicon.wheel_words(label) else "in no wheel"
