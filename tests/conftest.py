@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+_PARITY = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +39,15 @@ def _is_parity(report) -> bool:
     return "parity" in report.keywords
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def pytest_terminal_summary(terminalreporter, config) -> None:
     stats = terminalreporter.stats
     ran = sum(_is_parity(r) for key in ("passed", "failed") for r in stats.get(key, []) if r.when == "call")
     skipped = sum(_is_parity(r) for r in stats.get("skipped", []))
-    terminalreporter.write_line(f"parity: {ran} run, {skipped} skipped")
+    config.stash[_PARITY] = f"parity: {ran} run, {skipped} skipped"
+
+
+def pytest_unconfigure(config) -> None:
+    """The very last line, after pytest's own."""
+    line = config.stash.get(_PARITY, None)
+    if line is not None:
+        print(line)
