@@ -35,6 +35,14 @@ def merunibench(shared: Path) -> Path:
     return shared / "merunibench"
 
 
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> Path:
+    """A models/ folder of tiny random models under the published names (see tiny.py); read only."""
+    from tiny import make_tiny_models
+
+    return make_tiny_models(tmp_path_factory.mktemp("models"))
+
+
 def _is_parity(report) -> bool:
     return "parity" in report.keywords
 

@@ -17,7 +17,14 @@ MODEL_FOLDERS = {
     "HUBERT_LARGE": ("chinese-hubert-large", "https://huggingface.co/TencentGameMate/chinese-hubert-large"),
     "WAVLM_LARGE": ("wavlm-large", "https://huggingface.co/microsoft/wavlm-large"),
     "DATA2VEC_BASE": ("data2vec-audio-base-960h", "https://huggingface.co/facebook/data2vec-audio-base-960h"),
+    "EVA_CLIP_G": ("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl"),
+    "EVA_CLIP_G_NO_QFORMER": ("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl"),
     "Qwen25": ("Qwen2.5-7B-Instruct", "https://huggingface.co/Qwen/Qwen2.5-7B-Instruct"),
+    "Qwen2": ("Qwen2-7B-Instruct", "https://huggingface.co/Qwen/Qwen2-7B-Instruct"),
+    "Vicuna": ("vicuna-7b-v1.5", "https://huggingface.co/lmsys/vicuna-7b-v1.5"),
+    "LLaMA2": ("Llama-2-7b-chat-hf", "https://huggingface.co/meta-llama/Llama-2-7b-chat-hf"),
+    "LLaMA3": ("Meta-Llama-3-8B-Instruct", "https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct"),
+    "Baichuan2": ("Baichuan2-7B-Chat", "https://huggingface.co/baichuan-inc/Baichuan2-7B-Chat"),
 }
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")
 
