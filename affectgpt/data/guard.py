@@ -6,6 +6,7 @@ the file; the loader's worker lives on, and the next file gets a fresh helper.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
@@ -60,7 +61,8 @@ class Decoder:
         if helper is not None and self._owner == os.getpid():
             helper.kill()
             helper.wait()
-            helper.stdin.close()  # type: ignore[union-attr]
+            with contextlib.suppress(BrokenPipeError):  # a request that it did not live to take
+                helper.stdin.close()  # type: ignore[union-attr]
             helper.stdout.close()  # type: ignore[union-attr]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def read_image(path: Path | str, *, size: int = IMAGE_SIZE) -> np.ndarray:
     path = check_file(path)
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+            return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
     except Exception as error:  # Pillow's plugins raise whatever they like on damaged files
         raise DataError(f"{path}: cannot be read as an image ({short_error(error)})") from error
 

@@ -57,7 +57,7 @@ def write_sound(path: Path, *, seconds: float = 2.5, rate: int = 16000, channels
 def write_faces(path: Path, *, n: int = 12, size: int = 112):
     """Face crops that differ."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, np.arange(n * size * size * 3, dtype=np.uint32).astype(np.uint8).reshape(n, size, size, 3))
+    np.save(path, (np.arange(n * size * size * 3, dtype=np.uint32) % 251).astype(np.uint8).reshape(n, size, size, 3))
     return path
 
 
@@ -129,3 +129,45 @@ class Makers:
 @pytest.fixture(scope="session")
 def make() -> type[Makers]:
     return Makers
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level tokenizer of 256 bytes, Qwen's special tokens and the five placeholders; pad = eos."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from affectgpt.core.types import Modality
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [m.placeholder for m in Modality]})
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def transforms():
+    """What encoders hand in, at the smallest: pixels channel-first, sound as it is."""
+    from affectgpt.core.types import Modality
+
+    pixels, wave = _Pixels(), _Wave()
+    return {m: wave if m is Modality.AUDIO else pixels for m in Modality if m is not Modality.MULTI}
+
+
+class _Pixels:
+    def __call__(self, frames):
+        import torch
+
+        return torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+
+
+class _Wave:
+    def __call__(self, clips):
+        import torch
+
+        return torch.from_numpy(clips)

@@ -1,0 +1,150 @@
+"""Frames, faces and images: what is read, what is refused, and that probing is cheap."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from affectgpt.core.errors import DataError
+from affectgpt.data.video import (
+    probe_faces,
+    probe_video,
+    read_faces,
+    read_frames,
+    read_image,
+    read_native_frames,
+    uniform_indices,
+    video_reader,
+)
+
+READERS = ("decord", "pyav")
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 88, 1001])
+def test_uniform_indices(n):
+    indices = uniform_indices(n)
+    assert len(indices) == 8 and indices == sorted(indices) and indices[0] == 0 and indices[-1] < n
+    assert len(set(indices)) == min(n, 8)
+
+
+def test_no_frame_is_no_sample():
+    with pytest.raises(ValueError, match="0 frames"):
+        uniform_indices(0)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_frames(reader, count, make, tmp_path):
+    pytest.importorskip("decord" if reader == "decord" else "av")
+    path = make.video(tmp_path / "clip.mp4", frames=count)
+    frames = read_frames(path, reader=reader)
+    assert frames.shape == (8, 224, 224, 3) and frames.dtype == np.uint8
+    expected = [12 * i for i in uniform_indices(count)]  # green counts frames on the right half
+    np.testing.assert_allclose(frames[:, 100, 180, 1], expected, atol=6)
+
+
+def test_both_readers_give_the_same_pixels(make, tmp_path):
+    pytest.importorskip("decord")
+    path = make.video(tmp_path / "clip.mp4", frames=17, width=90, height=70)
+    np.testing.assert_array_equal(read_frames(path, reader="decord"), read_frames(path, reader="pyav"))
+
+
+def test_the_reader_is_recorded_with_its_version():
+    name, version = video_reader().split()
+    assert name in ("decord", "decord2", "eva-decord", "pyav") and version[0].isdigit()
+
+
+def test_native_frames_come_in_parts_at_their_own_aspect_ratio(make, tmp_path):
+    path = make.video(tmp_path / "clip.mp4", frames=20, width=64, height=48)
+    part, total = read_native_frames(path, n_frames=0, start=15, count=10, longest_side=1280)
+    assert part.shape == (5, 48, 64, 3) and total == 20
+    part, total = read_native_frames(path, n_frames=4, start=0, count=10, longest_side=32)
+    assert part.shape == (4, 24, 32, 3) and total == 4
+    part, total = read_native_frames(path, n_frames=4, start=4, count=10, longest_side=32)
+    assert len(part) == 0 and total == 4
+
+
+def test_probe(make, tmp_path):
+    info = probe_video(make.video(tmp_path / "clip.mp4", frames=20, sound=False))
+    assert (info.width, info.height, info.frames, info.frames_per_second) == (64, 48, 20, 10.0)
+    assert info.seconds == pytest.approx(2.0, abs=0.1) and info.audio_tracks == 0
+    assert probe_video(make.video(tmp_path / "sound.mp4")).audio_tracks == 1
+    assert probe_faces(make.faces(tmp_path / "faces.npy", n=3)) == (3, 112, 112)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "sound only", "folder"])
+def test_damaged_video(reader, kind, make, tmp_path):
+    pytest.importorskip("decord" if reader == "decord" else "av")
+    path = tmp_path / "clip.mp4"
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is no video")
+    elif kind == "truncated":
+        path.write_bytes(make.video(path).read_bytes()[:300])
+    elif kind == "sound only":
+        make.video(path, frames=0)
+    elif kind == "folder":
+        path.mkdir()
+    for read in (read_frames, probe_video):
+        with pytest.raises(DataError, match=r"clip\.mp4: "):
+            read(path, reader=reader) if read is read_frames else read(path)
+
+
+def test_faces_are_sampled_and_resized(make, tmp_path):
+    faces = read_faces(make.faces(tmp_path / "a.npy", n=50))
+    assert faces.shape == (8, 224, 224, 3) and faces.dtype == np.uint8
+    short = read_faces(make.faces(tmp_path / "b.npy", n=2))
+    np.testing.assert_array_equal(short[1], short[7])
+    assert not np.array_equal(short[0], short[1])
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros((4, 112, 112), np.uint8), r"expected uint8 \[N, H, W, 3\], found uint8 \[4, 112, 112\]"),
+        (np.zeros((4, 112, 112, 4), np.uint8), "found uint8"),
+        (np.zeros((4, 112, 112, 3), np.float32), "found float32"),
+        (np.zeros((0, 112, 112, 3), np.uint8), "holds no face crop"),
+    ],
+)
+def test_face_files_of_another_form(array, message, tmp_path):
+    np.save(tmp_path / "clip.npy", array)
+    with pytest.raises(DataError, match=rf"clip\.npy: .*{message}"):
+        read_faces(tmp_path / "clip.npy")
+
+
+class _Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle ran')",))
+
+
+def test_pickled_faces_are_refused_unread(tmp_path):
+    path = tmp_path / "clip.npy"
+    np.save(path, np.array([_Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"clip\.npy: no plain npy array"):
+        read_faces(path)
+    path.write_bytes(pickle.dumps(_Bomb()))
+    with pytest.raises(DataError, match=r"clip\.npy: no plain npy array"):
+        read_faces(path)
+
+
+def test_truncated_faces(make, tmp_path):
+    path = make.faces(tmp_path / "clip.npy")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"clip\.npy"):
+        read_faces(path)
+
+
+def test_image(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.full((30, 40, 4), (200, 10, 20, 255), np.uint8)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (224, 224, 3) and image[100, 100].tolist() == [200, 10, 20]
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    with pytest.raises(DataError, match=r"b\.png: cannot be read as an image"):
+        read_image(tmp_path / "b.png")
