@@ -104,9 +104,11 @@ class OpenAIClient(TextLLM):
             waiting.put(index)
         finished: queue.SimpleQueue[tuple[int, Reply | None, Exception | None]] = queue.SimpleQueue()
         stop = threading.Event()
+        # One for each request on its way or not yet taken in: a killed program loses no more than these.
+        slots = threading.Semaphore(self._concurrency)
 
         def work() -> None:
-            while not stop.is_set():
+            while slots.acquire() and not stop.is_set():
                 try:
                     index = waiting.get_nowait()
                 except queue.Empty:
@@ -120,14 +122,16 @@ class OpenAIClient(TextLLM):
         for number in range(min(self._concurrency, len(conversations))):
             threading.Thread(target=work, name=f"request-{number}", daemon=True).start()
         try:
-            return self._collect(len(conversations), finished, on_result)
+            return self._collect(len(conversations), finished, slots, on_result)
         finally:
             stop.set()
+            slots.release(self._concurrency)
 
     def _collect(
         self,
         total: int,
         finished: queue.SimpleQueue[tuple[int, Reply | None, Exception | None]],
+        slots: threading.Semaphore,
         on_result: OnResult | None,
     ) -> list[Reply]:
         replies: dict[int, Reply] = {}
@@ -148,6 +152,7 @@ class OpenAIClient(TextLLM):
             else:
                 assert error is not None
                 raise error
+            slots.release()
         if failed:
             first = "; ".join(f"conversation {index}: {reason}" for index, reason in sorted(failed.items())[:3])
             gave_up = f" Gave up after {in_a_row} failures in a row." if len(replies) + len(failed) < total else ""

@@ -80,7 +80,8 @@ def test_prompts_are_the_paper_s():
         "clues, please identify the emotional states of the main character. Please separate different emotional "
         "categories with commas and output only the clearly identifiable emotional categories in a list format. If "
         "none are identified, please output an empty list. Input: We cannot recognize his emotional state; Output: [] "
-        "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] Input: He is {text}.; Output: "
+        "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] "
+        "Input: He is {text}.; Output: "
     )
     (message,) = extract_llm.conversation(extract_llm.POLARITY_PROMPT, "[sad]")
     assert message["content"] == (

@@ -202,6 +202,33 @@ def test_an_error_of_the_caller_stops_the_requests(serve):
     assert server.asked.total() <= 6
 
 
+def test_a_slow_caller_is_not_run_ahead_of(serve):
+    """Replies that the caller has not taken count as requests on their way."""
+    server, client = serve(lambda text, _: Answer(text=text), concurrency=2)
+    taken = []
+
+    def on_result(index, reply):
+        time.sleep(0.03)
+        assert server.asked.total() <= len(taken) + 2
+        taken.append(index)
+
+    client.chat_many(_conversations(*"abcdefgh"), sampling=SAMPLING, on_result=on_result)
+    assert len(taken) == 8
+
+
+def test_no_thread_outlives_the_call(serve):
+    before = set(threading.enumerate())
+    _, client = serve(lambda text, _: Answer(status=401) if text == "c" else Answer(text=text), concurrency=4)
+    with pytest.raises(TextLLMError):
+        client.chat_many(_conversations(*"abcdefgh"), sampling=SAMPLING)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not [t for t in set(threading.enumerate()) - before if t.name.startswith("request-")]:
+            return
+        time.sleep(0.01)
+    pytest.fail("request threads are still there")
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://", ""])
 def test_a_base_url_that_is_none(url):
     with pytest.raises(TextLLMError, match="http://host:8000/v1"):

@@ -213,3 +213,35 @@ def test_padding_is_not_penalised():
     assert first.tolist() == [[1.0, 0.5, 1.0, 1.0, 1.0]]
     second = sampler(torch.tensor([[3, 3, 1, 4]]), torch.ones(1, 5))
     assert second.tolist() == [[1.0, 0.5, 1.0, 1.0, 0.5]]
+
+
+def test_an_interrupted_extraction_ends_like_an_undisturbed_one(folder, tmp_path, monkeypatch):
+    from affectgpt.core.npz import write_npz
+    from affectgpt.evaluation.extract import extract_file, get_extractor
+    from affectgpt.evaluation.extraction_file import read_items
+
+    monkeypatch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": "{text}"})  # the paper's is over 256 bytes
+    table = {f"clip{i}": f"answer {'x' * i}" for i in range(7)}
+    settings = {"model": folder, "device": "cpu", "batch_size": 3, "sampling": Sampling(temperature=1.0, max_tokens=8)}
+    made = []
+    for run in ("whole", "killed"):
+        answers = tmp_path / f"{run}.npz"
+        write_npz(answers, name2reason=table)
+        if run == "killed":
+            extractor = get_extractor("transformers", **settings)
+            generate, batches = extractor.client._generate, []
+
+            def broken(prompts, seeds, sampling, generate=generate, batches=batches):
+                if batches:
+                    raise KeyboardInterrupt
+                batches.append(prompts)
+                return generate(prompts, seeds, sampling)
+
+            monkeypatch.setattr(extractor.client, "_generate", broken)
+            with pytest.raises(KeyboardInterrupt):
+                extract_file(answers, task="basic", extractor=extractor)
+        with get_extractor("transformers", **settings) as extractor:
+            made.append(extract_file(answers, task="basic", extractor=extractor))
+    assert [extraction.computed for extraction in made] == [7, 4]
+    assert read_items(made[0].labels) == read_items(made[1].labels)
+    assert made[0].extractor == "transformers Tiny-Instruct, seed 42"
