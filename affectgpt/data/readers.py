@@ -40,14 +40,21 @@ def load_samples(row: DatasetRow, *, split: str, dataset_root: Path | str) -> li
     opens it names that place. Raises DataError as ``load_labels`` does, and for a sample without a subtitle row.
     """
     labels = load_labels(row, split=split, dataset_root=dataset_root)
+    subtitles = _subtitles(row, Path(dataset_root) / row.root, labels)
+    return place_samples(row, labels, subtitles=subtitles, dataset_root=dataset_root)
+
+
+def place_samples(
+    row: DatasetRow, labels: Mapping[str, Labels], *, subtitles: Mapping[str, str], dataset_root: Path | str
+) -> list[Sample]:
+    """Samples with the paths of their media; each media folder is listed once. No subtitle: the empty one."""
     root = Path(dataset_root) / row.root
-    subtitles = _subtitles(row, root, labels)
     videos = _Folder(root / row.video_dir, suffixes=row.video_suffixes)
     audios = _Folder(root / row.audio_dir, suffixes=(".wav",))
     faces = _Folder(root / row.face_dir, suffixes=(".npy",))
     return [
         Sample(
-            name=name, dataset=row.name, subtitle=subtitles[name], labels=label,
+            name=name, dataset=row.name, subtitle=subtitles.get(name, ""), labels=label,
             video=videos.find(name), audio=audios.find(name), face=faces.find(name),
         )
         for name, label in labels.items()

@@ -1,0 +1,163 @@
+"""Is a data set complete and readable? Every file of every sample is looked at before anybody trains on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from affectgpt.core.errors import DataError
+from affectgpt.core.types import Sample
+from affectgpt.data.audio import probe_audio, read_wave
+from affectgpt.data.csvfile import read_table
+from affectgpt.data.guard import Decoder
+from affectgpt.data.readers import load_labels, place_samples
+from affectgpt.data.table import DatasetRow
+from affectgpt.data.video import probe_faces, read_faces
+
+MEDIA = ("video", "audio", "face")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. ``sample`` is empty where it concerns the whole data set."""
+
+    dataset: str
+    split: str
+    sample: str
+    what: str  # files, count, label, subtitle, video, audio, face
+    kind: str  # missing, zero bytes, unreadable, count
+    reason: str
+
+
+@dataclass
+class SplitReport:
+    """What was found in one split: counts, durations in seconds, and problems."""
+
+    dataset: str
+    split: str
+    expected: int | None
+    found: int = 0
+    seconds: list[float] = field(default_factory=list)
+    without_audio: list[str] = field(default_factory=list)  # videos without a sound track: no error
+    problems: list[Problem] = field(default_factory=list)
+    media: tuple[str, ...] = MEDIA  # what was looked at
+
+    def count(self, what: str, kind: str | None = None) -> int:
+        """How many problems of one medium (and kind) there are."""
+        return sum(p.what == what and kind in (None, p.kind) for p in self.problems)
+
+
+def check_split(
+    row: DatasetRow,
+    *,
+    split: str,
+    dataset_root: Path | str,
+    media: Iterable[str] = MEDIA,
+    decode: bool = False,
+    counts: bool = True,
+    workers: int = 4,
+    progress: Callable[[Iterable, int], Iterable] | None = None,
+) -> SplitReport:
+    """Check one split of a data set.
+
+    ``media``: which files to look at. ``decode``: read them as training would (else their headers only). ``counts``:
+    compare with the published number of samples. ``progress`` wraps an iterable and its length.
+    """
+    report = SplitReport(row.name, split, expected=row.counts.get(split) if counts else None, media=tuple(media))
+    samples = _samples(row, split, Path(dataset_root), report)
+    report.found = len(samples)
+    if samples and report.expected not in (None, report.found):
+        report.problems.append(
+            Problem(row.name, split, "", "count", "count", f"expected {report.expected} samples, found {report.found}")
+        )
+    for problems, seconds, silent, name in _parallel(samples, split, report.media, decode, workers, progress):
+        report.problems += problems
+        report.seconds += [seconds] if seconds is not None else []
+        report.without_audio += [name] if silent else []
+    return report
+
+
+def _samples(row: DatasetRow, split: str, dataset_root: Path, report: SplitReport) -> list[Sample]:
+    """The samples; what is wrong with label and subtitle files goes into the report, every missing subtitle by name."""
+    root = dataset_root / row.root
+    if not root.is_dir():
+        report.problems.append(Problem(row.name, split, "", "files", "missing", f"{root}: no such folder"))
+        return []
+
+    def problem(what: str, reason: str, *, sample: str = "", kind: str = "unreadable") -> None:
+        kind = "missing" if reason.endswith("no such file") else kind
+        report.problems.append(Problem(row.name, split, sample, what, kind, reason))
+
+    try:
+        labels = load_labels(row, split=split, dataset_root=dataset_root)
+    except DataError as error:
+        problem("label", str(error))
+        return []
+    path = root / row.subtitle_file
+    try:
+        table = read_table(path, key="name", columns=(row.subtitle_column,))
+    except DataError as error:
+        problem("subtitle", str(error))
+    else:
+        for name in labels:
+            if name not in table:
+                problem("subtitle", f"{path}: no row for it", sample=name, kind="missing")
+    return place_samples(row, labels, subtitles={}, dataset_root=dataset_root)
+
+
+def _parallel(
+    samples: list[Sample],
+    split: str,
+    media: tuple[str, ...],
+    decode: bool,
+    workers: int,
+    progress: Callable[[Iterable, int], Iterable] | None,
+) -> Iterator[tuple[list[Problem], float | None, bool, str]]:
+    local = threading.local()
+    decoders: list[Decoder] = []
+
+    def check(sample: Sample):
+        if not hasattr(local, "decoder"):
+            local.decoder = Decoder()
+            decoders.append(local.decoder)
+        return _check_sample(sample, split, media, decode, local.decoder)
+
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        results: Iterable = pool.map(check, samples)
+        yield from progress(results, len(samples)) if progress else results
+    for decoder in decoders:
+        decoder.close()
+
+
+def _check_sample(
+    sample: Sample, split: str, media: tuple[str, ...], decode: bool, decoder: Decoder
+) -> tuple[list[Problem], float | None, bool, str]:
+    problems: list[Problem] = []
+    seconds: float | None = None
+    silent = False
+
+    def look(what: str, path: Path | None, read: Callable[[Path], object]) -> object:
+        if path is None or what not in media:
+            return None
+        kind = "missing" if not path.is_file() else "zero bytes" if path.stat().st_size == 0 else "unreadable"
+        try:
+            return read(path)
+        except DataError as error:
+            problems.append(Problem(sample.dataset, split, sample.name, what, kind, str(error)))
+            return None
+
+    info = look("video", sample.video, decoder.probe)
+    if info is not None:
+        seconds, silent = info.seconds, info.audio_tracks == 0  # type: ignore[attr-defined]
+        if decode:
+            look("video", sample.video, decoder.frames)
+    if not (silent and sample.audio is not None and not sample.audio.exists()):  # no sound, no wav: nothing is lost
+        sound = look("audio", sample.audio, probe_audio)
+        if sound is not None:
+            seconds = sound.seconds  # type: ignore[attr-defined]
+            look("audio", sample.audio, read_wave if decode or seconds == 0 else probe_audio)
+    look("face", sample.face, read_faces if decode else probe_faces)
+    return problems, seconds, silent, sample.name

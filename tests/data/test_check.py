@@ -1,0 +1,86 @@
+"""What is missing or damaged in a data set is found by name, and counted."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from affectgpt.cli.check_data import main
+from affectgpt.core.npz import write_npz
+from affectgpt.data.check import check_split
+from affectgpt.data.table import get_row
+
+ROW = get_row("SIMS")
+
+
+@pytest.fixture
+def layout(make, tmp_path):
+    return make.layout(ROW, tmp_path, media=True)
+
+
+def check(root, **options):
+    return check_split(ROW, split="test", dataset_root=root, workers=2, **{"counts": False, **options})
+
+
+def test_a_whole_data_set(layout):
+    for decode in (False, True):
+        report = check(layout.dataset_root, decode=decode)
+        assert report.problems == [] and report.found == 4 and report.without_audio == []
+        assert report.seconds == [2.5] * 4
+
+
+def test_every_fault_is_named(layout, make, tmp_path):
+    root, names = layout.root, make.names
+    (root / "video" / f"{names[0]}.mp4").write_bytes(b"no video")
+    (root / "video" / f"{names[1]}.mp4").unlink()
+    make.video(root / "video" / f"{names[2]}.mp4", sound=False)
+    (root / "audio" / f"{names[0]}.wav").write_bytes(b"")
+    (root / "audio" / f"{names[2]}.wav").unlink()  # its video has no sound: nothing is lost
+    np.save(root / "openface_face" / f"{names[3]}.npy", np.zeros((2, 5, 5)))
+    make.csv(root / ROW.subtitle_file, ["name", "english"], [[n, "x"] for n in names[:3]])
+    report = check(tmp_path)
+    found = {(p.sample, p.what, p.kind) for p in report.problems}
+    assert found == {
+        (names[0], "video", "unreadable"),
+        (names[1], "video", "missing"),
+        (names[0], "audio", "zero bytes"),
+        (names[3], "face", "unreadable"),
+        (names[3], "subtitle", "missing"),
+    }
+    assert all(p.sample in p.reason for p in report.problems if p.what != "subtitle")
+    assert report.without_audio == [names[2]]
+    assert {p.what for p in check(tmp_path, media=["audio"]).problems} == {"audio", "subtitle"}
+
+
+def test_damage_behind_the_header_needs_decoding(layout, make):
+    import soundfile
+
+    wave = np.zeros(40_000, np.float32)
+    wave[9] = np.nan
+    soundfile.write(layout.root / "audio" / f"{make.names[1]}.wav", wave, 16000, subtype="FLOAT")
+    assert check(layout.dataset_root).problems == []
+    assert [(p.sample, p.what) for p in check(layout.dataset_root, decode=True).problems] == [(make.names[1], "audio")]
+
+
+def test_command(layout, make, tmp_path, capsys):
+    arguments = ["--datasets", "SIMS", "--dataset-root", str(tmp_path), "--workers", "2"]
+    assert main([*arguments, "--any-count"]) == 0
+    assert "everything is there" in capsys.readouterr().out
+    assert main(arguments) == 1  # four clips are not the published 457
+    assert "expected 457 samples, found 4" in capsys.readouterr().out
+    (layout.root / "audio" / f"{make.names[2]}.wav").unlink()
+    assert main([*arguments, "--any-count", "--splits", "test", "--csv", str(tmp_path / "problems.csv")]) == 1
+    with (tmp_path / "problems.csv").open(newline="", encoding="utf-8") as handle:
+        rows = list(csv.reader(handle))
+    assert [row[:5] for row in rows[1:]] == [["SIMS", "test", make.names[2], "audio", "missing"]]
+    assert "1 / 0 / 0" in capsys.readouterr().out
+
+
+def test_absent_and_contradictory_files(tmp_path, capsys):
+    assert main(["--datasets", "all", "--dataset-root", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("no such folder") >= 12
+    write_npz(tmp_path / ROW.root / ROW.label_file, other={})
+    report = check(tmp_path)
+    assert [(p.what, p.kind) for p in report.problems] == [("label", "unreadable")]
