@@ -49,7 +49,7 @@ class PartSpec:
     label: str  # names the clips: synthetic_<label>_0001
 
 
-# Twelve felt clips to one neutral: neutral maps to nothing on most emotion wheels and is left out of HIT.
+# Ten felt clips to one neutral: neutral maps to nothing on most emotion wheels and is left out of HIT.
 _MOSTLY_FELT = (*FELT, *FELT, "neutral")
 PARTS = (
     PartSpec("MERCaptionPlus", "train", 240, EMOTIONS, False, "train"),

@@ -83,12 +83,16 @@ def _pick(rng: np.random.Generator, items: tuple):
     return items[int(rng.integers(len(items)))]
 
 
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def draw_sentence(rng: np.random.Generator, text_emotion: str) -> tuple[str, str]:
     """An English sentence and its Chinese version; ``neutral``: one that says nothing about feelings."""
     who, did = _pick(rng, _WHO), _pick(rng, _DID)
     if text_emotion == "neutral":
         when = _pick(rng, _WHEN)
-        return f"{when[0].capitalize()} {who[0]} {did[0]}.", f"{when[1]}{who[1]}{did[1]}。"
+        return f"{_capital(when[0])} {who[0]} {did[0]}.", f"{when[1]}{who[1]}{did[1]}。"
     opener = _pick(rng, _OPENERS[text_emotion])
     return f"{opener[0]}, {who[0]} {did[0]}.", f"{opener[1]}，{who[1]}{did[1]}。"
 
@@ -129,7 +133,7 @@ def describe(*, emotion_words: tuple[str, ...], face: str, voice: str, text: str
 
 def text_for_tokenizer() -> list[str]:
     """Every part of a sentence, word and phrase: the demo tokenizer is trained on these and on the prompts."""
-    lines = [f"{w[0].capitalize()} {p[0]} {d[0]}." for w in _WHEN for p in _WHO for d in _DID]
+    lines = [f"{_capital(w[0])} {p[0]} {d[0]}." for w in _WHEN for p in _WHO for d in _DID]
     lines += [f"{o[0]}, {p[0]} {d[0]}." for os in _OPENERS.values() for o in os for p in _WHO for d in _DID]
     lines += [*FACE_PHRASES.values(), *VOICE_PHRASES.values()] * 20
     for first, weak, strong in OPEN_WORDS.values():

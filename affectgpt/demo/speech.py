@@ -61,11 +61,11 @@ class Manner:
 
 
 MANNERS = {
-    "happy": Manner(rate=200, pitch=16, pitch_range=95, loudness=3, bright=2.0),
+    "happy": Manner(rate=205, pitch=18, pitch_range=99, loudness=4, bright=2.5),
     "sad": Manner(rate=130, pitch=-14, pitch_range=8, loudness=-9, bright=-4.5, fade=9),
     "angry": Manner(rate=190, pitch=-4, pitch_range=60, loudness=8, bright=3.5, drive=7.0),
     "surprise": Manner(rate=165, pitch=26, pitch_range=75, loudness=2, glide=0.45, fade=-6),
-    "worried": Manner(rate=160, pitch=6, pitch_range=25, loudness=-5, bright=-1.5, tremor=1.0),
+    "worried": Manner(rate=165, pitch=8, pitch_range=25, loudness=-3, bright=-1.0, tremor=1.3),
     "neutral": Manner(),
 }
 
@@ -150,15 +150,14 @@ def _warp(wave: np.ndarray, manner: Manner) -> np.ndarray:
 def _tilt(wave: np.ndarray, db_per_octave: float) -> np.ndarray:
     import numpy as np
 
-    spectrum = np.fft.rfft(wave)
-    octaves = np.log2(np.clip(np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE), 500, 6000) / 500)
-    return np.fft.irfft(spectrum * 10 ** (db_per_octave * octaves / 20), len(wave))
+    size = -(-len(wave) // 4000) * 4000  # a length with small factors: several times faster
+    spectrum = np.fft.rfft(wave, size)
+    octaves = np.log2(np.clip(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 500, 6000) / 500)
+    return np.fft.irfft(spectrum * 10 ** (db_per_octave * octaves / 20), size)[: len(wave)]
 
 
-def speak(
-    *, text: str, voice: Voice, manner: Manner, rng: np.random.Generator, most_seconds: float = 4.0
-) -> np.ndarray:
-    """Speech with a little silence around it, float32 ``[samples]`` at 16 kHz within ±1, 2 s to ``most_seconds`` long."""
+def speak(*, text: str, voice: Voice, manner: Manner, rng: np.random.Generator, longest: float = 4.0) -> np.ndarray:
+    """Speech with a little silence around it, float32 ``[samples]`` at 16 kHz within ±1, 2 s to ``longest`` long."""
     import numpy as np
 
     wave = _warp(_synthesise(text, voice, manner), manner)
@@ -173,7 +172,7 @@ def speak(
     wave = 0.06 * gain * wave
 
     before = rng.uniform(0.1, 0.25)
-    length = min(max(before + len(wave) / SAMPLE_RATE + rng.uniform(0.1, 0.25), 2.0), most_seconds)
+    length = min(max(before + len(wave) / SAMPLE_RATE + rng.uniform(0.1, 0.25), 2.0), longest)
     out = rng.normal(0, _NOISE, round(length * SAMPLE_RATE))
     start = round(before * SAMPLE_RATE)
     part = wave[: len(out) - start].copy()
@@ -185,7 +184,7 @@ def speak(
 
 
 def mouth_opening(wave: np.ndarray, *, frames: int, fps: float) -> np.ndarray:
-    """How far the mouth opens in each frame (0 to 1), ``[frames]``: the loudness around that moment, by its own peak."""
+    """How far the mouth opens in each frame (0 to 1), ``[frames]``: the loudness around it, by its own peak."""
     import numpy as np
 
     half = round(0.5 * SAMPLE_RATE / fps)
