@@ -34,12 +34,8 @@ def draw_lessons(*, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         expression = faces.EXPRESSIONS[EMOTIONS[label]].scaled(float(rng.uniform(0.5, 1.15)))
         talking = 0.4 * float(rng.random()) * float(rng.random() < 0.7)
         shown = faces.Expression(**{**vars(expression), "open": expression.open + talking})
-        pose = faces.Pose(
-            x=rng.uniform(0.42, 0.58),
-            y=rng.uniform(0.42, 0.49),
-            roll=rng.normal(0, 4),
-            blink=float(rng.random() < 0.06),
-        )
+        x, y, roll = rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.49), rng.normal(0, 4)
+        pose = faces.Pose(x=x, y=y, roll=roll, blink=float(rng.random() < 0.06))
         frame = faces.draw_frame(faces.draw_background(rng), who, shown, pose)
         crops.append(faces.crop_face(frame, who, pose))
         labels.append(label)
