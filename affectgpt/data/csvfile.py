@@ -6,16 +6,18 @@ pandas would turn the subtitle "None" into a missing value and the name "00012" 
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 from affectgpt.core.errors import DataError, did_you_mean
 
 
-def check_name(name: str, *, source: str) -> str:
-    """The name itself, when it is fit to be a file stem; DataError naming ``source`` otherwise."""
+def check_name(name: str, *, source: Path | str, line: int | None = None) -> str:
+    """The name itself, when it is fit to be a file stem; DataError naming ``source`` (and line) otherwise."""
     if not name or "/" in name or "\\" in name or ".." in name or not name.isprintable():
+        place = source if line is None else f"{source}, line {line}"
         raise DataError(
-            f"{source}: sample name {name!r} is no file stem (empty, '/', '\\', '..' and control characters are "
+            f"{place}: sample name {name!r} is no file stem (empty, '/', '\\', '..' and control characters are "
             "refused); correct the name in the file"
         )
     return name
@@ -59,7 +61,8 @@ def _read(reader, path: Path, key: str, columns: tuple[str, ...]) -> dict[str, t
                 raise DataError(
                     f"{path}, line {reader.line_num}: {len(row)} cells where {width} are needed, sample {row[0]!r}"
                 )
-            name = check_name(row[at], source=f"{path}, line {reader.line_num}")
+            # interned: the same names stand in two or three files of a data set
+            name = sys.intern(check_name(row[at], source=path, line=reader.line_num))
             if name in table:
                 raise DataError(f"{path}, line {reader.line_num}: sample {name!r} is there twice; remove one")
             table[name] = tuple([row[i] for i in where])

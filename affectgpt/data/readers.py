@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,23 @@ from affectgpt.data.csvfile import check_name, read_table
 from affectgpt.data.table import DatasetRow
 
 
+def _without_collector(load: Callable) -> Callable:
+    """Pause the garbage collector: it would walk hundreds of thousands of fresh, living objects again and again."""
+
+    @functools.wraps(load)
+    def paused(*args: Any, **options: Any) -> Any:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            return load(*args, **options)
+        finally:
+            if was_on:
+                gc.enable()
+
+    return paused
+
+
+@_without_collector
 def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dict[str, Labels]:
     """Name → labels of one split, in the order of the file that gives the names.
 
@@ -33,6 +53,7 @@ def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dic
     raise DataError(f"data set {row.name}: no reader for label_kind {row.label_kind!r}")
 
 
+@_without_collector
 def load_samples(row: DatasetRow, *, split: str, dataset_root: Path | str) -> list[Sample]:
     """Labels, subtitles and media paths of one split, in file order.
 
@@ -83,7 +104,8 @@ def parse_label_list(text: str) -> tuple[str, ...]:
     """``['happy', "calm"]`` or ``[happy, calm]`` → its labels (SPEC section 7, before lower-casing)."""
     text = text.strip()
     text = text.removeprefix("[").removesuffix("]")
-    return tuple(part for part in (piece.strip() for piece in re.split("['\",]", text)) if part)
+    # interned: a few thousand words make up all lists
+    return tuple(sys.intern(part) for part in (piece.strip() for piece in re.split("['\",]", text)) if part)
 
 
 class _Folder:
@@ -160,7 +182,13 @@ def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
 def _column(root: Path, file: str | None, column: str) -> dict[str, str]:
     if file is None:
         return {}
-    return {name: cells[0] for name, cells in read_table(root / file, key="name", columns=(column,)).items()}
+    return {name: cell for name, (cell,) in read_table(root / file, key="name", columns=(column,)).items()}
+
+
+def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
+    """Name → labels; equal label lists are one object."""
+    parse = functools.cache(parse_label_list)
+    return {name: parse(text) for name, text in _column(root, file, "openset").items()}
 
 
 def _csv_labels(row: DatasetRow, root: Path) -> dict[str, Labels]:
@@ -169,17 +197,12 @@ def _csv_labels(row: DatasetRow, root: Path) -> dict[str, Labels]:
             f"{row.name} has no published label file name; give openset_file (columns name, openset) or reason_file "
             "(name, reason) in its configuration"
         )
-    opensets = _column(root, row.openset_file, "openset")
+    opensets = _ovlabels(root, row.openset_file)
     reasons = _column(root, row.reason_file, "reason")
     names = list(dict.fromkeys([*opensets, *reasons]))
     if row.names_from_subtitles and (root / row.subtitle_file).exists():
         names = _names_of_subtitles(row, root, names)
-    return {
-        name: Labels(
-            ovlabels=parse_label_list(opensets[name]) if name in opensets else None, description=reasons.get(name)
-        )
-        for name in names
-    }
+    return {name: Labels(ovlabels=opensets.get(name), description=reasons.get(name)) for name in names}
 
 
 def _names_of_subtitles(row: DatasetRow, root: Path, labelled: list[str]) -> list[str]:
@@ -203,8 +226,8 @@ def _candidates(row: DatasetRow, root: Path) -> dict[str, Labels]:
     path = root / str(row.label_file)
     names = read_table(path, key="name", columns=())
     truth_path = root / str(row.openset_file)
-    truth = _column(root, row.openset_file, "openset") if row.openset_file and truth_path.exists() else {}
+    truth = _ovlabels(root, row.openset_file) if row.openset_file and truth_path.exists() else {}
     for name in truth:
         if name not in names:
             raise DataError(f"{truth_path}: label for an unknown sample {name!r}; {path} has no such row")
-    return {name: Labels(ovlabels=parse_label_list(truth[name]) if name in truth else None) for name in names}
+    return {name: Labels(ovlabels=truth.get(name)) for name in names}
