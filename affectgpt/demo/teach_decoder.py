@@ -77,7 +77,7 @@ def draw_lesson(rng: np.random.Generator) -> Lesson:
         said = str(rng.choice([e for e in language.FELT if e != emotion]))
     words = language.draw_open_words(rng, emotion, float(rng.uniform(0.65, 1.1)))
     seen, heard = _evidence(rng, face), _evidence(rng, voice)
-    both = _soften(rng, np_log(seen) + np_log(heard) - 1.5 * _is_neutral())
+    both = _soften(rng, _log(seen) + _log(heard) - 1.5 * _is_neutral())
     cues = {Modality.FACE: seen, Modality.FRAME: seen, Modality.AUDIO: heard, Modality.MULTI: both}
     mode = str(rng.choice(list(MODES), p=_MODE_WEIGHTS))
     question = "ovlabel" if rng.random() < 0.6 else "description"
@@ -95,7 +95,7 @@ def _is_neutral() -> np.ndarray:
     return np.array([e == "neutral" for e in language.EMOTIONS], float)
 
 
-def np_log(weights: np.ndarray) -> np.ndarray:
+def _log(weights: np.ndarray) -> np.ndarray:
     """Logarithm that keeps zeros finite."""
     import numpy as np
 
@@ -171,11 +171,12 @@ class _Encoder:
             elif piece:
                 ids += self.tokenizer.encode(piece).ids
         given = len(ids)
-        ids += self.tokenizer.encode(lesson.answer + "###").ids + [self.eos]
+        ids += [*self.tokenizer.encode(lesson.answer + "###").ids, self.eos]
         return ids, given, slots
 
     def batch(self, model: Any, lessons: list[Lesson], rng: np.random.Generator) -> tuple[Any, Any, Any]:
         """inputs_embeds ``[B, L, WIDTH]``, attention mask and labels ``[B, L]``. Right-padded with eos."""
+        import numpy as np
         import torch
 
         rows = [self.encode(lesson, with_bos=rng.random() < 0.7) for lesson in lessons]
@@ -191,11 +192,8 @@ class _Encoder:
         mask = ids != self.eos
         embeds = model.get_input_embeddings()(ids)
         if where:
-            import numpy as np
-
-            mixed = (
-                torch.tensor(np.stack(weights), dtype=torch.float32) @ model.get_input_embeddings().weight[self.cue_ids]
-            )
+            meanings = model.get_input_embeddings().weight[self.cue_ids]  # [6, WIDTH]
+            mixed = torch.tensor(np.stack(weights), dtype=torch.float32) @ meanings
             scale = mixed.detach().norm(dim=1, keepdim=True) / WIDTH**0.5
             mixed = mixed * torch.empty(len(where), 1).uniform_(0.6, 1.6) + 0.3 * scale * torch.randn_like(mixed)
             rows_at, columns = zip(*where, strict=True)
