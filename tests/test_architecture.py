@@ -21,8 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"core", "config", "modeling"},
     "inference": {"core", "config", "prompts", "data", "preprocess", "modeling"},
     "textllm": {"core", "config"},
-    "evaluation": {"core", "config", "textllm", "data.table", "data.readers"},
-    "preprocess": {"core", "config", "data.video", "data.audio", "data.guard"},
+    "evaluation": {"core", "config", "textllm", "data.table", "data.readers", "data.csvfile"},
+    "preprocess": {"core", "config", "data.video", "data.audio", "data.guard", "data.csvfile"},
     "captioning": {"core", "config", "data", "textllm", "evaluation.extract", "evaluation.lexicon"},
     "demo": {"core", "config", "data.table"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from affectgpt.core.errors import DataError, did_you_mean
 
@@ -53,7 +54,7 @@ def _npz(
     )  # fmt: skip
 
 
-_MER2025 = {
+_MER2025: dict[str, Any] = {
     "root": "mer2025-dataset",
     "subtitle_file": "subtitle_chieng.csv",
     "label_kind": "csv_open",
