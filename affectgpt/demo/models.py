@@ -22,7 +22,8 @@ RECIPES = {
     "demo-clip": "affectgpt.demo.teach_vision:teach_clip",
 }
 _README = """A toy, made by `make demo`: a model of less than a million weights, taught for some seconds on drawn faces,
-synthetic voices and invented sentences. It has the folder format of the real model and none of its abilities. May be deleted.
+synthetic voices and invented sentences. It has the folder format of the real model and none of its abilities.
+May be deleted.
 """
 
 
