@@ -57,6 +57,7 @@ class Score:
     epoch: int | None
     metric: Metric
     names: list[str]
+    truth: list[Any]  # by sample, as the metric takes it
     items: list[str]  # what was extracted, by sample
     rows: np.ndarray  # [N, C], see metrics/base.py
     extractor: str
@@ -123,7 +124,8 @@ def score_items(
     if not names:
         raise DataError(f"{source}: it shares no sample with the test split of {truth.row.name}")
     guesses = [items[name] for name in names]
-    rows = metric.rows([truth.values[name] for name in names], guesses)
+    true = [truth.values[name] for name in names]
+    rows = metric.rows(true, guesses)
     sums = rows.sum(axis=0)
     values = {key: float(value) for key, value in metric.formula(sums).items()}
     if not all(np.isfinite(value) for value in values.values()):
@@ -134,6 +136,7 @@ def score_items(
         epoch=None,
         metric=metric,
         names=names,
+        truth=true,
         items=guesses,
         rows=rows,
         extractor=files.UNKNOWN,

@@ -32,6 +32,10 @@ class Metric(Protocol):
         """Sums ``[..., C]`` → each key's value ``[...]`` (0..1; NaN where nothing counts)."""
         ...
 
+    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+        """How well each sample was met, ``[N]`` (0..1; NaN: it does not count), for showing the worst ones."""
+        ...
+
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         """What a report may add for one checkpoint, from sums ``[C]``: per-view values and counts."""
         ...

@@ -43,6 +43,12 @@ class HitRate:
         with np.errstate(invalid="ignore"):
             return {"hit": (hits / counted).mean(axis=-1)}
 
+    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+        """The share of the wheels that know the truth in which the sample is a hit."""
+        hits, counted = np.split(rows, 2, axis=1)
+        with np.errstate(invalid="ignore"):
+            return hits.sum(axis=1) / counted.sum(axis=1)
+
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         hits, counted = np.split(sums, 2)
         return {

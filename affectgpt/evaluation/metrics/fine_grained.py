@@ -58,6 +58,14 @@ class SetF:
             f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
         return precision, recall, f
 
+    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+        """F of the sample's own precision and recall, mean over the wheels that know the truth."""
+        precision, recall, counted = np.split(rows, 3, axis=1)
+        both = precision + recall
+        f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
+        with np.errstate(invalid="ignore"):
+            return f.sum(axis=1) / counted.sum(axis=1)
+
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         _, _, f = self._per_view(sums)
         counted = np.split(sums, 3)[2]

@@ -47,6 +47,11 @@ class Polarity:
             waf = ((tp + fn) * f_positive + (tn + fp) * f_negative) / total
             return {"waf": waf, "acc": (tp + tn) / total}
 
+    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+        """1 where the polarity is right, else 0."""
+        with np.errstate(invalid="ignore"):
+            return (rows[:, 0] + rows[:, 3]) / rows.sum(axis=1)
+
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         return {
             "counted": [int(sums.sum())],

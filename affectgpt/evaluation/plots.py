@@ -1,0 +1,111 @@
+"""Figures of the HTML report, as SVG text to stand in the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from affectgpt.evaluation.analysis import Matrix
+    from affectgpt.evaluation.board import Board
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#7F3C8D", "#4D4D4D")
+GREY = "#5f6b7a"
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # no pyplot: no global state, no window system
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8.5, colors=GREY)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
+    out = io.StringIO()
+    # text stays text: smaller, and it can be searched and copied; a fixed salt gives the same ids every time
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "affectgpt", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def over_checkpoints(board: Board) -> str:
+    """Primary metric of every checkpoint, by data set, and the mean; intervals as bands.
+
+    Only epochs have an order: other names get points with error bars.
+    """
+    figure, axes = _figure(8.6, 3.6)
+    checkpoints = board.checkpoints
+    epochs = [next(s.epoch for s in board.of_checkpoint(c)) for c in checkpoints]
+    by_epoch = None not in epochs
+    at = dict(zip(checkpoints, epochs if by_epoch else range(len(checkpoints)), strict=True))
+    for colour, (dataset, scores) in zip(COLOURS * 2, board.scores.items(), strict=False):
+        x = [at[s.checkpoint] for s in scores]
+        axes.plot(x, [100 * s.primary for s in scores], "o-" if by_epoch else "o", color=colour, ms=4, label=dataset)
+        bounds = [s.interval.get(s.metric.keys[0]) for s in scores]
+        if all(bounds):
+            low, high = ([100 * b[side] for b in bounds] for side in (0, 1))
+            if by_epoch:
+                axes.fill_between(x, low, high, color=colour, alpha=0.10, lw=0)
+            else:
+                axes.vlines(x, low, high, color=colour, alpha=0.5)
+    full = [c for c in checkpoints if len(board.of_checkpoint(c)) == len(board.datasets)]
+    if len(board.datasets) > 1 and full:
+        means = [100 * board.mean(c)[0] for c in full]
+        axes.plot(
+            [at[c] for c in full],
+            means,
+            "--" if by_epoch else "_",
+            color="black",
+            lw=1.4,
+            label=f"mean of {len(board.datasets)}",
+        )
+    axes.set_xticks(list(at.values()), [str(e) if by_epoch else c for c, e in zip(checkpoints, epochs, strict=True)])
+    if not by_epoch:
+        axes.margins(x=0.25)
+        axes.tick_params(axis="x", rotation=12)
+    axes.set_xlabel("epoch" if by_epoch else "", fontsize=9, color=GREY)
+    axes.set_ylabel("primary metric, %", fontsize=9, color=GREY)
+    axes.grid(axis="y", color="#e3e7ec", lw=0.8)
+    axes.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _svg(figure)
+
+
+def bars(names: Sequence[str], true: Sequence[float], predicted: Sequence[float]) -> str:
+    """Share of samples whose truth, and whose prediction, holds each group."""
+    figure, axes = _figure(4.6, 0.9 + 0.34 * len(names))
+    places = range(len(names))
+    axes.barh([p - 0.19 for p in places], [100 * v for v in true], height=0.36, color=GREY, label="truth")
+    axes.barh(
+        [p + 0.19 for p in places], [100 * v for v in predicted], height=0.36, color=COLOURS[0], label="predicted"
+    )
+    axes.set_yticks(list(places), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("% of samples", fontsize=9, color=GREY)
+    axes.legend(fontsize=8.5, frameon=False)
+    return _svg(figure)
+
+
+def heat(matrix: Matrix) -> str:
+    """A confusion matrix; each row sums to 100 %."""
+    figure, axes = _figure(1.6 + 0.62 * len(matrix.columns), 0.95 + 0.36 * len(matrix.rows))
+    axes.imshow(matrix.shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(matrix.columns)), matrix.columns, rotation=35, ha="right")
+    axes.set_yticks(range(len(matrix.rows)), [f"{r} ({n})" for r, n in zip(matrix.rows, matrix.counts, strict=True)])
+    for i, row in enumerate(matrix.shares):
+        for j, share in enumerate(row):
+            if share >= 0.005:
+                colour = "white" if share > 0.55 else "black"
+                axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xlabel("predicted", fontsize=9, color=GREY)
+    axes.set_ylabel("truth", fontsize=9, color=GREY)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return _svg(figure)

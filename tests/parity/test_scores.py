@@ -1,0 +1,81 @@
+"""Published scores of released answers, to the digit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from affectgpt.data.table import get_row
+from affectgpt.evaluation import published
+from affectgpt.evaluation.board import Places, score_run
+from affectgpt.evaluation.lexicon import load_folder
+from affectgpt.evaluation.report_text import BEST_PER_SET, percent, table
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def expected(merunibench: Path) -> dict:
+    return json.loads((merunibench / "expected.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def lexicon(merunibench: Path):
+    return load_folder(merunibench / "emotion_wheel")
+
+
+@pytest.fixture(scope="module")
+def places(merunibench: Path) -> Places:
+    return Places(merunibench / "output" / "results", merunibench / "dataset")
+
+
+@pytest.fixture(scope="module")
+def boards(places: Places, lexicon) -> list:
+    face = score_run([get_row(n) for n in ("MER2023", "CMUMOSI", "SIMS")], places, lexicon, draws=0)
+    others = [
+        score_run([get_row("OVMERDPlus")], places, lexicon, run=run, draws=0)
+        for run in ("SALMONN", "Chat-UniVi", "Otter")
+    ]
+    return [face, *others]
+
+
+def test_every_published_number(boards: list, expected: dict) -> None:
+    found = {}
+    for board in boards:
+        for dataset, scores in board.scores.items():
+            for score in scores:
+                run = f"{board.run}/" if dataset == "OVMERDPlus" else ""
+                found[f"{dataset.lower()}/{run}{score.checkpoint}"] = score
+    assert found.keys() == expected.keys()
+    for key, numbers in expected.items():
+        for name in found[key].metric.keys:
+            assert found[key].values[name] == pytest.approx(numbers[name], abs=1e-9), (key, name)
+        if "per_wheel" in numbers:
+            assert found[key].detail["per_wheel"] == pytest.approx(numbers["per_wheel"], abs=1e-6), key
+            assert found[key].detail["counted"] == numbers["counted"], key
+
+
+def test_best_per_data_set_is_the_published_row(boards: list) -> None:
+    best = {dataset: percent(score.primary) for dataset, score in boards[0].best.items()}
+    assert best == {"MER2023": "78.54", "CMUMOSI": "81.30", "SIMS": "88.49"}
+    assert all(best[dataset] == f"{published.PRIMARY[dataset]:.2f}" for dataset in best)
+
+
+def test_the_mean_of_nine_stands_beside_nine_only(boards: list) -> None:
+    text = table(boards[0])
+    assert BEST_PER_SET in text and "mean of 3" in text and f"{published.MEAN_OF_NINE}" not in text
+    assert published.mean_of(list(published.PRIMARY)) == published.MEAN_OF_NINE
+
+
+def test_level_two_is_stricter_than_level_one(places: Places, lexicon) -> None:
+    # Sectors of the middle ring split those of the inner ring, so fewer answers can agree.
+    by_grouping = {
+        grouping: score_run(
+            [get_row("OVMERDPlus")], places, lexicon, run="SALMONN", grouping=grouping, draws=0
+        ).best["OVMERDPlus"].primary
+        for grouping in ("wheel", "wheel-level2", "l1", "l2")
+    }  # fmt: skip
+    assert by_grouping["l1"] < by_grouping["l2"] < by_grouping["wheel"]
+    assert by_grouping["wheel-level2"] < by_grouping["wheel"]
