@@ -1,0 +1,130 @@
+"""From raw clips to everything the model wants: face crops, sound, subtitles."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from affectgpt.cli.common import run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(
+        prog="affectgpt preprocess",
+        description="Make face crops (openface_face/NAME.npy), sound (audio/NAME.wav, 16 kHz) and subtitles "
+        "(subtitle.csv) of a folder of videos. What is there already is kept; run it again to go on.",
+    )
+    parser.add_argument("--video-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="ROOT")
+    parser.add_argument(
+        "--frames", type=int, default=32, metavar="N", help="look for the face in N uniform frames; 0: in all"
+    )
+    parser.add_argument(
+        "--channels", choices=("rgb", "bgr"), default="rgb",
+        help="channel order of the stored crops (default rgb); models read them as they are stored",
+    )  # fmt: skip
+    parser.add_argument("--sheet", action="store_true", help="also a picture of the crops per clip, sheets/NAME.png")
+    parser.add_argument(
+        "--asr", metavar="FOLDER", help="Whisper model folder (faster-whisper), for clips without .srt or .vtt"
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="clips at once (default 2)")
+    parser.add_argument("--time-limit", type=float, default=120, metavar="S", help="seconds to decode a part of a clip")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Process every clip; 1 when some could not be processed (they are in failed.csv)."""
+    args = build_parser().parse_args(argv)
+
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from tqdm import tqdm
+
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.runtime import logger, setup_logging
+    from affectgpt.preprocess.clip import NO_SOUND, Places, find_videos, process, start_worker
+    from affectgpt.preprocess.subtitles import Transcriber
+
+    setup_logging()
+    if args.frames < 0 or args.workers < 1:
+        raise ConfigError("--frames must be 0 or more, --workers 1 or more")
+    videos = find_videos(args.video_dir)
+    places = Places(args.out)
+    transcribe = Transcriber(args.asr) if args.asr else None
+    options = {
+        "n_frames": args.frames,
+        "sheet": args.sheet,
+        "channels": args.channels,
+        "time_limit": args.time_limit,
+    }
+    failures: list[tuple[str, str]] = []
+    silent = 0
+    with ProcessPoolExecutor(
+        max_workers=min(args.workers, len(videos)),
+        mp_context=get_context("spawn"),
+        initializer=start_worker,
+        initargs=(places, options),
+    ) as pool:
+        results = pool.map(process, videos)
+        for outcome in tqdm(results, total=len(videos), desc="faces and sound", unit="clip", disable=None):
+            failures += [(outcome.name, error) for error in outcome.errors]
+            silent += NO_SOUND in outcome.notes
+    written = write_subtitles(videos, places, transcribe, failures)
+    failed_file = args.out / "failed.csv"
+    if failures:
+        _write_csv(failed_file, ("sample", "reason"), failures)
+    else:
+        failed_file.unlink(missing_ok=True)
+    for name, reason in failures[:10]:
+        logger.warning("%s: %s", name, reason)
+    failed = len({name for name, _ in failures})
+    logger.info(
+        "%d clips, %d failed%s, %d without a sound track, %d subtitles: %s",
+        len(videos), failed, f" (see {failed_file})" if failed else "", silent, written, args.out,
+    )  # fmt: skip
+    return 1 if failures else 0
+
+
+def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple[str, str]]) -> int:
+    """Write subtitle.csv for the clips whose words are known; how many. Rows that are there are kept."""
+    from tqdm import tqdm
+
+    from affectgpt.core.errors import DataError
+    from affectgpt.data.csvfile import read_table
+    from affectgpt.preprocess.subtitles import beside
+
+    known: dict[str, str] = {}
+    if places.subtitles.exists():
+        known = {name: cell for name, (cell,) in read_table(places.subtitles, key="name", columns=("english",)).items()}
+    missing = [video for video in videos if video.stem not in known]
+    try:
+        for video in tqdm(missing, desc="subtitles", unit="clip", disable=None if transcribe else True):
+            try:
+                text = beside(video)
+                if text is None and transcribe is not None:
+                    wav = places.audio(video.stem)
+                    text = transcribe(wav) if wav.exists() else ""
+            except DataError as error:
+                failures.append((video.stem, str(error)))
+                continue
+            if text is not None:
+                known[video.stem] = text
+    finally:  # an interrupted transcription goes on where it was
+        if known:
+            _write_csv(places.subtitles, ("name", "english"), sorted(known.items()))
+    return len(known)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: list) -> None:
+    from affectgpt.core.files import atomic_path
+
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([header, *rows])
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,143 @@
+"""One raw clip → what a data set holds of it: face crops, sound, and a picture to look at."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectgpt.core.errors import DataError
+from affectgpt.core.files import atomic_path
+from affectgpt.data.csvfile import check_name
+from affectgpt.data.guard import Decoder
+from affectgpt.preprocess.audio_track import extract_audio
+from affectgpt.preprocess.detect import FaceDetector
+from affectgpt.preprocess.faces import face_crops
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".flv", ".wmv", ".mpg")
+NO_SOUND = "no sound track"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the results of a folder of clips lie: the layout of the published data sets."""
+
+    root: Path
+
+    def face(self, name: str) -> Path:
+        """``openface_face/NAME.npy``, uint8 ``[n, 112, 112, 3]``."""
+        return self.root / "openface_face" / f"{name}.npy"
+
+    def audio(self, name: str) -> Path:
+        """``audio/NAME.wav``, 16 kHz mono."""
+        return self.root / "audio" / f"{name}.wav"
+
+    def sheet(self, name: str) -> Path:
+        """``sheets/NAME.png``: the crops side by side."""
+        return self.root / "sheets" / f"{name}.png"
+
+    @property
+    def subtitles(self) -> Path:
+        """``subtitle.csv``: name, english."""
+        return self.root / "subtitle.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one clip. ``errors`` is empty when all is there."""
+
+    name: str
+    errors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """The clips of a folder by name. Raises DataError: no folder, no clip, one name twice."""
+    if not folder.is_dir():
+        raise DataError(f"--video-dir {folder}: no such folder")
+    videos = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    if not videos:
+        raise DataError(f"--video-dir {folder}: no video in it ({', '.join(VIDEO_SUFFIXES)})")
+    seen: dict[str, Path] = {}
+    for video in videos:
+        check_name(video.stem, source=folder)
+        if video.stem in seen:
+            raise DataError(f"{video} and {seen[video.stem].name} have one name; rename one of them")
+        seen[video.stem] = video
+    return videos
+
+
+class ClipProcessor:
+    """Makes what is not there yet. One per process: it holds the face detector and a decoder."""
+
+    def __init__(self, places: Places, *, n_frames: int, sheet: bool, channels: str, time_limit: float) -> None:
+        self.places, self.n_frames, self.sheet, self.channels = places, n_frames, sheet, channels
+        self.decoder = Decoder(time_limit=time_limit)
+        self._detector: FaceDetector | None = None
+
+    def __call__(self, video: Path) -> Outcome:
+        """Faces, sound and sheet of one clip; each is tried even where another fails."""
+        errors, notes = [], []
+        name = video.stem
+        try:
+            self._faces(video, name)
+        except DataError as error:
+            errors.append(str(error))
+        if not self.places.audio(name).exists():
+            try:
+                if extract_audio(video, self.places.audio(name), decoder=self.decoder) is None:
+                    notes.append(NO_SOUND)
+            except DataError as error:
+                errors.append(str(error))
+        return Outcome(name, tuple(dict.fromkeys(errors)), tuple(notes))
+
+    def _faces(self, video: Path, name: str) -> None:
+        import numpy as np
+
+        target, sheet = self.places.face(name), self.places.sheet(name)
+        if not target.exists():
+            self._detector = self._detector or FaceDetector()
+            crops = face_crops(video, n_frames=self.n_frames, detector=self._detector, decoder=self.decoder)
+            with atomic_path(target) as temporary:
+                np.save(temporary, crops if self.channels == "rgb" else crops[..., ::-1])
+        if self.sheet and not sheet.exists():
+            write_sheet(np.load(target, mmap_mode="r", allow_pickle=False), sheet, channels=self.channels)
+
+
+def write_sheet(crops: np.ndarray, path: Path, *, channels: str = "rgb", columns: int = 8) -> None:
+    """A PNG of crops ``[n, H, W, 3]`` in rows of ``columns``, at most 64 of them, evenly chosen."""
+    import cv2
+    import numpy as np
+
+    chosen = np.unique(np.linspace(0, len(crops) - 1, min(len(crops), 64)).astype(int))
+    height, width = crops.shape[1:3]
+    rows = -(-len(chosen) // columns)
+    picture = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+    for at, i in enumerate(chosen):
+        top, left = at // columns * height, at % columns * width
+        picture[top : top + height, left : left + width] = crops[i] if channels == "bgr" else crops[i][..., ::-1]
+    ok, encoded = cv2.imencode(".png", picture)
+    if not ok:
+        raise DataError(f"{path}: the picture could not be encoded")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
+
+
+_processor: dict[int, ClipProcessor] = {}  # process id → its processor: what a pool's worker keeps between clips
+
+
+def start_worker(places: Places, options: dict) -> None:
+    """Initialise a pool's worker."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    _processor[os.getpid()] = ClipProcessor(places, **options)
+
+
+def process(video: Path) -> Outcome:
+    """Process one clip in a pool's worker."""
+    return _processor[os.getpid()](video)

@@ -1,0 +1,137 @@
+"""From raw clips to a data set's files: sound, subtitles, the command and its restart."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+
+from affectgpt.cli.preprocess import main
+from affectgpt.core.errors import DataError
+from affectgpt.data.video import read_faces
+from affectgpt.preprocess.audio_track import extract_audio
+from affectgpt.preprocess.clip import find_videos, write_sheet
+from affectgpt.preprocess.subtitles import read_subtitle_file
+
+
+def write_clip(path, *, seed=1, sound=True, face=True):
+    """A drawn person (or a wall) with a tone, one second."""
+    import av
+
+    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+
+    rng = np.random.default_rng(seed)
+    wall = draw_background(rng)
+    image = draw_frame(wall, draw_identity(rng), EXPRESSIONS["happy"], Pose(x=0.5, y=0.45, roll=0.0)) if face else wall
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=5)
+        video.width = video.height = 256
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=44100, layout="stereo") if sound else None
+        for _ in range(5):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(video.encode())
+        if audio is not None:
+            wave = (9000 * np.sin(np.arange(44100) / 20)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
+            frame.rate = 44100
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+    return path
+
+
+def test_sound_is_16_khz_mono(tmp_path):
+    wav = extract_audio(write_clip(tmp_path / "a.mp4"), tmp_path / "out" / "a.wav")
+    info = soundfile.info(wav)
+    assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16") and 0.9 < info.duration < 1.2
+    level = np.abs(soundfile.read(wav)[0]).max()
+    assert level == pytest.approx(9000 / 32768, rel=0.1)  # as loud as it was
+    assert extract_audio(write_clip(tmp_path / "b.mp4", sound=False), tmp_path / "b.wav") is None
+    assert not (tmp_path / "b.wav").exists()
+
+
+SRT = """1
+00:00:00,000 --> 00:00:01,500
+<i>I don&#39;t know!</i>
+I, I,
+
+2
+00:00:02,000 --> 00:00:03,000
+{\\an8}no.
+"""
+VTT = """WEBVTT
+
+NOTE 00:01 --> not a cue
+hidden
+
+STYLE
+::cue {}
+
+intro
+00:01.000 --> 00:02.000 align:start
+<v Ann>Hello
+"""
+
+
+def test_subtitle_files(tmp_path):
+    (tmp_path / "a.srt").write_text(SRT, encoding="utf-8-sig")
+    (tmp_path / "a.vtt").write_text(VTT)
+    assert read_subtitle_file(tmp_path / "a.srt") == "I don't know! I, I, no."
+    assert read_subtitle_file(tmp_path / "a.vtt") == "Hello"
+    (tmp_path / "b.srt").write_text("nothing said")
+    with pytest.raises(DataError, match=r"b\.srt: holds no subtitle cue"):
+        read_subtitle_file(tmp_path / "b.srt")
+    (tmp_path / "b.srt").write_bytes("你好".encode("gbk"))
+    with pytest.raises(DataError, match=r"b\.srt: not UTF-8"):
+        read_subtitle_file(tmp_path / "b.srt")
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_a_sheet_shows_colours_as_they_are(channels, tmp_path):
+    import cv2
+
+    crops = np.zeros((11, 10, 12, 3), np.uint8)
+    crops[..., 0 if channels == "rgb" else 2] = 200
+    write_sheet(crops, tmp_path / "sheet.png", channels=channels)
+    picture = cv2.imread(str(tmp_path / "sheet.png"))  # OpenCV reads BGR
+    assert picture.shape == (20, 96, 3) and picture[5, 5].tolist() == [0, 0, 200]
+    assert picture[15, 90].tolist() == [255, 255, 255]
+
+
+def test_folders_without_clips(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        find_videos(tmp_path / "gone")
+    with pytest.raises(DataError, match="no video in it"):
+        find_videos(tmp_path)
+    for suffix in ("mp4", "avi"):
+        (tmp_path / f"a.{suffix}").touch()
+    with pytest.raises(DataError, match=r"a\.mp4 and a\.avi have one name"):
+        find_videos(tmp_path)
+
+
+def test_command_and_restart(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    write_clip(videos / "said.mp4")
+    (videos / "said.srt").write_text(SRT)
+    write_clip(videos / "silent.mp4", seed=2, sound=False)
+    write_clip(videos / "wall.mp4", face=False)
+    (videos / "broken.mp4").write_bytes(b"no video")
+    arguments = ["--video-dir", str(videos), "--out", str(out), "--sheet", "--frames", "4"]
+    assert main(arguments) == 1
+    assert {p.name for p in (out / "openface_face").iterdir()} == {"said.npy", "silent.npy"}
+    assert {p.name for p in (out / "sheets").iterdir()} == {"said.png", "silent.png"}
+    assert {p.name for p in (out / "audio").iterdir()} == {"said.wav", "wall.wav"}
+    assert read_faces(out / "openface_face" / "said.npy").shape == (8, 224, 224, 3)
+    rows = dict(csv.reader((out / "failed.csv").open(newline="", encoding="utf-8")))
+    assert set(rows) == {"sample", "broken", "wall"} and "no face found in 4 frames" in rows["wall"]
+    assert (out / "subtitle.csv").read_text().splitlines()[1] == 'said,"I don\'t know! I, I, no."'
+    stamp = (out / "openface_face" / "said.npy").stat().st_mtime_ns
+    (out / "audio" / "said.wav").unlink()
+    (videos / "broken.mp4").unlink()
+    (videos / "wall.mp4").unlink()
+    assert main(arguments) == 0  # makes what is missing, keeps what is there
+    assert (out / "audio" / "said.wav").exists() and not (out / "failed.csv").exists()
+    assert (out / "openface_face" / "said.npy").stat().st_mtime_ns == stamp
