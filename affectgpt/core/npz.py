@@ -7,8 +7,11 @@ containers, strings, numbers and numpy arrays, and refuses the rest by name befo
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import pickle
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,6 +21,8 @@ import numpy as np
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path
+
+MAX_BYTES = 2 << 30  # unpacked, per entry: result and label files are some megabytes
 
 _NUMPY_MODULES = (
     "numpy",
@@ -80,6 +85,9 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
+                size = archive.getinfo(member).file_size
+                if size > MAX_BYTES:
+                    raise ValueError(f"{member} unpacks to {size} bytes, more than {MAX_BYTES}")
                 value = _read_member(archive.read(member))
                 key = member.removesuffix(".npy")
                 result[key] = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
@@ -92,7 +100,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (
         zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
         OverflowError, MemoryError, NotImplementedError, RuntimeError, UnicodeDecodeError, ImportError,
-        pickle.UnpicklingError, OSError, SyntaxError,
+        pickle.UnpicklingError, OSError, SyntaxError, struct.error, lzma.LZMAError, tokenize.TokenError,
     ) as error:  # fmt: skip
         raise DataError(f"{path}: damaged or no npz file ({type(error).__name__}: {error})") from error
     return result
