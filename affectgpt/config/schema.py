@@ -77,6 +77,9 @@ class DatasetConfig:
     label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
     ratio: float = 1.0  # keep this fraction, drawn by the seed
     sample_ratio: float | None = None  # weight of this set when several are mixed; uniform when absent
+    path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
+    columns: dict[str, str] = field(default_factory=dict)  # ours: what a column holds → its heading in that file
+    folders: dict[str, str] = field(default_factory=dict)  # ours: video, audio, face, image → folder of the files
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from affectgpt.core.types import CLIP_SAMPLES, IMAGE_SIZE, N_FRAMES, Modality, S
 from affectgpt.data.audio import NO_AUDIO_TRACK, SOUND_SUFFIXES, cut_clips, read_wave
 from affectgpt.data.encode import GENERATION_LENGTH, MAX_NEW_TOKENS, encode_generation, encode_training
 from affectgpt.data.guard import Decoder
+from affectgpt.data.seeds import seeded
 from affectgpt.data.video import read_faces, read_image
 from affectgpt.prompts.modes import get_mode
 from affectgpt.prompts.questions import Context, get_label_type, render_answer, render_question
@@ -178,12 +177,6 @@ class AffectDataset:
         if samples is None:
             return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
         return cut_clips(samples, spacing=self.audio_clip_spacing), ()
-
-
-def seeded(*parts: object) -> random.Random:
-    """A random stream that depends on ``parts`` alone: not on the process, the worker or what was drawn before."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
 
 
 def keep_fraction(samples: Sequence[Sample], *, ratio: float, seed: int) -> list[Sample]:

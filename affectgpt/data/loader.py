@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from affectgpt.config.schema import Config
+from affectgpt.config.schema import Config, DatasetConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.runtime import logger, rank, world_size
-from affectgpt.core.types import Batch
+from affectgpt.core.types import Batch, Sample
 from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
+from affectgpt.data.own import load_own_samples, own_label_types
 from affectgpt.data.readers import candidate_labels, load_samples, value_range
 from affectgpt.data.sampler import MixedBatches, SequentialBatches
-from affectgpt.data.table import DatasetRow, get_row
+from affectgpt.data.table import DATASETS, DatasetRow, get_row
 from affectgpt.prompts.questions import HYBRID, Context
 
 
@@ -133,18 +135,15 @@ def training_batches(
     """
     parts, weights = {}, []
     for name, dataset in config.datasets.items():
-        row = get_row(name)
-        if "train" not in row.splits:
-            raise ConfigError(f"datasets.{name}: {row.name} has no training split; it can only be tested on")
-        samples = load_samples(row, split="train", dataset_root=config.paths.dataset_root)
+        title, samples, known_types, context = _source(name, dataset, config.paths.dataset_root)
         if not samples:
-            raise DataError(f"datasets.{name}: the training split of {row.name} is empty")
-        types = row.label_types if dataset.label_type == HYBRID else (dataset.label_type,)
-        parts[row.name] = AffectDataset(
+            raise DataError(f"datasets.{name}: the training split of {title} is empty")
+        types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
+        parts[title] = AffectDataset(
             keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed),
             mode=dataset.face_or_frame,
             label_types=types,
-            context=question_context(row, types, config.paths.dataset_root),
+            context=context(types),
             tokenizer=tokenizer,
             transforms=transforms,
             n_tokens=n_tokens,
@@ -197,7 +196,35 @@ def question_loader(
     )
 
 
-def question_context(row: DatasetRow, label_types: Sequence[str], dataset_root: Path | str) -> Context:
+def _source(
+    name: str, spec: DatasetConfig, dataset_root: str
+) -> tuple[str, list[Sample], tuple[str, ...], Callable[[Sequence[str]], Context]]:
+    """A data set of the table, or the user's own: its name, samples, label types, and what its questions name."""
+    if name.lower() not in DATASETS and spec.path:
+        own = load_own_samples(name, spec, dataset_root=dataset_root)
+        return name, own, own_label_types(name, spec), partial(own_context, own)
+    row = get_row(name)
+    if spec.columns or spec.folders or (spec.path and row.reason_file):
+        raise ConfigError(f"datasets.{name}: {row.name} has files of its own; path, columns and folders are for others")
+    if spec.path:  # published without a fixed file name
+        row = replace(row, reason_file=spec.path)
+    if "train" not in row.splits:
+        raise ConfigError(f"datasets.{name}: {row.name} has no training split; it can only be tested on")
+    samples = load_samples(row, split="train", dataset_root=dataset_root)
+    return row.name, samples, row.label_types, partial(question_context, row, dataset_root=dataset_root)
+
+
+def own_context(samples: Sequence[Sample], label_types: Sequence[str]) -> Context:
+    """``question_context`` of a user's own data set: all of its samples are training samples."""
+    emotions = sorted({s.labels.emotion for s in samples if s.labels.emotion is not None})
+    values = [s.labels.valence for s in samples if s.labels.valence is not None]
+    return Context(
+        candidates=emotions if "onehot_w_candidates" in label_types else (),
+        value_range=(min(values), max(values)) if "valence" in label_types and values else None,
+    )
+
+
+def question_context(row: DatasetRow, label_types: Sequence[str], *, dataset_root: Path | str) -> Context:
     """What the questions of these label types name of the training split; nothing is read where none needs it."""
     return Context(
         candidates=candidate_labels(row, dataset_root) if "onehot_w_candidates" in label_types else (),

@@ -70,9 +70,9 @@ def place_samples(
 ) -> list[Sample]:
     """Samples with the paths of their media; each media folder is listed once. No subtitle: the empty one."""
     root = Path(dataset_root) / row.root
-    videos = _Folder(root / row.video_dir, suffixes=row.video_suffixes)
-    audios = _Folder(root / row.audio_dir, suffixes=(".wav",))
-    faces = _Folder(root / row.face_dir, suffixes=(".npy",))
+    videos = Folder(root / row.video_dir, suffixes=row.video_suffixes)
+    audios = Folder(root / row.audio_dir, suffixes=(".wav",))
+    faces = Folder(root / row.face_dir, suffixes=(".npy",))
     return [
         Sample(
             name=name, dataset=row.name, subtitle=subtitles.get(name, ""), labels=label,
@@ -108,7 +108,7 @@ def parse_label_list(text: str) -> tuple[str, ...]:
     return tuple(sys.intern(part) for part in (piece.strip() for piece in re.split("['\",]", text)) if part)
 
 
-class _Folder:
+class Folder:
     """A media folder, listed once: a folder of 132,171 files is not asked file by file."""
 
     def __init__(self, path: Path, *, suffixes: tuple[str, ...]) -> None:
