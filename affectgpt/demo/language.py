@@ -128,7 +128,7 @@ def describe(*, emotion_words: tuple[str, ...], face: str, voice: str, text: str
         if len(emotion_words) < 3
         else f"{', '.join(emotion_words[:-1])} and {emotion_words[-1]}"
     )
-    return f"{FACE_PHRASES[face]} {VOICE_PHRASES[voice]} {words} The person feels {listed}."
+    return f"{FACE_PHRASES[face]} {VOICE_PHRASES[voice]} {words} So the person's emotional state is {listed}."
 
 
 def text_for_tokenizer() -> list[str]:
@@ -137,5 +137,6 @@ def text_for_tokenizer() -> list[str]:
     lines += [f"{o[0]}, {p[0]} {d[0]}." for os in _OPENERS.values() for o in os for p in _WHO for d in _DID]
     lines += [*FACE_PHRASES.values(), *VOICE_PHRASES.values()] * 20
     for first, weak, strong in OPEN_WORDS.values():
-        lines += [f"The person feels {', '.join((first, w))} and {first}." for w in (first, *weak, *strong)] * 20
+        for word in (first, *weak, *strong):
+            lines += [f"So the person's emotional state is {first}, {word} and {first}."] * 20
     return lines
