@@ -25,12 +25,20 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else name[:27] + "…"
+
+
 def _svg(figure: Any) -> str:
     import matplotlib
 
     out = io.StringIO()
     # text stays text: smaller, and it can be searched and copied; a fixed salt gives the same ids every time
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "affectgpt", "font.family": "sans-serif"}):
+    settings = {
+        "svg.fonttype": "none", "svg.hashsalt": "affectgpt", "font.family": "sans-serif",
+        "text.parse_math": False,  # a label may hold a dollar sign
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
@@ -86,7 +94,7 @@ def bars(names: Sequence[str], true: Sequence[float], predicted: Sequence[float]
     axes.barh(
         [p + 0.19 for p in places], [100 * v for v in predicted], height=0.36, color=COLOURS[0], label="predicted"
     )
-    axes.set_yticks(list(places), names)
+    axes.set_yticks(list(places), [_short(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("% of samples", fontsize=9, color=GREY)
     axes.legend(fontsize=8.5, frameon=False)
@@ -97,7 +105,7 @@ def heat(matrix: Matrix) -> str:
     """A confusion matrix; each row sums to 100 %."""
     figure, axes = _figure(1.6 + 0.62 * len(matrix.columns), 0.95 + 0.36 * len(matrix.rows))
     axes.imshow(matrix.shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(matrix.columns)), matrix.columns, rotation=35, ha="right")
+    axes.set_xticks(range(len(matrix.columns)), [_short(c) for c in matrix.columns], rotation=35, ha="right")
     axes.set_yticks(range(len(matrix.rows)), [f"{r} ({n})" for r, n in zip(matrix.rows, matrix.counts, strict=True)])
     for i, row in enumerate(matrix.shares):
         for j, share in enumerate(row):

@@ -1,0 +1,151 @@
+"""The lexicon's three mappings and the groupings made of them, worked by hand on a small lexicon."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from small_benchmark import WHEEL, write_sheet
+
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.lexicon import BUILTIN, Lexicon, find_lexicon, load_builtin, load_folder
+
+
+def test_forms_and_synonyms(lexicon: Lexicon) -> None:
+    assert lexicon.forms["happiness"] == {"happy"} and lexicon.forms["sadly"] == {"sad"}
+    assert lexicon.synonyms["merry"] == {"happy"} and lexicon.synonyms["happy"] == {"happy"}
+    assert lexicon.synonyms["cheery"] == {"happy", "glad"}  # two runs merged
+    assert lexicon.synonyms["irked"] == {"annoyed"}  # the word is lower-cased too
+    assert "" not in lexicon.forms and "" not in lexicon.synonyms
+
+
+def test_wheel_levels(lexicon: Lexicon) -> None:
+    inner, middle = lexicon.wheels[0].homes(1), lexicon.wheels[0].homes(2)
+    assert inner["smug"] == inner["proud"] == inner["joy"] == "joy" and inner["annoyed"] == "mad"
+    assert middle["smug"] == "proud" and middle["annoyed"] == "cross" and middle["joy"] == "joy"
+
+
+def test_a_later_row_overwrites(tmp_path: Path, lexicon_folder: Path) -> None:
+    folder = shutil.copytree(lexicon_folder, tmp_path / "lexicon")
+    write_sheet(folder / "wheel1.xlsx", [("level1", "level2", "level3"), *WHEEL, ("Mad", "Sad", "Happy")])
+    homes = load_folder(folder).wheels[0].homes(1)
+    assert homes["happy"] == "mad" and homes["sad"] == "mad" and homes["glad"] == "joy"
+
+
+@pytest.mark.parametrize(
+    ("label", "groups"),
+    [
+        ("happy", ("joy", "joy", "joy", "joy", "up")),
+        (" Merriment ", ("joy", "joy", "joy", "joy", "up")),
+        ("cheer", ("joy", "joy", "joy", "joy", "up")),  # glad comes before happy
+        ("blues", ("low", "low", "low", "low", "down")),
+        ("smugness", ("joy", "joy", "joy", "joy", None)),  # the fifth wheel has no smug
+        ("odd", (None,) * 5),  # a form without a wheel word
+        ("neutral", (None,) * 5),
+        ("glad", (None,) * 5),  # in a wheel, but in no row of forms
+    ],
+)
+def test_groups(lexicon: Lexicon, label: str, groups: tuple[str | None, ...]) -> None:
+    assert lexicon.grouping().groups(label) == groups
+
+
+def test_groupings_without_a_wheel_and_at_level_two(lexicon: Lexicon) -> None:
+    assert lexicon.grouping("l1").groups("merriment") == ("merry",)
+    assert lexicon.grouping("l2").groups("merriment") == ("happy",)
+    assert lexicon.grouping("l1").groups("odd") == ("odd",) and lexicon.grouping("l2").groups("odd") == (None,)
+    assert lexicon.grouping("wheel-level2").groups("smug") == ("proud",) * 4 + (None,)
+    with pytest.raises(ConfigError, match="Did you mean 'wheel'"):
+        lexicon.grouping("whel")
+
+
+def test_masks_are_sets(lexicon: Lexicon) -> None:
+    grouping = lexicon.grouping()
+    mask = grouping.mask(["happy", "merry", "anger", "odd"])
+    assert grouping.sizes(mask) == (2, 2, 2, 2, 2)
+    assert grouping.members(mask) == (frozenset({"joy", "mad"}),) * 4 + (frozenset({"up", "down"}),)
+    assert grouping.item("['Happy', \"irate\"]") == (("happy", "irate"), grouping.mask(["happy", "angry"]))
+
+
+def test_the_mapping_is_built_once(lexicon_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lexicon = load_folder(lexicon_folder)
+    assert load_folder(str(lexicon_folder)) is lexicon and lexicon.grouping() is lexicon.grouping()
+    grouping = Grouping(lexicon)
+    grouping.mask(["happy"])
+    monkeypatch.setattr(grouping, "groups", lambda label: pytest.fail(f"{label} is mapped again"))
+    grouping.mask(["happy"])
+
+
+def test_a_changed_folder_is_read_again(tmp_path: Path, lexicon_folder: Path) -> None:
+    folder = shutil.copytree(lexicon_folder, tmp_path / "lexicon")
+    assert "joyous" not in load_folder(folder).forms
+    with (folder / "format.csv").open("a") as handle:
+        handle.write("happy,joyous\n")
+    os.utime(folder / "format.csv", ns=(1, 1))
+    assert load_folder(folder).forms["joyous"] == {"happy"}
+
+
+def test_errors_name_file_and_column(tmp_path: Path, lexicon_folder: Path) -> None:
+    folder = shutil.copytree(lexicon_folder, tmp_path / "lexicon")
+    (folder / "wheel3.xlsx").write_bytes(b"no zip")
+    with pytest.raises(DataError, match=r"wheel3\.xlsx: no readable xlsx"):
+        load_folder(folder)
+    write_sheet(folder / "wheel3.xlsx", [("level1", "level2"), ("a", "b")])
+    with pytest.raises(DataError, match=r"wheel3\.xlsx: no column 'level3'"):
+        load_folder(folder)
+    (folder / "wheel3.xlsx").unlink()
+    with pytest.raises(DataError, match=r"no wheel3\.xlsx.*--lexicon builtin"):
+        load_folder(folder)
+
+
+def test_default_lexicon(tmp_path: Path, lexicon_folder: Path) -> None:
+    assert find_lexicon(None, default=lexicon_folder).comparable
+    assert find_lexicon(None, default=tmp_path / "nothing").source == BUILTIN
+    assert find_lexicon(BUILTIN) is load_builtin() and not load_builtin().comparable
+
+
+class TestBuiltin:
+    def test_five_wheels_from_named_literature(self) -> None:
+        import tomllib
+
+        from affectgpt.evaluation.lexicon import BUILTIN_FILE
+
+        wheels = tomllib.loads(BUILTIN_FILE.read_text(encoding="utf-8"))["wheels"]
+        assert len(wheels) == len({wheel["name"] for wheel in wheels}) == 5
+        assert all(wheel["source"].startswith("after ") for wheel in wheels)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "happy happiness joy joyful delighted cheerful",
+            "angry anger furious rage outraged",
+            "sad sadness crying heartbroken grief",
+            "worried anxiety nervous tense concern stressed",
+            "surprise astonished shocked amazement",
+            "fear scared terrified afraid",
+            "disgust disgusted revulsion loathing",
+        ],
+    )
+    def test_ordinary_words_fall_together(self, words: str) -> None:
+        grouping = load_builtin().grouping()
+        found = {grouping.groups(word) for word in words.split()}
+        assert len(found) == 1 and None not in found.pop()
+
+    def test_opposites_fall_apart_in_every_wheel(self) -> None:
+        grouping = load_builtin().grouping()
+        for a, b in (("happy", "sad"), ("happy", "angry"), ("calm", "worried"), ("sad", "angry"), ("fear", "anger")):
+            assert all(x != y for x, y in zip(grouping.groups(a), grouping.groups(b), strict=True)), (a, b)
+
+    def test_neutral_has_no_group(self) -> None:
+        assert load_builtin().grouping().groups("neutral") == (None,) * 5
+
+    def test_no_word_is_ambiguous(self) -> None:
+        lexicon = load_builtin()
+        for label in lexicon.forms:
+            words = lexicon.wheel_words(label)
+            assert words, f"{label} has no wheel word"
+            for wheel in lexicon.wheels:
+                homes = wheel.homes(1)
+                assert len({homes[word] for word in words if word in homes}) <= 1, (label, wheel.name)
