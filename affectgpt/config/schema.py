@@ -77,6 +77,7 @@ class DatasetConfig:
     label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
     ratio: float = 1.0  # keep this fraction, drawn by the seed
     sample_ratio: float | None = None  # weight of this set when several are mixed; uniform when absent
+    features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
     path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
     columns: dict[str, str] = field(default_factory=dict)  # ours: what a column holds → its heading in that file
     folders: dict[str, str] = field(default_factory=dict)  # ours: video, audio, face, image → folder of the files
@@ -145,6 +146,7 @@ class PathsConfig:
     dataset_root: str = "../dataset"
     models_root: str = "models"
     output_root: str = "output"
+    features_root: str = "output/features"  # encoder outputs computed once (affectgpt extract_features)
     folders: dict[str, str] = field(default_factory=dict)  # encoder or LLM name → folder, instead of the default
 
 

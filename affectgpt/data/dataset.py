@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.core.types import CLIP_SAMPLES, IMAGE_SIZE, N_FRAMES, Modality, Sample
-from affectgpt.data.audio import NO_AUDIO_TRACK, SOUND_SUFFIXES, cut_clips, read_wave
+from affectgpt.core.types import IMAGE_SIZE, N_FRAMES, Modality, Sample
 from affectgpt.data.encode import GENERATION_LENGTH, MAX_NEW_TOKENS, encode_generation, encode_training
 from affectgpt.data.guard import Decoder
+from affectgpt.data.media import MediaReader
 from affectgpt.data.seeds import seeded
-from affectgpt.data.video import read_faces, read_image
 from affectgpt.prompts.modes import get_mode
 from affectgpt.prompts.questions import Context, get_label_type, render_answer, render_question
 from affectgpt.prompts.render import render_prompt
@@ -69,7 +68,7 @@ class AffectDataset:
         image_size: int = IMAGE_SIZE,
         audio_clip_spacing: int = 8,
         decoder: Decoder | None = None,
-        features: Mapping[Modality, Callable[[Sample], torch.Tensor]] | None = None,
+        features: Mapping[Modality, Callable[[Sample], tuple[torch.Tensor, tuple[str, ...]]]] | None = None,
     ) -> None:
         if (question is None) == (not label_types):
             raise ConfigError("give label_types (training) or a question (generation), not both")
@@ -78,7 +77,6 @@ class AffectDataset:
         self.samples = samples
         self.mode = get_mode(mode)
         self.tokenizer = tokenizer
-        self.transforms = transforms
         self.n_tokens = n_tokens
         self.label_types = tuple(label_types)
         self.question = question
@@ -86,10 +84,13 @@ class AffectDataset:
         self.seed = seed
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
-        self.n_frames = n_frames
-        self.image_size = image_size
-        self.audio_clip_spacing = audio_clip_spacing
-        self.decoder = decoder or Decoder()
+        self.media = MediaReader(
+            transforms,
+            n_frames=n_frames,
+            image_size=image_size,
+            audio_clip_spacing=audio_clip_spacing,
+            decoder=decoder,
+        )
         self.features = features or {}
         for modality in self.mode.media:
             if modality not in self.features and modality not in transforms:
@@ -108,10 +109,10 @@ class AffectDataset:
         example = self._text(sample, epoch, index)
         for modality in self.mode.media:
             if modality in self.features:
-                example.features[modality] = self.features[modality](sample)
+                example.features[modality], flags = self.features[modality](sample)
             else:
-                example.media[modality], flags = self._medium(sample, modality)
-                example.flags += flags
+                example.media[modality], flags = self.media(sample, modality)
+            example.flags += tuple(flag for flag in flags if flag not in example.flags)
         return example
 
     def _text(self, sample: Sample, epoch: int, index: int) -> Example:
@@ -144,39 +145,6 @@ class AffectDataset:
                 f"{sample.dataset}: sample {sample.name!r} has none of the labels {', '.join(self.label_types)}"
             )
         return seeded(self.seed, epoch, index).choice(known)
-
-    def _medium(self, sample: Sample, modality: Modality) -> tuple[torch.Tensor, tuple[str, ...]]:
-        try:
-            if modality is Modality.AUDIO:
-                clips, flags = self._clips(sample)
-                return self.transforms[modality](clips), flags
-            path = {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}[modality]
-            if path is None:
-                raise DataError(f"no {modality.value} file is known")
-            if modality is Modality.IMAGE:
-                return self.transforms[modality](read_image(path, size=self.image_size)[None])[0], ()
-            read = read_faces if modality is Modality.FACE else self.decoder.frames
-            return self.transforms[modality](read(path, n_frames=self.n_frames, size=self.image_size)), ()
-        except DataError as error:
-            raise DataError(f"{sample.dataset}: sample {sample.name!r}, {modality.value}: {error}") from error
-
-    def _clips(self, sample: Sample) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Float32 ``[8, 32000]`` of a sound file or a video's track; zeros only where there is no sound to be read."""
-        import numpy as np
-
-        path = sample.audio or sample.video
-        if path is None:
-            raise DataError("neither a sound file nor a video is known")
-        if not path.is_file() and sample.video is not None and sample.video.is_file():
-            if self.decoder.probe(sample.video).audio_tracks:
-                raise DataError(
-                    f"{path}: no such file, though {sample.video} has sound; extract it: affectgpt preprocess"
-                )
-            path = sample.video
-        samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else self.decoder.track(path)
-        if samples is None:
-            return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
-        return cut_clips(samples, spacing=self.audio_clip_spacing), ()
 
 
 def keep_fraction(samples: Sequence[Sample], *, ratio: float, seed: int) -> list[Sample]:

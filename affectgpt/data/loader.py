@@ -12,9 +12,11 @@ from typing import Any
 from affectgpt.config.schema import Config, DatasetConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.runtime import logger, rank, world_size
-from affectgpt.core.types import Batch, Sample
+from affectgpt.core.types import Batch, Modality, Sample
 from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
+from affectgpt.data.features import stored_features
+from affectgpt.data.media import MediaReader
 from affectgpt.data.own import load_own_samples, own_label_types
 from affectgpt.data.readers import candidate_labels, load_samples, value_range
 from affectgpt.data.sampler import MixedBatches, SequentialBatches
@@ -99,6 +101,11 @@ class BatchStream:
         """Data set → number of samples."""
         return {name: len(part) for name, part in self.parts.items()}
 
+    @property
+    def media(self) -> set[Modality]:
+        """Media that need an encoder: those that some data set decodes instead of reading their features."""
+        return {m for part in self.parts.values() for m in part.mode.media if m not in part.features}
+
     def __len__(self) -> int:
         return len(self.batches)
 
@@ -139,8 +146,9 @@ def training_batches(
         if not samples:
             raise DataError(f"datasets.{name}: the training split of {title} is empty")
         types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
+        samples = keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed)
         parts[title] = AffectDataset(
-            keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed),
+            samples,
             mode=dataset.face_or_frame,
             label_types=types,
             context=context(types),
@@ -152,6 +160,9 @@ def training_batches(
             n_frames=config.model.vis_processor.train.n_frms,
             image_size=config.model.vis_processor.train.image_size,
             audio_clip_spacing=config.model.audio_clip_spacing,
+            features=stored_features(
+                config, samples, dataset=title, split="train", mode=dataset.face_or_frame, policy=dataset.features
+            ),
         )
         weights.append(dataset.sample_ratio)
     if any(weight is None for weight in weights) and not all(weight is None for weight in weights):
@@ -194,6 +205,62 @@ def question_loader(
         on_error=on_error,
         failures=failures,
     )
+
+
+def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[Sample]]:
+    """A data set's name as written in stores and results, and its samples: of the table, or the user's own."""
+    spec = config.datasets.get(name) or config.datasets.get(name.lower()) or DatasetConfig()
+    if split == "train":
+        title, samples, _, _ = _source(name, spec, config.paths.dataset_root)
+        return title, samples
+    row = get_row(name)
+    return row.name, load_samples(row, split=split, dataset_root=config.paths.dataset_root)
+
+
+def media_batches(
+    config: Config, samples: Sequence[Sample], *, modality: Modality, transform: Callable, batch_size: int
+) -> Iterator[tuple[list[str], Any, list[tuple[str, ...]], list[tuple[str, str]]]]:
+    """One medium of every sample in order, without text: names, tensor ``[B, …]``, flags; and names with reasons of
+    those that cannot be read."""
+    import torch
+
+    spec = config.model.vis_processor.train
+    reader = MediaReader(
+        {modality: transform},
+        n_frames=spec.n_frms,
+        image_size=spec.image_size,
+        audio_clip_spacing=config.model.audio_clip_spacing,
+    )
+    loader = torch.utils.data.DataLoader(
+        _Media(reader, samples, modality),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=min(config.run.num_workers, len(samples)),
+        collate_fn=list,
+        worker_init_fn=_quiet_worker,
+        generator=torch.Generator(),
+    )
+    for items in loader:
+        good = [item for item in items if not isinstance(item, Failure)]
+        failures = [(item.name, item.reason) for item in items if isinstance(item, Failure)]
+        stacked = torch.stack([tensor for _, tensor, _ in good]) if good else None
+        yield [name for name, _, _ in good], stacked, [flags for _, _, flags in good], failures
+
+
+class _Media:
+    """Index → (name, tensor, flags), or Failure."""
+
+    def __init__(self, reader: MediaReader, samples: Sequence[Sample], modality: Modality) -> None:
+        self.reader, self.samples, self.modality = reader, samples, modality
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[str, Any, tuple[str, ...]] | Failure:
+        sample = self.samples[index]
+        try:
+            return (sample.name, *self.reader(sample, self.modality))
+        except DataError as error:
+            return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
 
 
 def _source(

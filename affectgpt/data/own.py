@@ -10,8 +10,8 @@ datasets:
 ```
 
 Columns: ``name`` (needed), ``subtitle``; labels ``emotion``, ``ovlabel``, ``description``, ``valence``; ``question``
-with ``answer``, taken verbatim; ``caption``, with a question of a few wordings. ``file`` names the media file where that
-is not the name (several questions about one image). Folders: ``video``, ``audio``, ``face``, ``image``.
+with ``answer``, taken verbatim; ``caption``, with a question of a few wordings. ``file`` names the media file where it
+is another (several questions about one image). Folders: ``video``, ``audio``, ``face``, ``image``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""Compute the outputs of the frozen encoders once; training and inference then read them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from affectgpt.cli.common import add_config_arguments, run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(
+        prog="affectgpt extract_features",
+        description="Write the outputs of a configuration's frozen encoders to paths.features_root. Run it again to go "
+        "on after an interruption; started by torchrun, each process writes its own shard.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--datasets", nargs="+", metavar="NAME", help="default: those of the configuration; inferenceData: all nine"
+    )
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--mode", metavar="MODE", help="input mode whose media are encoded (default: the data set's)")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored numbers")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Encode every sample that the store does not have; 1 when the media of some cannot be read."""
+    args = build_parser().parse_args(argv)
+
+    from affectgpt.config.load import load_config
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.runtime import logger, pick_device, setup_logging
+    from affectgpt.data.loader import named_samples
+    from affectgpt.prompts.modes import get_mode
+
+    setup_logging()
+    config = load_config(args.cfg_path, args.options)
+    device = pick_device(config.run.device)
+    names = [word for item in args.datasets or [] for word in item.split(",") if word] or list(config.datasets)
+    if not names:
+        raise ConfigError(f"{args.cfg_path}: names no data set; say which with --datasets")
+    modes = {name: args.mode or _mode_of(config, name) for name in names}
+    encoders: dict[str, Any] = {}
+    failed = 0
+    for name in names:
+        title, samples = named_samples(config, name, split=args.split)
+        for modality in get_mode(modes[name]).media:
+            written, broken = _extract(
+                config, args, title, samples, modality=modality, device=device, encoders=encoders
+            )  # fmt: skip
+            failed += broken
+            logger.info("%s %s %s: %d written, %d cannot be read", title, args.split, modality.value, written, broken)
+    return 1 if failed else 0
+
+
+def _mode_of(config: Any, name: str) -> str:
+    from affectgpt.core.errors import ConfigError
+
+    spec = config.datasets.get(name) or config.datasets.get(name.lower())
+    if spec is not None:
+        return spec.face_or_frame
+    modes = {spec.face_or_frame for spec in config.datasets.values()}
+    if len(modes) != 1:
+        raise ConfigError(f"{config.name}: which media does {name} need? Say the input mode with --mode")
+    return modes.pop()
+
+
+def _extract(config: Any, args: Any, title: str, samples: list, *, modality: Any, device: Any, encoders: dict):
+    import torch
+    from tqdm import tqdm
+
+    from affectgpt.config.paths import model_folder
+    from affectgpt.core.runtime import rank, world_size
+    from affectgpt.core.types import Modality
+    from affectgpt.data.features import FeatureWriter, feature_key, store_folder
+    from affectgpt.data.loader import media_batches
+    from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+
+    is_audio = modality is Modality.AUDIO
+    encoder_name = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
+    kind = (ACOUSTIC_ENCODERS if is_audio else VISUAL_ENCODERS).get(encoder_name)
+    folder = model_folder(config, encoder_name, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
+    writer = FeatureWriter(
+        store_folder(
+            config.paths.features_root, dataset=title, split=args.split, modality=modality, encoder=encoder_name
+        ),
+        key=feature_key(config, modality, device_type=device.type),
+        dtype=args.dtype,
+        rank=rank(),
+    )
+    todo = [s for s in samples[rank() :: world_size()] if s.name not in writer.done]
+    if todo and encoder_name not in encoders:
+        dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.model.encoder_dtype)
+        encoders[encoder_name] = kind.from_folder(folder, dtype=dtype).to(device)
+    written = broken = 0
+    bar = tqdm(total=len(todo), desc=f"{title} {modality.value}", unit="clip", disable=None)
+    try:
+        for names, media, flags, failures in media_batches(
+            config, todo, modality=modality, transform=kind.transform_of(folder), batch_size=args.batch_size
+        ):
+            if names:
+                if modality is Modality.IMAGE:
+                    media = media.unsqueeze(1)  # [B, 1, 3, H, W]
+                features = encoders[encoder_name](media.to(device))  # [B, T, d]
+                for name, feature, flag in zip(names, features, flags, strict=True):
+                    writer.write(name, feature.float(), flags=flag)
+            for name, reason in failures:
+                writer.fail(name, reason)
+            written, broken = written + len(names), broken + len(failures)
+            bar.update(len(names) + len(failures))
+    finally:
+        bar.close()
+        writer.close()
+    return written, broken
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,311 @@
+"""The feature store: outputs of frozen encoders, computed once, read from memory maps.
+
+``ROOT/<data set>/<split>/<modality>-<encoder>/`` holds ``key.json`` (what the features depend on) and, per writing
+process, ``shard-NNNN.bin`` (records of one shape and dtype) with ``shard-NNNN.jsonl`` (name and flags of each record,
+or a name and why it has none). Both only grow: a killed writer loses at most the record it was writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from affectgpt.config.paths import model_folder
+from affectgpt.config.schema import Config
+from affectgpt.core.errors import DataError
+from affectgpt.core.files import write_json
+from affectgpt.core.runtime import logger
+from affectgpt.core.types import Modality, Sample
+from affectgpt.data.video import video_reader
+from affectgpt.prompts.modes import get_mode
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Key = dict[str, Any]
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".json")
+
+
+def feature_key(config: Config, modality: Modality, *, device_type: str) -> Key:
+    """Everything that an encoder's output depends on: encoder, weights, preprocessing, versions, arithmetic.
+
+    Raises CheckpointError when the encoder's folder is missing.
+    """
+    import numpy as np
+    import torch
+
+    is_audio = modality is Modality.AUDIO
+    encoder = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
+    folder = model_folder(config, encoder, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
+    spec = config.model.vis_processor.train
+    preprocessing: Key = (
+        {"audio_clip_spacing": config.model.audio_clip_spacing}
+        if is_audio
+        else {"n_frames": spec.n_frms, "image_size": spec.image_size}
+    )
+    if modality is Modality.FRAME:
+        preprocessing["video_reader"] = video_reader()
+    return {
+        "encoder": encoder,
+        "weights_sha256": weights_hash(folder),
+        "modality": modality.value,
+        "preprocessing": preprocessing,
+        "compute_dtype": "float32" if device_type == "cpu" else config.model.encoder_dtype,
+        "versions": {
+            "torch": torch.__version__.split("+")[0],
+            "transformers": importlib.metadata.version("transformers"),
+            "numpy": np.__version__,
+        },
+    }
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the weight and configuration files of a model folder (or one file), by name and content."""
+    files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS)
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as handle:
+            digest.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def store_folder(root: Path | str, *, dataset: str, split: str, modality: Modality, encoder: str) -> Path:
+    """Where the features of one data set, split, medium and encoder lie."""
+    return Path(root) / dataset.lower() / split / f"{modality.value}-{encoder}"
+
+
+def differing(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> str | None:
+    """The first entry in which two keys differ, in words; None when they are equal."""
+    for name in dict.fromkeys([*expected, *found]):
+        a, b = found.get(name), expected.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            inner = differing(a, b, f"{where}{name}.")
+            if inner is not None:
+                return inner
+        elif a != b:
+            return f"{where}{name} is {a!r}, this run has {b!r}"
+    return None
+
+
+def stored_features(
+    config: Config, samples: Sequence[Sample], *, dataset: str, split: str, mode: str, policy: str
+) -> dict[Modality, FeatureReader]:
+    """Readers for those media of a mode whose features can be used; the others are decoded and encoded.
+
+    ``policy``: ``off`` uses none; ``auto`` uses what fits and is complete, and says why where something does not;
+    ``require`` raises DataError naming folder, key or sample instead.
+    """
+    readers: dict[Modality, FeatureReader] = {}
+    if policy == "off":
+        return readers
+    for modality in get_mode(mode).media:
+        encoder = config.model.acoustic_encoder if modality is Modality.AUDIO else config.model.visual_encoder
+        folder = store_folder(
+            config.paths.features_root, dataset=dataset, split=split, modality=modality, encoder=encoder
+        )
+        if policy == "auto" and not (folder / "key.json").exists():  # nothing stored: no weights are hashed for it
+            continue
+        try:
+            reader = FeatureReader(folder, key=feature_key(config, modality, device_type=device_type(config)))
+            missing = reader.missing(samples)
+            if missing:
+                raise DataError(
+                    f"{folder}: no features for {len(missing)} of {len(samples)} samples, first {missing[0]!r}; "
+                    "compute them: affectgpt extract_features"
+                )
+        except DataError as error:
+            if policy == "require":
+                raise
+            logger.warning("stored features are not used: %s", error)
+            continue
+        readers[modality] = reader
+    return readers
+
+
+def device_type(config: Config) -> str:
+    """``cpu`` or ``cuda``: where the configuration's encoders compute."""
+    import torch
+
+    if config.run.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.run.device.split(":")[0]
+
+
+class FeatureWriter:
+    """Appends records to one shard. Opening it goes on after the last whole record; ``done`` knows all shards' names.
+
+    Raises DataError when the folder holds features of another key, shape or dtype.
+    """
+
+    def __init__(self, folder: Path, *, key: Key, dtype: str = "float32", rank: int = 0) -> None:
+        self.folder, self.key, self.dtype = folder, key, dtype
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = _read_meta(folder)
+        self.shape: tuple[int, ...] | None = None
+        if meta is not None:
+            difference = differing(meta["key"], key)
+            if difference is None and meta["dtype"] != dtype:
+                difference = f"dtype is {meta['dtype']}, this run writes {dtype}"
+            if difference is not None:
+                raise DataError(f"{folder}: holds other features ({difference}); remove the folder or keep to its key")
+            self.shape = tuple(meta["shape"])
+        self._data_path = folder / f"shard-{rank:04d}.bin"
+        self._index_path = folder / f"shard-{rank:04d}.jsonl"
+        self._data: IO[bytes] | None = None
+        self._index: IO[str] | None = None
+        if self._index_path.exists() and self.shape is not None:
+            _cut_to_whole_records(self._data_path, self._index_path, size=_record_size(self.shape, dtype))
+        self.done = {e["name"] for path in _indices(folder) for e in _read_index(path) if "failed" not in e}
+
+    def write(self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = ()) -> None:
+        """Append one sample's ``[T, d]`` (or ``[T, Q, d]``) tensor."""
+        array = feature.detach().cpu().numpy().astype(self.dtype)
+        if self.shape is None:
+            self.shape = array.shape
+            meta = {"key": self.key, "shape": list(array.shape), "dtype": self.dtype}
+            write_json(self.folder / "key.json", meta)
+        if array.shape != self.shape:
+            raise DataError(f"{self.folder}: sample {name!r} gives {list(array.shape)}, others {list(self.shape)}")
+        self._open()
+        assert self._data is not None
+        self._data.write(array.tobytes())
+        self._data.flush()
+        self._note({"name": name, "flags": list(flags)})
+        self.done.add(name)
+
+    def fail(self, name: str, reason: str) -> None:
+        """Note a sample whose medium cannot be read; reading its features gives that reason."""
+        self._open()
+        self._note({"name": name, "failed": reason})
+
+    def close(self) -> None:
+        """Close the shard's files."""
+        for handle in (self._data, self._index):
+            if handle is not None:
+                handle.close()
+        self._data = self._index = None
+
+    def _open(self) -> None:
+        if self._index is None:
+            self._data = self._data_path.open("ab")
+            self._index = self._index_path.open("a", encoding="utf-8")
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        assert self._index is not None
+        self._index.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._index.flush()
+
+
+class FeatureReader:
+    """Stored features by sample: ``reader(sample)`` → float32 tensor and flags. Shards are mapped, not loaded.
+
+    Raises DataError naming folder and the key that differs. May be pickled: each process maps for itself.
+    """
+
+    def __init__(self, folder: Path, *, key: Key) -> None:
+        self.folder = folder
+        meta = _read_meta(folder)
+        if meta is None:
+            raise DataError(f"{folder}: no features; compute them: affectgpt extract_features")
+        difference = differing(meta["key"], key)
+        if difference is not None:
+            raise DataError(f"{folder}: features of another key: {difference}. Compute them again")
+        self.shape, self.dtype = tuple(meta["shape"]), meta["dtype"]
+        size = _record_size(self.shape, self.dtype)
+        self._where: dict[str, tuple[int, int]] = {}  # name → shard, record
+        self._flags: dict[str, tuple[str, ...]] = {}
+        self._failed: dict[str, str] = {}
+        self._shards: list[Path] = []
+        for path in _indices(folder):
+            shard, record = len(self._shards), 0
+            data_path = path.with_suffix(".bin")
+            available = data_path.stat().st_size // size if data_path.exists() else 0
+            self._shards.append(data_path)
+            for entry in _read_index(path):
+                if "failed" in entry:
+                    self._failed[entry["name"]] = entry["failed"]
+                    continue
+                if record < available:
+                    self._where[entry["name"]] = (shard, record)
+                    if entry["flags"]:
+                        self._flags[entry["name"]] = tuple(entry["flags"])
+                record += 1
+        self._maps: dict[int, np.ndarray] = {}
+
+    @property
+    def width(self) -> int:
+        """The encoder's width: with it a model can be built without the encoder."""
+        return self.shape[-1]
+
+    def missing(self, samples: Iterable[Sample]) -> list[str]:
+        """Names that the store knows nothing of: neither a feature nor why there is none."""
+        return [s.name for s in samples if s.name not in self._where and s.name not in self._failed]
+
+    def __call__(self, sample: Sample) -> tuple[torch.Tensor, tuple[str, ...]]:
+        import numpy as np
+        import torch
+
+        if sample.name not in self._where:
+            reason = self._failed.get(sample.name, "no stored feature; run affectgpt extract_features again")
+            raise DataError(f"{sample.dataset}: sample {sample.name!r}: {reason}")
+        shard, record = self._where[sample.name]
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self._shards[shard], mode="r", dtype=self.dtype)
+        length = int(np.prod(self.shape))
+        values = self._maps[shard][record * length : (record + 1) * length]
+        return torch.from_numpy(values.astype(np.float32).reshape(self.shape)), self._flags.get(sample.name, ())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    path = folder / "key.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        return {"key": meta["key"], "shape": meta["shape"], "dtype": meta["dtype"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); remove the folder and compute the features again") from error
+
+
+def _indices(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.jsonl"))
+
+
+def _read_index(path: Path) -> list[dict[str, Any]]:
+    """Entries of an index; what a kill left of the last line is not one."""
+    lines = path.read_bytes().split(b"\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove the shard and compute it again") from error
+
+
+def _record_size(shape: tuple[int, ...], dtype: str) -> int:
+    import numpy as np
+
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
+
+
+def _cut_to_whole_records(data_path: Path, index_path: Path, *, size: int) -> None:
+    """Make data and index agree after a kill: as many records as both have in full."""
+    available = data_path.stat().st_size // size if data_path.exists() else 0
+    kept, records = [], 0
+    for entry in _read_index(index_path):
+        if "failed" in entry:
+            continue  # tried again
+        if records == available:
+            break
+        kept.append(entry)
+        records += 1
+    index_path.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
+    if data_path.exists():
+        with data_path.open("r+b") as handle:
+            handle.truncate(records * size)

@@ -1,0 +1,74 @@
+"""A sample's media → what encoders take: the one place where readers and transforms meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.types import CLIP_SAMPLES, IMAGE_SIZE, N_FRAMES, Modality, Sample
+from affectgpt.data.audio import NO_AUDIO_TRACK, SOUND_SUFFIXES, cut_clips, read_wave
+from affectgpt.data.guard import Decoder
+from affectgpt.data.video import read_faces, read_image
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class MediaReader:
+    """Reads one medium of a sample and applies the encoder's transform.
+
+    Gives a tensor (face, frame ``[8, 3, 224, 224]``, audio ``[8, 32000]``, image ``[3, 224, 224]``) and flags.
+    """
+
+    def __init__(
+        self,
+        transforms: Mapping[Modality, Callable[[np.ndarray], torch.Tensor]],
+        *,
+        n_frames: int = N_FRAMES,
+        image_size: int = IMAGE_SIZE,
+        audio_clip_spacing: int = 8,
+        decoder: Decoder | None = None,
+    ) -> None:
+        self.transforms = transforms
+        self.n_frames = n_frames
+        self.image_size = image_size
+        self.audio_clip_spacing = audio_clip_spacing
+        self.decoder = decoder or Decoder()
+
+    def __call__(self, sample: Sample, modality: Modality) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Read one medium. Raises DataError naming data set, sample, medium and file."""
+        if modality not in self.transforms:
+            raise ConfigError(f"no transform for {modality.value} was handed in")
+        try:
+            if modality is Modality.AUDIO:
+                clips, flags = self._clips(sample)
+                return self.transforms[modality](clips), flags
+            path = {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}[modality]
+            if path is None:
+                raise DataError(f"no {modality.value} file is known")
+            if modality is Modality.IMAGE:
+                return self.transforms[modality](read_image(path, size=self.image_size)[None])[0], ()
+            read = read_faces if modality is Modality.FACE else self.decoder.frames
+            return self.transforms[modality](read(path, n_frames=self.n_frames, size=self.image_size)), ()
+        except DataError as error:
+            raise DataError(f"{sample.dataset}: sample {sample.name!r}, {modality.value}: {error}") from error
+
+    def _clips(self, sample: Sample) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Float32 ``[8, 32000]`` of a sound file or a video's track; zeros only where there is no sound to be read."""
+        import numpy as np
+
+        path = sample.audio or sample.video
+        if path is None:
+            raise DataError("neither a sound file nor a video is known")
+        if not path.is_file() and sample.video is not None and sample.video.is_file():
+            if self.decoder.probe(sample.video).audio_tracks:
+                raise DataError(
+                    f"{path}: no such file, though {sample.video} has sound; extract it: affectgpt preprocess"
+                )
+            path = sample.video
+        samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else self.decoder.track(path)
+        if samples is None:
+            return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
+        return cut_clips(samples, spacing=self.audio_clip_spacing), ()

@@ -1,0 +1,229 @@
+"""Stored encoder outputs equal computed ones, go on after a kill, and are refused when anything differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pickle
+
+import pytest
+import torch
+import yaml
+
+from affectgpt.cli.extract_features import main
+from affectgpt.config.load import load_config
+from affectgpt.core.errors import DataError
+from affectgpt.core.types import Modality
+from affectgpt.data.features import FeatureReader, FeatureWriter, differing, feature_key, store_folder
+from affectgpt.data.loader import named_samples, training_batches
+from affectgpt.data.table import get_row
+from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+
+MEDIA = (Modality.AUDIO, Modality.FACE)
+
+
+@pytest.fixture(scope="module")
+def world(make, tiny_models, tmp_path_factory):
+    """A data set with media, tiny models, and a configuration that finds both."""
+    root = tmp_path_factory.mktemp("world")
+    make.layout(get_row("OVMERD"), root / "dataset", media=True)
+    return root, tiny_models
+
+
+@pytest.fixture
+def cfg(world, tmp_path):
+    """Path of a configuration with an empty store."""
+    root, models = world
+    content = {
+        "model": {"video_fusion_type": "attention", "audio_fusion_type": "attention", "image_fusion_type": "mean"},
+        "datasets": {"ovmerd": {"face_or_frame": "multiface_audio_face_text"}},
+        "run": {"device": "cpu", "num_workers": 0, "batch_size_train": 2, "iters_per_epoch": 4},
+        "paths": {
+            "dataset_root": str(root / "dataset"),
+            "models_root": str(models),
+            "features_root": str(tmp_path / "features"),
+        },
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def folder_of(config, modality, split="train"):
+    name = config.model.acoustic_encoder if modality is Modality.AUDIO else config.model.visual_encoder
+    return store_folder(config.paths.features_root, dataset="OVMERD", split=split, modality=modality, encoder=name)
+
+
+def reader_of(config, modality):
+    return FeatureReader(folder_of(config, modality), key=feature_key(config, modality, device_type="cpu"))
+
+
+def batches_of(config, tokenizer, *, features="auto"):
+    spec = dataclasses.replace(config.datasets["ovmerd"], features=features)
+    config = dataclasses.replace(config, datasets={"ovmerd": spec})
+    models = config.paths.models_root
+    visual = VISUAL_ENCODERS.get(config.model.visual_encoder).transform_of(f"{models}/clip-vit-large-patch14")
+    acoustic = ACOUSTIC_ENCODERS.get(config.model.acoustic_encoder).transform_of(f"{models}/chinese-hubert-large")
+    transforms = {m: acoustic if m is Modality.AUDIO else visual for m in Modality}
+    return training_batches(config, tokenizer=tokenizer, transforms=transforms, n_tokens=dict.fromkeys(Modality, 1))
+
+
+def encoders_of(config):
+    models = config.paths.models_root
+    visual = VISUAL_ENCODERS.get("CLIP_VIT_LARGE").from_folder(f"{models}/clip-vit-large-patch14", dtype=torch.float32)
+    acoustic = ACOUSTIC_ENCODERS.get("HUBERT_LARGE").from_folder(f"{models}/chinese-hubert-large", dtype=torch.float32)
+    return {Modality.FACE: visual, Modality.AUDIO: acoustic}
+
+
+def test_stored_features_stand_in_for_media(cfg, tokenizer):
+    config = load_config(cfg)
+    assert batches_of(config, tokenizer).media == set(MEDIA)  # auto, and nothing is stored
+    assert main(["--cfg-path", str(cfg), "--batch-size", "2"]) == 0
+    stored, decoded = batches_of(config, tokenizer, features="require"), batches_of(config, tokenizer, features="off")
+    assert stored.media == set() and decoded.media == set(MEDIA)  # no encoder is needed any more
+    encoders = encoders_of(config)
+    for with_store, without in zip(stored(1), decoded(1), strict=True):
+        assert with_store.names == without.names and torch.equal(with_store.input_ids, without.input_ids)
+        assert with_store.media == {} and without.features == {}
+        for modality in MEDIA:
+            expected = encoders[modality](without.media[modality])
+            torch.testing.assert_close(with_store.features[modality], expected, rtol=0, atol=0)
+            assert with_store.features[modality].shape[-1] == reader_of(config, modality).width
+
+
+def test_half_precision_is_smaller_and_near(cfg, tokenizer):
+    config = load_config(cfg)
+    assert main(["--cfg-path", str(cfg)]) == 0
+    _, samples = named_samples(config, "ovmerd", split="train")
+    whole = [reader_of(config, Modality.FACE)(s)[0] for s in samples]
+    size = (folder_of(config, Modality.FACE) / "shard-0000.bin").stat().st_size
+    with pytest.raises(DataError, match="dtype is float32, this run writes float16"):
+        main(["--cfg-path", str(cfg), "--dtype", "float16"])
+    options = [f"paths.features_root={config.paths.features_root}-half"]
+    assert main(["--cfg-path", str(cfg), "--dtype", "float16", "--options", *options]) == 0
+    half_config = load_config(cfg, options)
+    half = [reader_of(half_config, Modality.FACE)(s)[0] for s in samples]
+    assert (folder_of(half_config, Modality.FACE) / "shard-0000.bin").stat().st_size == size // 2
+    assert all(h.dtype == torch.float32 for h in half)
+    torch.testing.assert_close(torch.stack(half), torch.stack(whole), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("left", ["half a record", "a record without its line", "half a line", "a line too many"])
+def test_extraction_goes_on_after_a_kill(left, cfg):
+    config = load_config(cfg)
+    assert main(["--cfg-path", str(cfg)]) == 0
+    _, samples = named_samples(config, "ovmerd", split="train")
+    before = [reader_of(config, Modality.AUDIO)(s)[0] for s in samples]
+    data, index = (folder_of(config, Modality.AUDIO) / f"shard-0000.{s}" for s in ("bin", "jsonl"))
+    record = data.stat().st_size // len(samples)
+    lines = index.read_bytes().splitlines(keepends=True)
+    data_left = {"half a record": 2.5, "a record without its line": 3, "half a line": 3, "a line too many": 2}[left]
+    data.write_bytes(data.read_bytes()[: int(data_left * record)])
+    index.write_bytes(b"".join(lines[:2]) + {"half a line": lines[2][:9], "a line too many": lines[2]}.get(left, b""))
+    assert len(reader_of(config, Modality.AUDIO).missing(samples)) == 2  # readable as it is, as far as it goes
+    assert main(["--cfg-path", str(cfg)]) == 0
+    assert data.stat().st_size == record * len(samples)
+    after = [reader_of(config, Modality.AUDIO)(s)[0] for s in samples]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_each_process_writes_its_own_shard(cfg, monkeypatch):
+    config = load_config(cfg)
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert main(["--cfg-path", str(cfg)]) == 0
+    names = [
+        [json.loads(line)["name"] for line in path.read_text().splitlines()]
+        for path in sorted(folder_of(config, Modality.FACE).glob("*.jsonl"))
+    ]
+    _, samples = named_samples(config, "ovmerd", split="train")
+    assert [len(n) for n in names] == [2, 2] and {x for n in names for x in n} == {s.name for s in samples}
+    reader = pickle.loads(pickle.dumps(reader_of(config, Modality.FACE)))
+    assert all(reader(s)[0].shape == reader.shape for s in samples) and reader.missing(samples) == []
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("model.audio_clip_spacing=7", "preprocessing.audio_clip_spacing is 8, this run has 7"),
+        ("model.vis_processor.train.n_frms=4", "preprocessing.n_frames is 8, this run has 4"),
+        ("weights", "weights_sha256 is "),
+        ("version", "versions.torch is '0.0'"),
+        ("encoder", "encoder is 'OTHER', this run has 'CLIP_VIT_LARGE'"),
+    ],
+)
+def test_stale_and_foreign_features_are_refused_by_key(option, message, cfg, tokenizer, caplog, monkeypatch):
+    config = load_config(cfg)
+    assert main(["--cfg-path", str(cfg)]) == 0
+    path = folder_of(config, Modality.FACE) / "key.json"
+    meta = json.loads(path.read_text())
+    if option == "weights":
+        meta["key"]["weights_sha256"] = "0" * 64
+    elif option == "version":
+        meta["key"]["versions"]["torch"] = "0.0"
+    elif option == "encoder":
+        meta["key"]["encoder"] = "OTHER"
+    else:
+        config = load_config(cfg, [option])
+    path.write_text(json.dumps(meta))
+    with pytest.raises(DataError) as error:
+        batches_of(config, tokenizer, features="require")
+    assert message in str(error.value) and "Compute them again" in str(error.value)
+    monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
+    batches = batches_of(config, tokenizer, features="auto")  # says why, and decodes
+    assert batches.media and message in caplog.text
+    if "=" in option:
+        with pytest.raises(DataError, match="holds other features"):
+            main(["--cfg-path", str(cfg), "--options", option])
+
+
+def test_incomplete_features(cfg, tokenizer):
+    config = load_config(cfg)
+    assert main(["--cfg-path", str(cfg)]) == 0
+    index = folder_of(config, Modality.FACE) / "shard-0000.jsonl"
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(DataError, match="no features for 1 of 4 samples, first '名字_1'"):
+        batches_of(config, tokenizer, features="require")
+    assert batches_of(config, tokenizer).media == {Modality.FACE}  # auto: the sound is complete
+    with pytest.raises(DataError, match="no features; compute them"):
+        index.with_name("key.json").unlink()
+        batches_of(config, tokenizer, features="require")
+
+
+def test_a_sample_that_cannot_be_read_stays_one(cfg, world, make, tokenizer, tmp_path):
+    make.layout(get_row("OVMERD"), tmp_path / "own", media=True)
+    root = tmp_path / "own" / "mer2025-dataset"
+    (root / "audio" / f"{make.names[1]}.wav").write_bytes(b"no sound")
+    options = [f"paths.dataset_root={tmp_path / 'own'}"]
+    config = load_config(cfg, options)
+    assert main(["--cfg-path", str(cfg), "--options", *options]) == 1
+    batches = batches_of(config, tokenizer, features="require")
+    with pytest.raises(DataError, match=r"OVMERD: sample 'Ses05F_impro01_F000': .*cannot be read as sound"):
+        for epoch in range(1, 4):
+            list(batches(epoch))
+    make.sound(root / "audio" / f"{make.names[1]}.wav")
+    assert main(["--cfg-path", str(cfg), "--options", *options]) == 0  # tried again
+    assert [len(b.names) for b in batches_of(config, tokenizer, features="require")(1)] == [2] * 4
+
+
+def test_flags_are_kept(tmp_path):
+    from affectgpt.core.types import Sample
+
+    writer = FeatureWriter(tmp_path / "s", key={"a": 1})
+    writer.write("x", torch.ones(8, 3), flags=("no_audio_track",))
+    with pytest.raises(DataError, match=r"sample 'y' gives \[8, 4\], others \[8, 3\]"):
+        writer.write("y", torch.ones(8, 4))
+    writer.close()
+    feature, flags = FeatureReader(tmp_path / "s", key={"a": 1})(Sample(name="x", dataset="d"))
+    assert flags == ("no_audio_track",) and feature.shape == (8, 3)
+    (tmp_path / "s" / "key.json").write_text("{")
+    with pytest.raises(DataError, match=r"key\.json: damaged"):
+        FeatureReader(tmp_path / "s", key={"a": 1})
+
+
+def test_differences_are_told_by_name():
+    assert differing({"a": {"b": 1}}, {"a": {"b": 1}}) is None
+    assert differing({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b is 1, this run has 2"
+    assert differing({}, {"c": 3}) == "c is None, this run has 3"
