@@ -15,6 +15,9 @@ COMMANDS = {
     "infer": ("infer", "answers on data sets (inference_hybird.py)"),
     "sample": ("sample", "answer for one video (inference_sample.py)"),
     "evaluate": ("evaluate", "extract labels and score (evaluation.py)"),
+    "check_data": ("check_data", "are the data sets complete and readable?"),
+    "preprocess": ("preprocess", "face crops, sound and subtitles of raw clips"),
+    "extract_features": ("extract_features", "compute the frozen encoders' outputs once"),
 }
 
 
@@ -24,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: affectgpt COMMAND [ARGUMENT ...]\n\ncommands (affectgpt COMMAND --help says more):")
         for name, (_, what) in COMMANDS.items():
-            print(f"  {name:10} {what}")
+            print(f"  {name:16} {what}")
         return 0
     if argv[0] == "--version":
         from affectgpt import __version__

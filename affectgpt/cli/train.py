@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
     output_dir = new_job_folder(Path(config.paths.output_root) / config.name, config.name)
     write_json(output_dir / "config.json", to_dict(config))
+    batches.failures.path = output_dir / "failed.csv"  # what run.on_error: skip leaves out
     latest = train(model=model, config=config, batches=batches, output_dir=output_dir, device=device)
     logger.info("done: %s", latest)
     return 0

@@ -17,7 +17,7 @@ from affectgpt.core.files import write_json
 from affectgpt.core.runtime import logger, pick_device
 from affectgpt.core.types import Sample
 from affectgpt.data.dataset import AffectDataset
-from affectgpt.data.loader import question_loader
+from affectgpt.data.loader import FailureLog, question_loader
 from affectgpt.data.readers import load_samples
 from affectgpt.data.table import get_row
 from affectgpt.inference.decoding import sample_seed
@@ -99,7 +99,8 @@ class Benchmark:
             self.asker = Asker(self.config, device=self.device, mode=self.mode)
         self.asker.use(checkpoint.path)
         started = time.perf_counter()
-        answers = self._answer(samples, dataset=dataset, checkpoint=checkpoint)
+        failures = FailureLog(target.with_name(f"{target.stem}-failed.csv"))
+        answers = self._answer(samples, dataset=dataset, checkpoint=checkpoint, failures=failures)
         write_answers(target, answers)
         write_json(
             target.with_suffix(".meta.json"),
@@ -117,7 +118,9 @@ class Benchmark:
         logger.info("%s: %d answers", target, len(answers))
         return target
 
-    def _answer(self, samples: Sequence[Sample], *, dataset: str, checkpoint: CheckpointFile) -> dict[str, str]:
+    def _answer(
+        self, samples: Sequence[Sample], *, dataset: str, checkpoint: CheckpointFile, failures: FailureLog
+    ) -> dict[str, str]:
         from tqdm import tqdm
 
         assert self.asker is not None
@@ -125,6 +128,8 @@ class Benchmark:
             self.asker.dataset(samples, question=self.question),
             batch_size=self.config.inference.batch_size,
             num_workers=self.config.run.num_workers,
+            on_error=self.config.inference.on_error,
+            failures=failures,
         )
         answers: dict[str, str] = {}
         with tqdm(total=len(samples), desc=f"{dataset} epoch {checkpoint.epoch}", unit="clip", disable=None) as bar:
@@ -136,4 +141,6 @@ class Benchmark:
                 replies = self.asker.engine.generate(batch, seeds=seeds)
                 answers.update(zip(batch.names, replies, strict=True))
                 bar.update(len(replies))
+        if failures:
+            logger.warning("%s: %d clips skipped, see %s", dataset, len(failures), failures.path)
         return answers
