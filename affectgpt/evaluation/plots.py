@@ -26,7 +26,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"
+    name = name if len(name) <= 40 else name[:39] + "…"
+    return name.replace("$", r"\$")  # else matplotlib takes it for mathematics
 
 
 def _svg(figure: Any) -> str:
@@ -34,11 +35,7 @@ def _svg(figure: Any) -> str:
 
     out = io.StringIO()
     # text stays text: smaller, and it can be searched and copied; a fixed salt gives the same ids every time
-    settings = {
-        "svg.fonttype": "none", "svg.hashsalt": "affectgpt", "font.family": "sans-serif",
-        "text.parse_math": False,  # a label may hold a dollar sign
-    }  # fmt: skip
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "affectgpt", "font.family": "sans-serif"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
@@ -75,7 +72,9 @@ def over_checkpoints(board: Board) -> str:
             lw=1.4,
             label=f"mean of {len(board.datasets)}",
         )
-    axes.set_xticks(list(at.values()), [str(e) if by_epoch else c for c, e in zip(checkpoints, epochs, strict=True)])
+    axes.set_xticks(
+        list(at.values()), [str(e) if by_epoch else _short(c) for c, e in zip(checkpoints, epochs, strict=True)]
+    )
     if not by_epoch:
         axes.margins(x=0.25)
         axes.tick_params(axis="x", rotation=12)

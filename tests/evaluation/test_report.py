@@ -104,7 +104,7 @@ def test_html_is_one_page_with_everything(board: Board) -> None:
     text = page(board)
     assert text.count("<svg") == 1 + 3 + 2  # checkpoints; a distribution each; confusion where the truth is one word
     assert not re.search(r'(src|href)="(?!#|data:)', text) and "<script" not in text and "@import" not in text
-    assert "say o1" in text  # an answer of a sample that was not fully met
+    assert "say [happy]" in text  # the answer of a sample that was not fully met
     assert "best per data set (paper&#39;s protocol)" in text
 
 
@@ -121,7 +121,7 @@ def test_html_of_odd_polarity_words(bench: Bench, lexicon: Lexicon) -> None:
     words = {"s1": "a < b", "s2": "$x^$", "s3": "word " * 50, "s4": "positive", "s5": "[]"}
     bench.add("SIMS", "run_c", "checkpoint_000030_loss_0.700", words)
     text = page(score_run(ROWS[1:2], bench.places, lexicon, run="run_c", draws=0))
-    assert "$x^$" in text and "a &lt; b" in text and "word word word word word wo…" in text
+    assert "$x^$" in text and "a &lt; b" in text and "word word word word word word word word…" in text
 
 
 def test_confusion_and_mistakes(bench: Bench, lexicon: Lexicon) -> None:
