@@ -15,6 +15,7 @@ COMMANDS = {
     "infer": ("infer", "answers on data sets (inference_hybird.py)"),
     "sample": ("sample", "answer for one video (inference_sample.py)"),
     "evaluate": ("evaluate", "extract labels and score (evaluation.py)"),
+    "score": ("score", "score labels that are extracted already (evaluation-scoreonly.py)"),
     "check_data": ("check_data", "are the data sets complete and readable?"),
     "preprocess": ("preprocess", "face crops, sound and subtitles of raw clips"),
     "extract_features": ("extract_features", "compute the frozen encoders' outputs once"),

@@ -55,8 +55,9 @@ def over_checkpoints(board: Board) -> str:
         x = [at[s.checkpoint] for s in scores]
         axes.plot(x, [100 * s.primary for s in scores], "o-" if by_epoch else "o", color=colour, ms=4, label=dataset)
         bounds = [s.interval.get(s.metric.keys[0]) for s in scores]
-        if all(bounds):
-            low, high = ([100 * b[side] for b in bounds] for side in (0, 1))
+        known = [b for b in bounds if b is not None]
+        if len(known) == len(x):
+            low, high = ([100 * b[side] for b in known] for side in (0, 1))
             if by_epoch:
                 axes.fill_between(x, low, high, color=colour, alpha=0.10, lw=0)
             else:

@@ -6,48 +6,24 @@ import csv
 import io
 from collections.abc import Sequence
 
-from affectgpt.evaluation import published
 from affectgpt.evaluation.board import Board
 from affectgpt.evaluation.compare import PairedResult
 from affectgpt.evaluation.lexicon import Lexicon
-from affectgpt.evaluation.score import Score, UnknownLabels, why_unknown
-
-BEST_PER_SET = "best per data set (paper's protocol)"
-BEST_SINGLE = "best single checkpoint"
-NONE = "–"
-
-
-def percent(value: float | None) -> str:
-    """A value of 0..1 in percent with two digits."""
-    return NONE if value is None else f"{100 * value:.2f}"
+from affectgpt.evaluation.score import UnknownLabels, why_unknown
+from affectgpt.evaluation.summary import percent, summarise
 
 
 def table(board: Board) -> str:
     """The scores of one run: a row per checkpoint, then the best single one, the oracle row and the published one."""
-    datasets, n = board.datasets, len(board.datasets)
-    titles = [f"{board.scores[d][0].metric.titles[0]}" for d in datasets]
-    head: list[list[str]] = [["checkpoint", *datasets, f"mean of {n}"], ["", *titles, ""]]
-    body = []
-    for checkpoint in board.checkpoints:
-        value, over = board.mean(checkpoint)
-        cells = [_score(board.cell(d, checkpoint)) for d in datasets]
-        body.append([checkpoint, *cells, percent(value) if over == n else f"{percent(value)} of {over}"])
-    single = board.best_single
-    summary = []
-    if single is not None:
-        scores = board.of_checkpoint(single)
-        summary.append([BEST_SINGLE, *map(_score, scores), percent(board.mean(single)[0])])
-        if all(score.interval for score in scores):
-            summary.append(["  95 % interval, from", *(percent(_bounds(s)[0]) for s in scores), ""])
-            summary.append(["  to", *(percent(_bounds(s)[1]) for s in scores), ""])
-    summary.append([BEST_PER_SET, *(_score(board.best[d]) for d in datasets), percent(board.mean_best)])
-    if board.comparable and any(d in published.PRIMARY for d in datasets):
-        mean = published.mean_of(datasets)
-        cells = [f"{published.PRIMARY[d]:.2f}" if d in published.PRIMARY else NONE for d in datasets]
-        summary.append([published.MODEL, *cells, NONE if mean is None else f"{mean:.2f}"])
-    lines = [*_heading(board), "", *_grid([head, body, summary]), ""]
-    if single is not None:
-        lines.append(f"best single checkpoint: {single} (mean of {n}: {percent(board.mean(single)[0])})")
+    summary, n = summarise(board), len(board.datasets)
+    titles = [scores[0].metric.titles[0] for scores in board.scores.values()]
+    head = [["checkpoint", *board.datasets, f"mean of {n}"], ["", *titles, ""]]
+    body = [[row.name, *row.cells, row.mean] for row in summary.checkpoints]
+    last = (summary.single, summary.low, summary.high, summary.best, summary.published)
+    foot = [[row.name, *row.cells, row.mean] for row in last if row is not None]
+    lines = [*_heading(board), "", *_grid([head, body, foot]), ""]
+    if summary.single is not None:
+        lines.append(f"best single checkpoint: {board.best_single} (mean of {n}: {summary.single.mean})")
     if len(board.checkpoints) > 1:
         lines.append(
             "The row best per data set picks each checkpoint on the test set itself, as the paper does.\n"
@@ -64,19 +40,11 @@ def _heading(board: Board) -> list[str]:
     return [f"run        {board.run}", f"labels     {made}", f"lexicon    {board.lexicon.source}", "values     percent"]
 
 
-def _score(score: Score | None) -> str:
-    return NONE if score is None else percent(score.primary) + ("*" if score.left_out else "")
-
-
-def _bounds(score: Score) -> tuple[float, float]:
-    return score.interval[score.metric.keys[0]]
-
-
 def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
     """Blocks of rows with a rule between them; first column to the left, the others to the right."""
     rows = [row for block in blocks for row in block]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = []
+    lines: list[str] = []
     for block in blocks:
         if lines:
             lines.append("─" * (sum(widths) + 2 * (len(widths) - 1)))
@@ -88,7 +56,7 @@ def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
 
 def all_metrics(board: Board) -> str:
     """Secondary metrics of every checkpoint with their intervals, a table per data set."""
-    lines = []
+    lines: list[str] = []
     for dataset, scores in board.scores.items():
         metric = scores[0].metric
         rows = []
@@ -149,12 +117,11 @@ def latex(board: Board) -> str:
     lines = [f"% {board.run}"]
     lines += [f"% {words}" for words in board.caveats()]
     lines.append(f"% columns: model & {' & '.join(datasets)} & mean of {len(datasets)}")
-    single = board.best_single
-    if single is not None:
-        cells = [percent(score.primary) for score in board.of_checkpoint(single)]
-        lines.append(_latex_row(f"Best single checkpoint ({single})", [*cells, percent(board.mean(single)[0])]))
-    best = [percent(board.best[d].primary) for d in datasets]
-    lines.append(_latex_row("Best per data set (paper's protocol)", [*best, percent(board.mean_best)]))
+    summary = summarise(board)
+    if summary.single is not None:
+        name = f"Best single checkpoint ({board.best_single})"
+        lines.append(_latex_row(name, [*summary.single.cells, summary.single.mean]))
+    lines.append(_latex_row("Best per data set (paper's protocol)", [*summary.best.cells, summary.best.mean]))
     return "\n".join(lines)
 
 

@@ -87,8 +87,16 @@ def score_file(file: ResultFile, truth: Truth, metric: Metric, *, how: str, allo
     score = score_items(
         files.read_items(path), truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing
     )
-    score.epoch, score.extractor = file.epoch, files.describe(path)
+    score.epoch, score.extractor = file.epoch, _made_by(path)
     return score
+
+
+def _made_by(path: Path) -> str:
+    """How a file was extracted; its record counts only as long as it is that of this file."""
+    meta = files.read_meta(path)
+    if meta is not None and meta.get("file_sha256", "") != files.file_sha256(path):
+        return f"unknown extractor ({files.meta_path(path).name} is the record of another file)"
+    return files.describe(path)
 
 
 def score_items(

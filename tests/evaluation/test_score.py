@@ -152,6 +152,30 @@ def test_truth_of_part_of_a_split(bench: Bench, lexicon: Lexicon) -> None:
     assert any("1 names of the result files are not in the test split" in note for note in board.notes)
 
 
+def test_names_without_a_truth_are_not_scored(bench: Bench, lexicon: Lexicon) -> None:
+    row = get_row("MER2025OV")
+    folder = bench.root / "dataset" / row.root
+    folder.mkdir()
+    (folder / str(row.label_file)).write_text("name\na\nb\nc\n")
+    (folder / str(row.openset_file)).write_text("name,openset\nc,\"['sad']\"\na,\"['happy']\"\n")
+    bench.add("MER2025OV", "run_a", "checkpoint_000030_loss_0.1", {"a": "[happy]", "b": "[sad]", "c": "[happy]"})
+    board = score_run([row], bench.places, lexicon, draws=0)
+    assert board.scores["MER2025OV"][0].values["f"] == pytest.approx(0.5)
+    assert any("2 of 3 samples have a truth" in note for note in board.notes)
+
+
+def test_a_record_of_another_file_does_not_name_the_extractor(bench: Bench, lexicon: Lexicon) -> None:
+    from affectgpt.evaluation.extract import DirectExtractor, extract_file
+
+    folder, stem = bench.folder("MER2023", "run_b"), "checkpoint_000030_loss_0.700"
+    extract_file(folder / f"{stem}.npz", task="basic", extractor=DirectExtractor())
+    board = score_run([MER], bench.places, lexicon, run="run_b", how="direct", draws=0)
+    assert list(board.extractors) == ["direct"]
+    write_items(folder / f"{stem}-openset-direct.npz", GOOD["MER2023"])
+    board = score_run([MER], bench.places, lexicon, run="run_b", how="direct", draws=0)
+    assert "is the record of another file" in next(iter(board.extractors))
+
+
 def test_data_sets_that_are_not_scored(bench: Bench) -> None:
     with pytest.raises(DataError, match=r"MERCaptionPlus is not scored \(task 'train'\)"):
         Truth.load(get_row("MERCaptionPlus"), dataset_root=bench.places.dataset_root)
