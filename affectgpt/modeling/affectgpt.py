@@ -60,7 +60,10 @@ class AffectGPT(nn.Module):
                 )
             if modality is Modality.IMAGE:
                 media = media.unsqueeze(1)  # [B, 1, 3, H, W]
-            features[modality] = encoder(media)
+            # HuBERT draws for its layer drop even where nothing is dropped. Left alone, dropout in the LLM would draw
+            # other numbers than with stored features.
+            with torch.random.fork_rng(devices=[media.device] if media.is_cuda else []):
+                features[modality] = encoder(media)
         return features
 
     def fuse(self, features: Mapping[Modality, torch.Tensor], batch: Batch) -> dict[Modality, torch.Tensor]:

@@ -227,3 +227,20 @@ def test_differences_are_told_by_name():
     assert differing({"a": {"b": 1}}, {"a": {"b": 1}}) is None
     assert differing({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b is 1, this run has 2"
     assert differing({}, {"c": 3}) == "c is None, this run has 3"
+
+
+def test_encoding_leaves_the_random_stream_as_with_stored_features(cfg, tokenizer, tiny_models):
+    from tiny import tiny_config
+
+    from affectgpt.modeling.build import build_model, build_preparation
+
+    config = tiny_config(tiny_models)
+    model = build_model(
+        config, device=torch.device("cpu"), tokenizer=build_preparation(config).tokenizer
+    ).train()  # HuBERT draws for its layer drop even in eval mode
+    batch = next(batches_of(load_config(cfg), tokenizer, features="off")(1))
+    torch.manual_seed(0)
+    model.encode(batch)
+    drawn = torch.rand(4)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(4))
