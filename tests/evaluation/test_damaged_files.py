@@ -93,3 +93,12 @@ def test_truncated(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match="damaged or no npz file"):
         read_items(path)
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x-openset.npz"
+    np.savez_compressed(path, filenames=np.array(["a"]), fileitems=np.array(["x" * 100_000]))
+    assert path.stat().st_size < 4_000 and len(read_items(path)["a"]) == 100_000
+    monkeypatch.setattr("affectgpt.core.npz.MAX_BYTES", 50_000)
+    with pytest.raises(DataError, match=r"fileitems\.npy unpacks to 400\d+ bytes, more than 50000"):
+        read_items(path)
