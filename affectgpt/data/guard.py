@@ -144,6 +144,7 @@ def _serve() -> None:
     os.dup2(2, 1)  # native libraries that print must not print into the answers
     while header := requests.read(_HEADER.size):
         function, path, options = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        answer: tuple[str | None, Any]
         try:
             answer = (None, functions[function](path, **options))
         except DataError as error:

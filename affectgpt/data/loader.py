@@ -169,7 +169,7 @@ def training_batches(
         raise ConfigError("datasets: give sample_ratio for all data sets or for none")
     batches = MixedBatches(
         [len(part) for part in parts.values()],
-        weights=None if None in weights else weights,
+        weights=None if None in weights else [float(weight) for weight in weights if weight is not None],
         batch_size=config.run.batch_size_train,
         iters_per_epoch=config.run.iters_per_epoch * config.run.accum_grad_iters,
         seed=config.run.seed,
@@ -231,7 +231,7 @@ def media_batches(
         image_size=spec.image_size,
         audio_clip_spacing=config.model.audio_clip_spacing,
     )
-    loader = torch.utils.data.DataLoader(
+    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
         _Media(reader, samples, modality),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=min(config.run.num_workers, len(samples)),
