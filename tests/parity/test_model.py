@@ -16,8 +16,8 @@ from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine
 from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
 from affectgpt.modeling.checkpoint import save_checkpoint, trained_state, wire_name
-from affectgpt.modeling.encoders.clip import PixelNormalize
-from affectgpt.modeling.encoders.hubert import WaveNormalize
+from affectgpt.modeling.encoders.pixels import PixelTransform
+from affectgpt.modeling.encoders.speech import WaveNormalize
 from affectgpt.modeling.tokenizer import stop_sequences
 from affectgpt.prompts.modes import get_mode
 from affectgpt.training.optim import parameter_groups
@@ -108,7 +108,7 @@ def test_transforms_give_the_published_pixels(inputs, prepared):
         for row in range(2):
             ours = prepared.transforms[Modality.FACE](inputs[raw][row].transpose(1, 2, 3, 0))
             assert_near(ours, inputs[normal][row].transpose(1, 0, 2, 3), 1e-6)
-    assert isinstance(prepared.transforms[Modality.FACE], PixelNormalize)
+    assert isinstance(prepared.transforms[Modality.FACE], PixelTransform)
     assert isinstance(prepared.transforms[Modality.AUDIO], WaveNormalize)
 
 

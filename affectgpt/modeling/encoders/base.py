@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,20 +25,31 @@ class FrozenEncoder(nn.Module):
     """A pretrained encoder that never trains: no gradients, and eval mode also under ``model.train()``.
 
     ``width`` is the size of its output vectors. ``forward`` takes a batch of transformed media ``[B, T, …]`` and gives
-    ``Z [B, T, width]`` in one call over all clips; a sample's result does not depend on its batch mates.
+    ``Z [B, T, width]`` (``[B, T, Q, width]`` where an encoder gives Q vectors per frame) in one call over all clips; a
+    sample's result does not depend on its batch mates. ``architecture`` holds the numbers of the published model, as
+    its config.json has them, for whatever must know them without its folder.
     """
 
     width: int
     kind: ClassVar[str]  # visual or acoustic
+    architecture: ClassVar[Mapping[str, Any]]
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> FrozenEncoder:
-        """Load the weights of a Hugging Face folder."""
+        """Load the weights of a Hugging Face folder. Raises CheckpointError when it does not load or lacks some."""
+        raise NotImplementedError  # abstract
+
+    @classmethod
+    def from_config(cls, config: Any) -> FrozenEncoder:
+        """The encoder of a transformers configuration with fresh weights (none on the meta device)."""
         raise NotImplementedError  # abstract
 
     @staticmethod
-    def transform_of(folder: str | Path) -> Transform:
-        """The picklable transform that belongs to a folder; reads its preprocessor_config.json, no weights."""
+    def transform_of(folder: str | Path, *, training: bool = False) -> Transform:
+        """The picklable transform that belongs to a folder; reads its preprocessor_config.json, no weights.
+
+        ``training`` matters only to an encoder that sees augmented frames in training.
+        """
         raise NotImplementedError  # abstract
 
     def freeze(self) -> FrozenEncoder:
@@ -52,11 +63,14 @@ class FrozenEncoder(nn.Module):
 
 
 def read_preprocessor(folder: str | Path) -> dict:
-    """preprocessor_config.json of a model folder. Raises CheckpointError when it is missing or no JSON."""
+    """preprocessor_config.json of a model folder. Raises CheckpointError when it is missing or no JSON object."""
     path = Path(folder) / "preprocessor_config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        spec = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: incomplete, it has no preprocessor_config.json") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no JSON ({error})") from error
+        raise CheckpointError(f"{folder} is incomplete, it has no preprocessor_config.json") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(spec, dict):
+        raise CheckpointError(f"{path}: expected a JSON object; found {type(spec).__name__}")
+    return spec

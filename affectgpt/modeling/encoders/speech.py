@@ -1,8 +1,9 @@
-"""HuBERT: the mean of its last four hidden states, averaged over time."""
+"""HuBERT, WavLM, data2vec: the mean of the last four hidden states, averaged over time."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,11 +32,11 @@ class WaveNormalize:
         return (wave - wave.mean()) / torch.sqrt(variance + _VARIANCE_FLOOR)
 
 
-@ACOUSTIC_ENCODERS.register("HUBERT_LARGE")
-class HubertEncoder(FrozenEncoder):
-    """1024 numbers per 2-second clip for HuBERT-large (SPEC 2.1)."""
+class SpeechEncoder(FrozenEncoder):
+    """One vector per 2-second clip, from a speech model of the wav2vec 2.0 family (SPEC 2.1)."""
 
     kind = "acoustic"
+    model_class: str  # of transformers
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -44,13 +45,19 @@ class HubertEncoder(FrozenEncoder):
         self.freeze()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> HubertEncoder:
-        from transformers import HubertModel
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> SpeechEncoder:
+        import transformers
 
-        return cls(load_pretrained(HubertModel, folder, dtype=dtype))
+        return cls(load_pretrained(getattr(transformers, cls.model_class), folder, dtype=dtype))
+
+    @classmethod
+    def from_config(cls, config: Any) -> SpeechEncoder:
+        import transformers
+
+        return cls(getattr(transformers, cls.model_class)(config))
 
     @staticmethod
-    def transform_of(folder: str | Path) -> WaveNormalize:
+    def transform_of(folder: str | Path, *, training: bool = False) -> WaveNormalize:
         return WaveNormalize(enabled=bool(read_preprocessor(folder).get("do_normalize", True)))
 
     @torch.no_grad()
@@ -63,3 +70,36 @@ class HubertEncoder(FrozenEncoder):
         # transformers 5.14; last_hidden_state is it on every version.
         last_four = [*output.hidden_states[-4:-1], output.last_hidden_state]  # 4 × [B·T, time, width]
         return torch.stack(last_four).mean(dim=0).mean(dim=1).unflatten(0, (B, T))  # [B, T, width]
+
+
+_LARGE = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+}  # fmt: skip
+
+
+@ACOUSTIC_ENCODERS.register("HUBERT_LARGE")
+class HubertEncoder(SpeechEncoder):
+    """HuBERT; 1024 numbers per clip for the large one."""
+
+    model_class = "HubertModel"
+    architecture: ClassVar = {"model_type": "hubert", "conv_bias": True, **_LARGE}
+
+
+@ACOUSTIC_ENCODERS.register("WAVLM_LARGE")
+class WavlmEncoder(SpeechEncoder):
+    """WavLM; 1024 numbers per clip for the large one."""
+
+    model_class = "WavLMModel"
+    architecture: ClassVar = {"model_type": "wavlm", "conv_bias": False, **_LARGE}
+
+
+@ACOUSTIC_ENCODERS.register("DATA2VEC_BASE")
+class Data2VecEncoder(SpeechEncoder):
+    """data2vec-audio; 768 numbers per clip for the base one."""
+
+    model_class = "Data2VecAudioModel"
+    architecture: ClassVar = {
+        "model_type": "data2vec-audio", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    }  # fmt: skip
