@@ -13,10 +13,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.cli.common import run_cli
 from affectgpt.core.errors import AffectGPTError, ConfigError
@@ -97,7 +97,12 @@ def main(argv: list[str] | None = None) -> int:
     seconds = time.perf_counter() - started
     report = place.root / "report.html"
     write_report(
-        report, results=results, dataset_root=place.dataset, seed=place.seed, seconds=seconds if fresh else 0.0
+        report,
+        results=results,
+        chance=chance(),
+        dataset_root=place.dataset,
+        seed=place.seed,
+        seconds=seconds if fresh else 0.0,
     )
     print(f"\n{format_table(results)}\n\nreport: {report}   ({seconds / 60:.1f} minutes)\n{next_commands(place)}")
     return 0
@@ -165,7 +170,7 @@ def train(place: Place, name: str) -> bool:
         return False
     path, _ = load(place, name)
     before = set((place.root / name).glob("*"))
-    _call("train.py", command.main, ["--cfg-path", str(path), *place.options()])
+    call("train.py", command.main, ["--cfg-path", str(path), *place.options()])
     (folder,) = set((place.root / name).glob(f"{name}*")) - before
     write_json(folder / MARKER, {"settings": _settings(place, name), "recipe": name})
     return True
@@ -187,7 +192,7 @@ def infer(place: Place, name: str) -> bool:
         if question != "ovlabel" or place != Place(workers=place.workers):
             where.append(f"inference.base_root={folder}")
         options = place.options(*where)
-        _call(
+        call(
             "inference_hybird.py", command.main, ["--cfg-path", str(path), "--dataset", DATASETS, *arguments, *options]
         )
     return missing
@@ -225,18 +230,23 @@ def evaluate(place: Place, name: str) -> RecipeResult:
             "--json", str(numbers),
         ]  # fmt: skip
         with numbers.with_suffix(".txt").open("w", encoding="utf-8") as out:
-            _call("evaluation.py", command.main, arguments, output=out)
+            call("evaluation.py", command.main, arguments, output=out)
         found = json.loads(numbers.read_text(encoding="utf-8"))["datasets"]
         result.scores[question] = {key: found[key]["best"][metric] for key, metric, _ in COLUMNS}
         answers = _answers(place, question, "MER2023", run, config)
         result.answers[question] = read_npz(answers)["name2reason"]
         items = read_npz(answers.with_name(f"{answers.stem}-openset-direct.npz"))["fileitems"]
-        counts = [sum(bool(label.strip()) for label in str(item).strip("[]").split(",")) for item in items]
-        result.n_labels[question] = sum(counts) / len(counts)
+        result.n_labels[question] = mean_labels(items)
     return result
 
 
-def _call(script: str, command, arguments: list[str], output=None) -> None:
+def mean_labels(items: Iterable[str]) -> float:
+    """Mean number of labels of extracted items such as ``[happy, calm]``."""
+    counts = [sum(bool(label.strip()) for label in str(item).strip("[]").split(",")) for item in items]
+    return sum(counts) / len(counts)
+
+
+def call(script: str, command: Callable[[list[str]], int], arguments: list[str], output: Any = None) -> None:
     """Run one published command in this process, after printing it as one would type it."""
     print(f"\n$ python {script} {shlex.join(arguments)}", flush=True)
     with contextlib.redirect_stdout(output) if output else contextlib.nullcontext():
@@ -245,9 +255,24 @@ def _call(script: str, command, arguments: list[str], output=None) -> None:
         raise AffectGPTError(f"{script} ended with status {code}")
 
 
+def chance() -> float:
+    """HIT of an answer drawn blindly from the five emotions that count, which the basic set has equally often.
+
+    Above one in five, because some wheels of the built-in lexicon hold surprise and worry in one group.
+    """
+    from affectgpt.demo.language import FELT
+    from affectgpt.evaluation.grouping import Grouping
+    from affectgpt.evaluation.lexicon import load_builtin
+
+    grouping = Grouping(load_builtin())
+    wheels = list(zip(*(grouping.groups(emotion) for emotion in FELT), strict=True))
+    hits = [wheel.count(group) / len(wheel) for wheel in wheels for group in wheel]
+    return sum(hits) / len(hits)
+
+
 def format_table(results: list[RecipeResult]) -> str:
     """The comparison as text, in percent."""
-    from affectgpt.demo.report import COLUMNS, chance
+    from affectgpt.demo.report import COLUMNS
 
     titles = [title for _, _, title in COLUMNS]
     width = max(len(r.title) for r in results)

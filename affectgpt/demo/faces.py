@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SIZE = 256  # pixels, width and height of a frame
 CROP = 112  # pixels, width and height of a face crop, as OpenFace writes them
 _SHIFT = 4  # cv2's fixed-point bits
-SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 125), (198, 134, 92), (141, 85, 54), (92, 60, 40))
+SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 125), (198, 134, 92), (150, 98, 66), (118, 80, 56))
 HAIRS = ((30, 24, 20), (70, 45, 25), (120, 75, 35), (200, 160, 90), (150, 60, 30), (150, 150, 155))
 HAIR_STYLES = ("short", "long", "bun", "bald")
 
@@ -98,7 +98,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         nose=rng.uniform(0.03, 0.05),
         mouth_w=rng.uniform(0.075, 0.095),
         mouth_y=rng.uniform(0.145, 0.165),
-        lips=tuple(int(c * f) for c, f in zip(skin, (0.85, 0.5, 0.5), strict=True)),
+        lips=tuple(int(0.35 * c + 0.65 * lip) for c, lip in zip(skin, (175, 45, 55), strict=True)),
         glasses=bool(rng.random() < 0.25),
         beard=bool(rng.random() < 0.2),
     )

@@ -31,11 +31,6 @@ class RecipeResult:
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # question → clip → answer, basic set
 
 
-def chance() -> float:
-    """HIT of an answer drawn blindly from the emotions that count, which the basic set has equally often."""
-    return 1 / len(FELT)
-
-
 def basic_plans(seed: int) -> list[ClipPlan]:
     """The held-out clips of the basic set."""
     return plan_part(next(p for p in PARTS if p.dataset == "MER2023" and p.split == "test"), seed=seed)
@@ -68,15 +63,21 @@ def text_does(plan: ClipPlan) -> str:
     return "carries" if plan.text == plan.emotion else "conflicts"
 
 
-def write_report(path: Path, *, results: list[RecipeResult], dataset_root: Path, seed: int, seconds: float) -> None:
-    """Write the report. ``results``: the whole model first; ``seconds``: how long the demo took, 0 if all was there."""
+def write_report(
+    path: Path, *, results: list[RecipeResult], chance: float, dataset_root: Path, seed: int, seconds: float
+) -> None:
+    """Write the report.
+
+    ``results``: the whole model first; ``chance``: HIT of a blind draw; ``seconds``: how long the demo took, 0 if
+    everything was there.
+    """
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         columns=[title for _, _, title in COLUMNS],
         rows=[_row(result) for result in results],
-        chance=f"{100 * chance():.1f}",
+        chance=f"{100 * chance:.1f}",
         curve=_loss_curves(results),
         clips=[_clip(plan, results, dataset_root) for plan in pick_clips(basic_plans(seed))],
         seed=seed,
@@ -103,8 +104,10 @@ def _loss_curves(results: list[RecipeResult]) -> str:
     figure, axes = pyplot.subplots(figsize=(7, 3.2), dpi=110)
     for result in results:
         steps, losses = read_losses(result.log)
-        axes.plot(steps, losses, label=result.title, linewidth=1.6)
-    axes.set(xlabel="step", ylabel="training loss (mean over learnt tokens)", yscale="log")
+        smooth = [sum(part) / len(part) for part in (losses[max(i - 4, 0) : i + 5] for i in range(len(losses)))]
+        (line,) = axes.plot(steps, smooth, label=result.title, linewidth=1.8)
+        axes.plot(steps, losses, color=line.get_color(), linewidth=0.6, alpha=0.35)
+    axes.set(xlabel="step", ylabel="training loss (running mean)", ylim=(0, None))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()

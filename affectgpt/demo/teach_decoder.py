@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 WIDTH = 96  # differs from every other width of the demo
 VOCABULARY = 832
-STEPS = 320
-_BATCH = 20
+STEPS = 420
+_BATCH = 24
 _LEARNING_RATE = 3e-3
 
 # The prompts of AffectGPT (SPEC section 3; a test holds them equal to prompts/).

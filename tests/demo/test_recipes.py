@@ -1,0 +1,66 @@
+"""The demo's three recipes, and the command around them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from affectgpt.cli import demo
+from affectgpt.config.load import load_config
+from affectgpt.core.errors import ConfigError
+from affectgpt.core.files import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = demo.Place(recipes=ROOT / "train_configs")
+
+
+def test_recipes_differ_in_the_input_alone():
+    first, *others = (load_config(ROOT / "train_configs" / f"{name}.yaml") for name in demo.RECIPES)
+    modes = [config.datasets["mercaptionplus"].face_or_frame for config in (first, *others)]
+    assert modes == ["multiface_audio_face_text", "face", "textonly"]
+    for other in others:
+        assert dataclasses.replace(other, name=first.name, datasets=first.datasets) == first
+    assert first.inference.test_epoch == first.run.max_epoch >= 2
+
+
+def test_recipes_lead_to_the_demo_folders_only():
+    config = load_config(ROOT / "train_configs/demo_cpu.yaml")
+    assert config.paths.dataset_root == str(demo.Place().dataset)
+    assert config.paths.output_root == str(demo.Place().root)
+    assert config.inference.base_root == str(demo.Place().results("ovlabel"))
+    assert set(config.paths.folders.values()) == {"models/demo-clip", "models/demo-hubert", "models/demo-qwen2"}
+
+
+def test_another_place_is_reached_by_options_alone(tmp_path):
+    assert demo.Place(workers=1).options() == []
+    place = demo.Place(root=tmp_path / "x", models=tmp_path / "m", recipes=PLACE.recipes, seed=4)
+    _, config = demo.load(place, "demo_cpu")
+    assert (config.run.seed, config.paths.output_root) == (4, str(tmp_path / "x"))
+    assert config.paths.folders["Qwen25"] == str(tmp_path / "m/demo-qwen2")
+
+
+def test_outside_a_clone_the_error_says_where_to_go(tmp_path):
+    with pytest.raises(ConfigError, match="folder of the clone"):
+        demo.load(demo.Place(recipes=tmp_path), "demo_cpu")
+
+
+def test_a_run_counts_when_it_was_finished_with_the_present_settings(tmp_path, monkeypatch):
+    place = demo.Place(root=tmp_path / "demo", models=tmp_path / "models", recipes=PLACE.recipes)
+    for path in (place.dataset / "synthetic_corpus.json", *(place.models / m / "demo_model.json" for m in _models())):
+        write_json(path, {"version": 1})
+    run = place.root / "demo_cpu" / "demo_cpu_20260101010"
+    run.mkdir(parents=True)
+    assert demo.finished_run(place, "demo_cpu") is None  # interrupted: no marker
+    write_json(run / demo.MARKER, {"settings": demo._settings(place, "demo_cpu")})
+    assert demo.finished_run(place, "demo_cpu") == run
+    assert not demo.train(place, "demo_cpu")  # nothing to do
+    write_json(place.dataset / "synthetic_corpus.json", {"version": 2})
+    assert demo.finished_run(place, "demo_cpu") is None  # another corpus: train again
+
+
+def _models():
+    from affectgpt.demo.models import RECIPES
+
+    return RECIPES
