@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError, did_you_mean
@@ -29,6 +31,17 @@ MODEL_FOLDERS = {
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")
 
 
+def model_hint(config: Config, name: str) -> str:
+    """What to do when the folder of an encoder or LLM is missing or incomplete."""
+    if name in config.paths.folders:
+        hint = f"It is set by paths.folders.{name}."
+        if Path(config.paths.folders[name]).name.startswith("demo-"):
+            hint += " The demo's tiny models are made by `make demo`."
+        return hint
+    folder, url = MODEL_FOLDERS[name]
+    return f"Download it from {url} into {Path(config.paths.models_root) / folder}, or set paths.folders.{name}."
+
+
 def model_folder(config: Config, name: str, *, key: str) -> Path:
     """The folder of an encoder's or LLM's weights.
 
@@ -36,20 +49,27 @@ def model_folder(config: Config, name: str, *, key: str) -> Path:
     """
     if name in config.paths.folders:
         folder = Path(config.paths.folders[name])
-        hint = f"It is set by paths.folders.{name}."
-        if folder.name.startswith("demo-"):
-            hint += " The demo's tiny models are made by `make demo`."
     elif name in MODEL_FOLDERS:
-        folder_name, url = MODEL_FOLDERS[name]
-        folder = Path(config.paths.models_root) / folder_name
-        hint = f"Download it from {url} into that folder, or set paths.folders.{name}."
+        folder = Path(config.paths.models_root) / MODEL_FOLDERS[name][0]
     else:
         raise ConfigError(f"{key}: unknown model {name!r}.{did_you_mean(name, MODEL_FOLDERS)}")
+    hint = model_hint(config, name)
     if not folder.is_dir():
         raise CheckpointError(f"{key}: {name}: no model folder {folder}. {hint}")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{key}: {name}: {folder} is incomplete, it has no config.json. {hint}")
     return folder
+
+
+def qformer_config(config: Config) -> dict[str, Any]:
+    """config.json of BERT under models/, from which the published code takes the Q-Former's numbers; {} without it."""
+    path = Path(config.paths.folders.get("bert-base-uncased", Path(config.paths.models_root) / "bert-base-uncased"))
+    if not (path / "config.json").is_file():
+        return {}
+    try:
+        return json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}/config.json: no JSON ({error}); remove it to use BERT-base's numbers") from error
 
 
 @dataclass(frozen=True)

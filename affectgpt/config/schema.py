@@ -64,6 +64,7 @@ class ModelConfig:
     audio_clip_spacing: int = (
         8  # ours: 8 as the released checkpoints were made, 7 as later library releases space clips
     )
+    trust_remote_code: bool = False  # ours: run the model code that an LLM folder brings (Baichuan2 needs it)
     encoder_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: frozen encoders (float32 on a CPU)
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: LLM weights (float32 on a CPU)
 

@@ -31,6 +31,7 @@ class AffectGPT(nn.Module):
         visual_encoder: nn.Module | None,
         acoustic_encoder: nn.Module | None,
         placeholder_ids: Mapping[Modality, int],
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.llm = llm
@@ -41,6 +42,7 @@ class AffectGPT(nn.Module):
         self.visual_encoder = visual_encoder
         self.acoustic_encoder = acoustic_encoder
         self.placeholder_ids = dict(placeholder_ids)
+        self.recipe = dict(recipe or {})  # what decides the names and shapes of a checkpoint; for messages
 
     @property
     def device(self) -> torch.device:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from affectgpt.config.paths import model_folder
+from affectgpt.config.paths import model_folder, model_hint, qformer_config
 from affectgpt.config.schema import Config
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import N_FRAMES, Modality
 from affectgpt.modeling.affectgpt import AffectGPT
-from affectgpt.modeling.checkpoint import load_state, read_checkpoint
-from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, Transform
-from affectgpt.modeling.fusion.base import BRANCHES, IMAGE_BRANCHES, PREFUSIONS
-from affectgpt.modeling.llm.load import load_llm
-from affectgpt.modeling.llm.rows import get_llm
+from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint, recipe_of
+from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder, Transform
+from affectgpt.modeling.fusion.base import (
+    BRANCHES,
+    IMAGE_BRANCHES,
+    PREFUSIONS,
+    BranchShape,
+    PreFusionShape,
+    QFormerShape,
+)
+from affectgpt.modeling.llm.load import empty_llm, load_llm
+from affectgpt.modeling.llm.rows import LLMRow, get_llm
+from affectgpt.modeling.pretrained import read_config
 from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids
 
 _VIDEO_POSITIONS = 32
 _AUDIO_POSITIONS = N_FRAMES
+_MULTI_POSITIONS = 32 * N_FRAMES + N_FRAMES  # 32 query tokens of each frame, and the audio clips
 
 # frozen_* key → what it freezes (attention weights, the pre-fusion's inputs and the image projection always train).
 _FREEZES = {
@@ -33,6 +45,7 @@ _FREEZES = {
     "frozen_multi_llama_proj": ("multi.proj",),
     "frozen_llm": ("llm",),
 }
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,18 +57,30 @@ class Preparation:
     n_tokens: dict[Modality, int]
 
 
-def build_preparation(config: Config) -> Preparation:
-    """Tokenizer and transforms of the configured models. Reads small files only."""
+def build_preparation(config: Config, *, training: bool = False) -> Preparation:
+    """Tokenizer and transforms of the configured models. Reads small files only.
+
+    ``training`` matters only to EVA-CLIP, which sees augmented frames in training (SPEC 2.2).
+    """
     model = config.model
-    row = get_llm(model.llama_model)
-    visual = VISUAL_ENCODERS.get(model.visual_encoder).transform_of(
-        model_folder(config, model.visual_encoder, key="model.visual_encoder")
+    row = _llm_row(config)
+    visual = _from_folder(
+        config,
+        "visual_encoder",
+        lambda folder: VISUAL_ENCODERS.get(model.visual_encoder).transform_of(folder, training=training),
     )
-    acoustic = ACOUSTIC_ENCODERS.get(model.acoustic_encoder).transform_of(
-        model_folder(config, model.acoustic_encoder, key="model.acoustic_encoder")
+    acoustic = _from_folder(
+        config,
+        "acoustic_encoder",
+        lambda folder: ACOUSTIC_ENCODERS.get(model.acoustic_encoder).transform_of(folder, training=training),
+    )
+    tokenizer = _from_folder(
+        config,
+        "llama_model",
+        lambda folder: load_tokenizer(folder, row, trust_remote_code=model.trust_remote_code),
     )
     return Preparation(
-        tokenizer=load_tokenizer(model_folder(config, model.llama_model, key="model.llama_model"), row),
+        tokenizer=tokenizer,
         transforms={
             Modality.FACE: visual,
             Modality.FRAME: visual,
@@ -79,51 +104,36 @@ def build_model(config: Config, *, device: torch.device, tokenizer: Any) -> Affe
     (autocast chooses their arithmetic). Raises CheckpointError and ConfigError naming key and folder.
     """
     model = config.model
+    row = _llm_row(config)
     encoder_dtype, llm_dtype = (
         torch.float32 if device.type == "cpu" else getattr(torch, name)
         for name in (model.encoder_dtype, model.llm_dtype)
     )
-    visual = VISUAL_ENCODERS.get(model.visual_encoder).from_folder(
-        model_folder(config, model.visual_encoder, key="model.visual_encoder"), dtype=encoder_dtype
-    )
-    acoustic = ACOUSTIC_ENCODERS.get(model.acoustic_encoder).from_folder(
-        model_folder(config, model.acoustic_encoder, key="model.acoustic_encoder"), dtype=encoder_dtype
-    )
-    llm = load_llm(
-        model_folder(config, model.llama_model, key="model.llama_model"),
-        row=get_llm(model.llama_model),
-        dtype=llm_dtype,
-        lora_r=model.lora_r,
-    )
-    llm_width = llm.get_input_embeddings().weight.shape[1]
-    parts = AffectGPT(
-        llm=llm,
-        image=IMAGE_BRANCHES.get(model.image_fusion_type)(
-            width=visual.width, llm_width=llm_width, n_tokens=model.num_image_query_token
+    parts = _assemble(
+        config,
+        visual=_from_folder(
+            config,
+            "visual_encoder",
+            lambda folder: VISUAL_ENCODERS.get(model.visual_encoder).from_folder(folder, dtype=encoder_dtype),
         ),
-        video=BRANCHES.get(model.video_fusion_type)(
-            width=visual.width,
-            llm_width=llm_width,
-            n_tokens=model.num_video_query_token,
-            n_positions=_VIDEO_POSITIONS,
+        acoustic=_from_folder(
+            config,
+            "acoustic_encoder",
+            lambda folder: ACOUSTIC_ENCODERS.get(model.acoustic_encoder).from_folder(folder, dtype=encoder_dtype),
         ),
-        audio=BRANCHES.get(model.audio_fusion_type)(
-            width=acoustic.width,
-            llm_width=llm_width,
-            n_tokens=model.num_audio_query_token,
-            n_positions=_AUDIO_POSITIONS,
+        llm=_from_folder(
+            config,
+            "llama_model",
+            lambda folder: load_llm(
+                folder,
+                row=row,
+                dtype=llm_dtype,
+                lora_r=model.lora_r,
+                trust_remote_code=model.trust_remote_code,
+            ),
         ),
-        multi=PREFUSIONS.get(model.multi_fusion_type)(
-            video_width=visual.width,
-            audio_width=acoustic.width,
-            llm_width=llm_width,
-            n_tokens=model.num_multi_query_token,
-        ),
-        visual_encoder=visual,
-        acoustic_encoder=acoustic,
-        placeholder_ids=placeholder_ids(tokenizer),
+        placeholders=placeholder_ids(tokenizer),
     )
-    _freeze(parts, config)
     for key in ("ckpt", "ckpt_2", "ckpt_3"):
         path = getattr(model, key)
         if path:
@@ -131,16 +141,125 @@ def build_model(config: Config, *, device: torch.device, tokenizer: Any) -> Affe
     return parts.to(device)
 
 
-def load_checkpoint(model: AffectGPT, path: Any) -> Any:
-    """Lay a checkpoint file over a model, non-strictly; the report says what fitted."""
-    return load_state(model, read_checkpoint(path)["model"], source=str(path))
+def build_empty_model(config: Config) -> AffectGPT:
+    """The model on the meta device: all names and shapes, no weights, no folder needed.
+
+    Where a model folder is there, its config.json counts; else the numbers of the published model do.
+    """
+    row = _llm_row(config)
+    visual_class = VISUAL_ENCODERS.get(config.model.visual_encoder)
+    acoustic_class = ACOUSTIC_ENCODERS.get(config.model.acoustic_encoder)
+    with torch.device("meta"):
+        return _assemble(
+            config,
+            visual=visual_class.from_config(_architecture(config, "visual_encoder", visual_class.architecture)),
+            acoustic=acoustic_class.from_config(_architecture(config, "acoustic_encoder", acoustic_class.architecture)),
+            llm=empty_llm(_architecture(config, "llama_model", row.architecture), row=row, lora_r=config.model.lora_r),
+            placeholders={},
+        )
 
 
-def _freeze(parts: AffectGPT, config: Config) -> None:
+def load_checkpoint(model: AffectGPT, path: str | Path, *, complete: bool = False) -> LoadReport:
+    """Lay a checkpoint over a model, non-strictly; the report says what fitted.
+
+    Raises CheckpointError when not one trained tensor fits, and with ``complete`` when one of them is missing or of
+    another shape; the message says which keys of the recipe differ.
+    """
+    content = read_checkpoint(path)
+    report = load_state(model, content["model"], source=str(path), config=content.get("config"))
+    if complete and not report.complete:
+        raise CheckpointError(f"{path} was made by another recipe: {report}")
+    if not report.complete:
+        logger.warning("%s does not fill the model: %s", path, report)
+    return report
+
+
+def _assemble(
+    config: Config, *, visual: FrozenEncoder, acoustic: FrozenEncoder, llm: nn.Module, placeholders: dict[Modality, int]
+) -> AffectGPT:
+    model = config.model
+    llm_width = llm.get_input_embeddings().weight.shape[1]
+    qformer = _qformer_shape(config)
+    parts = AffectGPT(
+        llm=llm,
+        image=IMAGE_BRANCHES.get(model.image_fusion_type)(
+            BranchShape(width=visual.width, llm_width=llm_width, n_tokens=model.num_image_query_token)
+        ),
+        video=BRANCHES.get(model.video_fusion_type)(
+            BranchShape(
+                width=visual.width,
+                llm_width=llm_width,
+                n_tokens=model.num_video_query_token,
+                n_positions=_VIDEO_POSITIONS,
+                qformer=qformer,
+            )
+        ),
+        audio=BRANCHES.get(model.audio_fusion_type)(
+            BranchShape(
+                width=acoustic.width,
+                llm_width=llm_width,
+                n_tokens=model.num_audio_query_token,
+                n_positions=_AUDIO_POSITIONS,
+                qformer=qformer,
+            )
+        ),
+        multi=PREFUSIONS.get(model.multi_fusion_type)(
+            PreFusionShape(
+                video_width=visual.width,
+                audio_width=acoustic.width,
+                llm_width=llm_width,
+                n_tokens=model.num_multi_query_token,
+                n_positions=_MULTI_POSITIONS,
+                qformer=qformer,
+            )
+        ),
+        visual_encoder=visual,
+        acoustic_encoder=acoustic,
+        placeholder_ids=placeholders,
+        recipe=recipe_of(asdict(model)),
+    )
     for key, prefixes in _FREEZES.items():
-        if getattr(config.model, key):
+        if getattr(model, key):
             for name, parameter in parts.named_parameters():
                 if name.startswith(prefixes):
                     parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in parts.parameters()):
-        raise ConfigError("model: every frozen_* key is True, nothing is left to train")
+    return parts
+
+
+def _llm_row(config: Config) -> LLMRow:
+    row = get_llm(config.model.llama_model)
+    if row.remote_code and not config.model.trust_remote_code:
+        raise ConfigError(
+            f"model.llama_model: {row.name} is code in its own folder, which runs on your machine; read it, then allow "
+            'it: --options "model.trust_remote_code=True"'
+        )
+    return row
+
+
+def _from_folder(config: Config, key: str, load: Callable[[Path], T]) -> T:
+    """``load`` of the folder that ``model.<key>`` names; its errors also say the key and what to download."""
+    name = getattr(config.model, key)
+    folder = model_folder(config, name, key=f"model.{key}")
+    try:
+        return load(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.{key}: {name}: {error}. {model_hint(config, name)}") from error
+
+
+def _architecture(config: Config, key: str, numbers: Any) -> Any:
+    name = getattr(config.model, key)
+    try:
+        folder = model_folder(config, name, key=f"model.{key}")
+    except CheckpointError as error:
+        if numbers is None or name in config.paths.folders:
+            raise
+        logger.debug("%s; the published numbers are used", error)
+        return read_config(numbers)
+    return read_config(folder, trust_remote_code=config.model.trust_remote_code)
+
+
+def _qformer_shape(config: Config) -> QFormerShape:
+    """BERT-base's numbers, as the published code read them from its config.json; that file counts where it is there."""
+    numbers = qformer_config(config)
+    known = {f.name for f in fields(QFormerShape)} - {"num_hidden_layers"}
+    return QFormerShape(**{key: int(value) for key, value in numbers.items() if key in known})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,17 +13,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from affectgpt.config.schema import ModelConfig
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import atomic_path
 
-# Our module paths → published names. The longest matching prefix counts; order is that of the published file.
+# Our module paths → published names.
 _WIRE_PREFIXES = {
     "llm.": "llama_model.",
     "image.proj.": "image_llama_proj.",
     "video.attention.": "video_attention_mlp.",
+    "video.query_tokens": "video_query_tokens",
+    "video.position_embedding.": "video_frame_position_embedding.",
+    "video.qformer.": "video_Qformer.bert.",
     "video.proj.": "affectgpt_proj.",
     "audio.attention.": "audio_attention_mlp.",
+    "audio.query_tokens": "audio_query_tokens",
+    "audio.position_embedding.": "audio_position_embedding.",
+    "audio.qformer.": "audio_Qformer.bert.",
     "audio.proj.": "audio_llama_proj.",
+    "multi.query_tokens": "multi_query_tokens",
+    "multi.position_embedding.": "multi_position_embedding.",
+    "multi.qformer.": "multi_Qformer.bert.",
     "multi.audio_in.": "multi_audio_embs.",
     "multi.video_in.": "multi_video_embs.",
     "multi.mix.": "attention_mlp.",
@@ -29,24 +41,54 @@ _WIRE_PREFIXES = {
     "multi.proj.": "multi_llama_proj.",
 }
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
+# Inside a Q-Former: transformers' names → BLIP-2's, which published checkpoints have.
+_QFORMER_PARTS = (
+    ("bert.position_ids", "bert.embeddings.position_ids"),
+    ("bert.model.layernorm.", "bert.embeddings.LayerNorm."),
+    ("bert.model.", "bert."),
+    ("attention.attention.", "attention.self."),  # crossattention's too
+)
+_RECIPE_KEYS = (
+    "multi_fusion_type", "video_fusion_type", "audio_fusion_type", "image_fusion_type", "llama_model",
+    "visual_encoder", "acoustic_encoder", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
+    "num_image_query_token", "lora_r",
+)  # fmt: skip
 
 
 def wire_name(name: str) -> str:
     """A parameter's name in a published checkpoint, e.g. ``video.proj.weight`` → ``affectgpt_proj.weight``."""
     for ours, published in _WIRE_PREFIXES.items():
         if name.startswith(ours):
-            return published + name.removeprefix(ours)
+            wire = published + name.removeprefix(ours)
+            if ".qformer." in ours:
+                for part, published_part in _QFORMER_PARTS:
+                    wire = wire.replace(part, published_part)
+            return wire
     raise KeyError(f"{name} has no published name")
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of the model: everything but frozen parameters and encoders, under published names."""
+    """What a checkpoint holds of the model: everything but frozen parameters and encoders, under published names.
+
+    In the published order: the query tokens, which belong to no module there, stand first.
+    """
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {
+    state = {
         wire_name(name): tensor
         for name, tensor in model.state_dict().items()
         if name not in frozen and not name.startswith(_NOT_SAVED)
     }
+    return {name: state[name] for name in sorted(state, key=_belongs_to_a_module)}
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Published name and parameter of everything that trains, in the order that a published optimizer state counts."""
+    named = [(wire_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    return sorted(named, key=lambda pair: _belongs_to_a_module(pair[0]))
+
+
+def _belongs_to_a_module(name: str) -> bool:
+    return "." in name  # sorting is stable: all else stays in its order
 
 
 def save_checkpoint(
@@ -72,18 +114,47 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint file as plain data; nothing in it is run. Raises CheckpointError naming the file."""
+    """A checkpoint as plain data with the key ``model``; nothing in it is run.
+
+    Takes a .pth of the published layout, a .safetensors with published names, and a folder written by ``export``.
+    Raises CheckpointError naming the file.
+    """
     path = Path(path)
+    if path.is_dir():
+        from affectgpt.modeling.export import read_export
+
+        return read_export(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files; all of them mean the same to a user
+        if path.suffix == ".safetensors":
+            content = read_safetensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files; all mean the same to a user
+        first_line = str(error).strip().splitlines()[:1]
         raise CheckpointError(
-            f"{path}: damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"{path}: damaged or no checkpoint ({type(error).__name__}: {''.join(first_line)})"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
-        raise CheckpointError(f"{path}: expected a dict with the key 'model'; found {type(content).__name__}")
+        found = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content)
+        raise CheckpointError(f"{path}: expected a dict with the key 'model'; found {found}")
+    odd = [name for name, value in content["model"].items() if not isinstance(value, torch.Tensor)]
+    if odd:
+        raise CheckpointError(f"{path}: 'model' must hold tensors by name; {odd[0]!r} is none")
+    return content
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Tensors by name as ``model``; ``config`` and ``epoch`` where the file's metadata has them."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        content: dict[str, Any] = {"model": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118
+    for key in ("config", "epoch"):
+        if key in metadata:
+            content[key] = json.loads(metadata[key])
     return content
 
 
@@ -95,6 +166,12 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)  # trained here, not in the file
     unexpected: list[str] = field(default_factory=list)  # in the file, unknown here
     wrong_shape: list[str] = field(default_factory=list)  # "name: file (…), model (…)"
+    made_by: str = ""  # the configuration that made the file, and where its recipe differs
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trained tensor of the model came from the file."""
+        return not (self.missing or self.wrong_shape)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
@@ -103,17 +180,21 @@ class LoadReport:
             if names:
                 shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
                 parts.append(f"{len(names)} {title.replace('_', ' of ')}: {shown}")
-        return "; ".join(parts)
+        return "; ".join(parts) + (f"; {self.made_by}" if self.made_by else "")
 
 
-def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> LoadReport:
+def load_state(
+    model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str, config: Mapping[str, Any] | None = None
+) -> LoadReport:
     """Copy tensors of published names into a model, non-strictly, and say what fitted.
 
+    ``config`` is that of the file; where the recipe differs, the report says so.
     Raises CheckpointError when not one trained tensor of the model is in ``state`` with its shape.
     """
     report = LoadReport()
     targets = {wire_name(k): v for k, v in model.state_dict().items() if not k.startswith(_NOT_SAVED)}
-    trained = set(trained_state(model))
+    # A buffer (position_ids) is saved, but nothing is learnt in it: it may be missing.
+    trained = [name for name, _ in trained_parameters(model)]
     with torch.no_grad():
         for name, tensor in state.items():
             target = targets.get(name)
@@ -124,7 +205,26 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: s
             else:
                 target.copy_(tensor)
                 report.loaded.append(name)
-    report.missing = sorted(trained - set(state))
-    if not trained & set(report.loaded):
+    report.missing = [name for name in trained if name not in state]
+    if not report.complete or report.unexpected:
+        report.made_by = _recipe_differences(config, getattr(model, "recipe", {}))
+    if not set(trained) & set(report.loaded):
         raise CheckpointError(f"{source}: not one trained tensor fits this model ({report})")
     return report
+
+
+def recipe_of(model_section: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration's model section that decide which tensors a checkpoint holds; defaults filled in."""
+    defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    return {key: model_section.get(key, defaults[key]) for key in _RECIPE_KEYS}
+
+
+def _recipe_differences(config: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> str:
+    if not config or not isinstance(config.get("model"), Mapping):
+        return "the file does not say which configuration made it"
+    name = f"configuration {config['name']!r}" if config.get("name") else "a configuration without a name"
+    theirs = recipe_of(config["model"])
+    different = [
+        f"model.{key}: {theirs[key]} there, {recipe[key]} here" for key in recipe if theirs[key] != recipe[key]
+    ]
+    return f"the file was made by {name}; {', '.join(different) or 'its recipe is the same'}"

@@ -10,7 +10,7 @@ from affectgpt.core.types import Modality
 from affectgpt.modeling.llm.rows import LLMRow
 
 
-def load_tokenizer(folder: str | Path, row: LLMRow) -> Any:
+def load_tokenizer(folder: str | Path, row: LLMRow, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of an LLM folder: placeholders appended in order, bos and eos of the row, pad = eos.
 
     Raises CheckpointError when the folder has no tokenizer or lacks one of the row's tokens.
@@ -18,9 +18,9 @@ def load_tokenizer(folder: str | Path, row: LLMRow) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no tokenizer could be read ({error})") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers and tokenizers raise many kinds for damaged files
+        raise CheckpointError(f"{folder}: no tokenizer could be read ({type(error).__name__}: {error})") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [m.placeholder for m in Modality]})
     for attribute, token in (("bos_token", row.bos_token), ("eos_token", row.eos_token)):
         if token is not None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from affectgpt.modeling.fusion.base import BRANCHES, PREFUSIONS, repeat_token
+from affectgpt.modeling.fusion.base import BRANCHES, PREFUSIONS, BranchShape, PreFusionShape, repeat_token
 
 
 @BRANCHES.register("attention")
 class AttentionBranch(nn.Module):
     """Weighted sum over time, then a projection. The weights are raw: there is no softmax (SPEC 2.3, wire)."""
 
-    def __init__(self, *, width: int, llm_width: int, n_tokens: int, n_positions: int) -> None:
+    def __init__(self, shape: BranchShape) -> None:
         super().__init__()
-        self.n_tokens = n_tokens
-        self.attention = nn.Linear(width, 1)
-        self.proj = nn.Linear(width, llm_width)
+        self.n_tokens = shape.n_tokens
+        self.attention = nn.Linear(shape.width, 1)
+        self.proj = nn.Linear(shape.width, shape.llm_width)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Z ``[B, T, d]`` (``[B, T, Q, d]`` is averaged over its Q query tokens first) → ``[B, K, D]``."""
@@ -31,15 +31,14 @@ class AttentionBranch(nn.Module):
 class AttentionPreFusion(nn.Module):
     """Pre-fusion by attention over the two modalities (paper section 3, equations of "pre-fusion operation")."""
 
-    def __init__(self, *, video_width: int, audio_width: int, llm_width: int, n_tokens: int) -> None:
+    def __init__(self, shape: PreFusionShape) -> None:
         super().__init__()
-        width = max(video_width, audio_width)
-        self.n_tokens = n_tokens
-        self.audio_in = nn.Linear(audio_width, width)
-        self.video_in = nn.Linear(video_width, width)
-        self.mix = nn.Linear(2 * width, width)
-        self.weights = nn.Linear(width, 2)
-        self.proj = nn.Linear(width, llm_width)
+        self.n_tokens = shape.n_tokens
+        self.audio_in = nn.Linear(shape.audio_width, shape.width)
+        self.video_in = nn.Linear(shape.video_width, shape.width)
+        self.mix = nn.Linear(2 * shape.width, shape.width)
+        self.weights = nn.Linear(shape.width, 2)
+        self.proj = nn.Linear(shape.width, shape.llm_width)
 
     def forward(self, video: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
         """Z_v ``[B, T_v, d_v]`` (or ``[B, T, Q, d_v]``, flattened) and Z_a ``[B, T_a, d_a]`` → ``[B, K, D]``."""

@@ -6,6 +6,8 @@ takes Z_v and Z_a together. Notation: d_v, d_a encoder widths, m = max(d_v, d_a)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from affectgpt.core.registry import Registry
@@ -13,6 +15,45 @@ from affectgpt.core.registry import Registry
 BRANCHES = Registry("fusion type of a branch", "affectgpt.modeling.fusion")
 IMAGE_BRANCHES = Registry("image fusion type", "affectgpt.modeling.fusion")
 PREFUSIONS = Registry("pre-fusion type", "affectgpt.modeling.fusion")
+
+
+@dataclass(frozen=True)
+class QFormerShape:
+    """Numbers of a Q-Former: those of BERT-base, but two layers."""
+
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 2
+    max_position_embeddings: int = 512  # only the length of the checkpoint's position_ids buffer
+
+
+@dataclass(frozen=True)
+class BranchShape:
+    """What a branch is built from."""
+
+    width: int  # d, of the encoder's vectors
+    llm_width: int  # D
+    n_tokens: int  # K
+    n_positions: int = 1  # frames or clips at most; read by the Q-Former alone
+    qformer: QFormerShape = QFormerShape()
+
+
+@dataclass(frozen=True)
+class PreFusionShape:
+    """What a pre-fusion is built from."""
+
+    video_width: int  # d_v
+    audio_width: int  # d_a
+    llm_width: int  # D
+    n_tokens: int  # K
+    n_positions: int = 1  # vectors of both modalities together at most; read by the Q-Former alone
+    qformer: QFormerShape = QFormerShape()
+
+    @property
+    def width(self) -> int:
+        """m, the common width of both modalities."""
+        return max(self.video_width, self.audio_width)
 
 
 def repeat_token(vector: torch.Tensor, n_tokens: int) -> torch.Tensor:
