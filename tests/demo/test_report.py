@@ -69,9 +69,7 @@ def test_report(tmp_path, results, monkeypatch):
 def test_table(results):
     table = demo.format_table(results)
     assert "SYNTHETIC" in table and "23.2" in table
-    lines = {
-        title: next(line for line in table.splitlines() if line.startswith(title)) for title in demo.RECIPES.values()
-    }
+    rows = [next(x for x in table.splitlines() if x.startswith(title)) for title in demo.RECIPES.values()]
     assert [row.split()[-7] for row in rows] == ["80.0", "60.0", "40.0"]
 
 
