@@ -18,6 +18,8 @@ COMMANDS = {
     "score": ("score", "score labels that are extracted already (evaluation-scoreonly.py)"),
     "check_data": ("check_data", "are the data sets complete and readable?"),
     "preprocess": ("preprocess", "face crops, sound and subtitles of raw clips"),
+    "export": ("export", "a checkpoint as safetensors and a peft adapter, or merged, and back"),
+    "params": ("params", "count a model's parameters; no weights are needed"),
     "extract_features": ("extract_features", "compute the frozen encoders' outputs once"),
 }
 

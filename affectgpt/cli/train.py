@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.modeling.build import build_model, build_preparation
     from affectgpt.training.loop import train
 
-    preparation = build_preparation(config)
+    preparation = build_preparation(config, training=True)
     batches = training_batches(
         config,
         tokenizer=preparation.tokenizer,

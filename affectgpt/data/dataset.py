@@ -121,8 +121,9 @@ class AffectDataset:
             question = str(self.question)
         else:
             question = render_question(label_type, self.context, sample.labels)
-        prompt = render_prompt(self.mode.name, subtitle=sample.subtitle, question=question)
-        shared = {"tokenizer": self.tokenizer, "n_tokens": self.n_tokens, "sample": f"{sample.dataset}/{sample.name}"}
+        name = f"{sample.dataset}/{sample.name}"
+        prompt = render_prompt(self.mode.name, subtitle=sample.subtitle, question=question, sample=name)
+        shared = {"tokenizer": self.tokenizer, "n_tokens": self.n_tokens, "sample": name}
         labels = None
         if label_type is None:
             input_ids = encode_generation(

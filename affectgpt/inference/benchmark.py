@@ -74,7 +74,7 @@ class Asker:
     def use(self, checkpoint: Path) -> None:
         """Lay a checkpoint over the model; nothing happens when it is the one in use."""
         if checkpoint != self.checkpoint:
-            logger.info("%s: %s", checkpoint, load_checkpoint(self.model, checkpoint))
+            logger.info("%s: %s", checkpoint, load_checkpoint(self.model, checkpoint, complete=True))
             self.checkpoint = checkpoint
 
 

@@ -64,15 +64,9 @@ def build_preparation(config: Config, *, training: bool = False) -> Preparation:
     """
     model = config.model
     row = _llm_row(config)
-    visual = _from_folder(
-        config,
-        "visual_encoder",
-        lambda folder: VISUAL_ENCODERS.get(model.visual_encoder).transform_of(folder, training=training),
-    )
-    acoustic = _from_folder(
-        config,
-        "acoustic_encoder",
-        lambda folder: ACOUSTIC_ENCODERS.get(model.acoustic_encoder).transform_of(folder, training=training),
+    visual, acoustic = (
+        _from_folder(config, key, lambda folder, kind=kind: kind.transform_of(folder, training=training))
+        for key, kind in _encoder_classes(config).items()
     )
     tokenizer = _from_folder(
         config,
@@ -97,8 +91,10 @@ def build_preparation(config: Config, *, training: bool = False) -> Preparation:
     )
 
 
-def build_model(config: Config, *, device: torch.device, tokenizer: Any) -> AffectGPT:
+def build_model(config: Config, *, device: torch.device, tokenizer: Any, encoders: bool = True) -> AffectGPT:
     """The model on ``device``: frozen parts loaded, connectors fresh, ``ckpt``, ``ckpt_2``, ``ckpt_3`` laid over.
+
+    ``encoders=False``: none is loaded, every batch brings its ``features`` (the encoders' config.json still counts).
 
     On a CPU everything is float32; on a GPU frozen parts have the configured dtypes and connectors are float32
     (autocast chooses their arithmetic). Raises CheckpointError and ConfigError naming key and folder.
@@ -109,18 +105,18 @@ def build_model(config: Config, *, device: torch.device, tokenizer: Any) -> Affe
         torch.float32 if device.type == "cpu" else getattr(torch, name)
         for name in (model.encoder_dtype, model.llm_dtype)
     )
+    if encoders:
+        visual, acoustic = (
+            _from_folder(config, key, lambda folder, kind=kind: kind.from_folder(folder, dtype=encoder_dtype))
+            for key, kind in _encoder_classes(config).items()
+        )
+    else:
+        with torch.device("meta"):
+            visual, acoustic = _empty_encoders(config)
     parts = _assemble(
         config,
-        visual=_from_folder(
-            config,
-            "visual_encoder",
-            lambda folder: VISUAL_ENCODERS.get(model.visual_encoder).from_folder(folder, dtype=encoder_dtype),
-        ),
-        acoustic=_from_folder(
-            config,
-            "acoustic_encoder",
-            lambda folder: ACOUSTIC_ENCODERS.get(model.acoustic_encoder).from_folder(folder, dtype=encoder_dtype),
-        ),
+        visual=visual,
+        acoustic=acoustic,
         llm=_from_folder(
             config,
             "llama_model",
@@ -134,6 +130,8 @@ def build_model(config: Config, *, device: torch.device, tokenizer: Any) -> Affe
         ),
         placeholders=placeholder_ids(tokenizer),
     )
+    if not encoders:
+        parts.visual_encoder = parts.acoustic_encoder = None
     for key in ("ckpt", "ckpt_2", "ckpt_3"):
         path = getattr(model, key)
         if path:
@@ -147,13 +145,12 @@ def build_empty_model(config: Config) -> AffectGPT:
     Where a model folder is there, its config.json counts; else the numbers of the published model do.
     """
     row = _llm_row(config)
-    visual_class = VISUAL_ENCODERS.get(config.model.visual_encoder)
-    acoustic_class = ACOUSTIC_ENCODERS.get(config.model.acoustic_encoder)
     with torch.device("meta"):
+        visual, acoustic = _empty_encoders(config)
         return _assemble(
             config,
-            visual=visual_class.from_config(_architecture(config, "visual_encoder", visual_class.architecture)),
-            acoustic=acoustic_class.from_config(_architecture(config, "acoustic_encoder", acoustic_class.architecture)),
+            visual=visual,
+            acoustic=acoustic,
             llm=empty_llm(_architecture(config, "llama_model", row.architecture), row=row, lora_r=config.model.lora_r),
             placeholders={},
         )
@@ -224,6 +221,18 @@ def _assemble(
                 if name.startswith(prefixes):
                     parameter.requires_grad_(False)
     return parts
+
+
+def _encoder_classes(config: Config) -> dict[str, type[FrozenEncoder]]:
+    return {
+        "visual_encoder": VISUAL_ENCODERS.get(config.model.visual_encoder),
+        "acoustic_encoder": ACOUSTIC_ENCODERS.get(config.model.acoustic_encoder),
+    }
+
+
+def _empty_encoders(config: Config) -> list[FrozenEncoder]:
+    classes = _encoder_classes(config)
+    return [kind.from_config(_architecture(config, key, kind.architecture)) for key, kind in classes.items()]
 
 
 def _llm_row(config: Config) -> LLMRow:

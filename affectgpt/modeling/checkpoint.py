@@ -40,6 +40,7 @@ _WIRE_PREFIXES = {
     "multi.weights.": "fc_att.",
     "multi.proj.": "multi_llama_proj.",
 }
+_LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
 # Inside a Q-Former: transformers' names → BLIP-2's, which published checkpoints have.
 _QFORMER_PARTS = (
@@ -108,8 +109,13 @@ def save_checkpoint(
         "scaler": None if scaler is None else scaler.state_dict(),
         "epoch": epoch,
     }
+    return write_checkpoint(path, content)
+
+
+def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+    """Write the content of a checkpoint file; keys of the published layout that it lacks are None."""
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        torch.save({**dict.fromkeys(_LAYOUT), **content}, temporary)
     return Path(path)
 
 

@@ -53,7 +53,8 @@ def read_config(source: str | Path | Mapping[str, Any], *, trust_remote_code: bo
     from transformers import AutoConfig
 
     if isinstance(source, Mapping):
-        return AutoConfig.for_model(**source)
+        with _quiet():
+            return AutoConfig.for_model(**source)
     try:
         return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # as above

@@ -1,0 +1,83 @@
+"""A checkpoint as safetensors and a peft adapter (or a merged LLM), and back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from affectgpt.cli.common import run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(
+        prog="affectgpt export",
+        description="Write a checkpoint as a folder that transformers and peft load by themselves: "
+        "connectors.safetensors and adapter/ (LoRA), or llm/ (the LLM with LoRA merged). From such a folder to a .pth "
+        "it goes as well.",
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a .pth, or a folder written by export")
+    parser.add_argument("--out", required=True, metavar="PATH", help="a new folder, or a new FILE.pth to go back")
+    parser.add_argument("--merge", action="store_true", help="merge LoRA into the LLM's weights and write them")
+    parser.add_argument("--llm", metavar="FOLDER", help="the LLM's folder (default: where its configuration has it)")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the model code that an LLM's folder brings (Baichuan2)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, convert, say where the result is."""
+    args = build_parser().parse_args(argv)
+    checkpoint, out = Path(args.checkpoint), Path(args.out)
+
+    from affectgpt.core.errors import CheckpointError, ConfigError
+    from affectgpt.modeling.checkpoint import read_checkpoint, write_checkpoint
+    from affectgpt.modeling.export import export_folder, is_merged
+
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; name a new one")
+    content = read_checkpoint(checkpoint)
+    if out.suffix == ".pth":
+        if args.merge:
+            raise ConfigError("--merge writes a folder, not a .pth")
+        if checkpoint.is_dir() and is_merged(checkpoint):
+            raise CheckpointError(
+                f"{checkpoint}: its LoRA is merged into llm/ and cannot be taken out again; export without --merge"
+            )
+        write_checkpoint(out, content)
+    else:
+        row, folder = _llm_of(content, llm=args.llm, read=args.merge, trusted=args.trust_remote_code)
+        export_folder(content, out, row=row, llm=folder, merge=args.merge)
+    print(out)
+    return 0
+
+
+def _llm_of(content: dict, *, llm: str | None, read: bool, trusted: bool):
+    """The LLM's row and folder, as the checkpoint's configuration names them."""
+    from affectgpt.config.paths import MODEL_FOLDERS, model_folder
+    from affectgpt.config.schema import Config, ModelConfig, PathsConfig
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.modeling.llm.rows import get_llm
+
+    saved = content.get("config") or {}
+    name = (saved.get("model") or {}).get("llama_model", ModelConfig.llama_model)
+    row = get_llm(name)
+    if read and row.remote_code and not trusted:
+        raise ConfigError(f"{name} is code in its own folder; read that code, then allow it with --trust-remote-code")
+    paths = saved.get("paths") or {}
+    config = Config(
+        name="export",
+        paths=PathsConfig(
+            models_root=paths.get("models_root", PathsConfig.models_root),
+            folders={**(paths.get("folders") or {}), **({name: llm} if llm else {})},
+        ),
+    )
+    if read:
+        return row, model_folder(config, name, key="--llm" if llm else "model.llama_model")
+    return row, config.paths.folders.get(name, Path(config.paths.models_root) / MODEL_FOLDERS[name][0])
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

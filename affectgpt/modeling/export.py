@@ -1,0 +1,147 @@
+"""A checkpoint as files that transformers and peft load by themselves, and back.
+
+A folder holds ``connectors.safetensors`` (published names; configuration and epoch in its metadata) and either
+``adapter/`` (the LoRA as peft writes it) or ``llm/`` (the LLM with LoRA merged in).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affectgpt.core.errors import CheckpointError
+from affectgpt.modeling.checkpoint import read_safetensors
+from affectgpt.modeling.llm.load import load_llm, lora_config
+from affectgpt.modeling.llm.rows import LLMRow
+
+CONNECTORS = "connectors.safetensors"
+ADAPTER = "adapter"
+MERGED_LLM = "llm"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LLM = "llama_model."
+_LORA_HERE, _LORA_IN_PEFT = (".lora_A.default.", ".lora_B.default."), (".lora_A.", ".lora_B.")
+
+
+def export_folder(content: Mapping[str, Any], out: str | Path, *, row: LLMRow, llm: str | Path, merge: bool) -> Path:
+    """Write the content of a checkpoint file as a folder ``out``, which must not exist; it appears when it is complete.
+
+    ``llm`` is the LLM's folder: with ``merge`` it is read and its weights are written with LoRA merged in, else it is
+    only named in the adapter's configuration. Raises CheckpointError when the checkpoint holds no LoRA to merge.
+    """
+    out = Path(out)
+    if out.exists():
+        raise CheckpointError(f"--out {out}: exists already; name a new folder")
+    state = content["model"]
+    lora = {name: tensor for name, tensor in state.items() if name.startswith(_LLM)}
+    if merge and not lora:
+        raise CheckpointError(
+            "the checkpoint holds no LoRA (names that begin with llama_model.), nothing can be merged"
+        )
+    temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        _write_connectors(temporary / CONNECTORS, content)
+        if merge:
+            _write_merged(temporary / MERGED_LLM, lora, row=row, llm=llm)
+        elif lora:
+            _write_adapter(temporary / ADAPTER, lora, row=row, llm=llm)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def read_export(folder: str | Path) -> dict[str, Any]:
+    """An exported folder as the content of a checkpoint file: ``model`` (published names), ``config``, ``epoch``.
+
+    Of a merged folder: the connectors alone. Raises CheckpointError naming the file that is missing or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / CONNECTORS).is_file():
+        raise CheckpointError(f"{folder}: neither a checkpoint file nor an exported folder, it has no {CONNECTORS}")
+    try:
+        content = read_safetensors(folder / CONNECTORS)
+        adapter = folder / ADAPTER / _ADAPTER_WEIGHTS
+        lora = read_safetensors(adapter)["model"] if adapter.is_file() else {}
+    except Exception as error:  # safetensors has errors of its own for damaged files
+        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
+    # LoRA first: the order of the published file.
+    queries = {name: tensor for name, tensor in content["model"].items() if "." not in name}
+    modules = {name: tensor for name, tensor in content["model"].items() if "." in name}
+    content["model"] = {**queries, **{_from_peft(name): tensor for name, tensor in lora.items()}, **modules}
+    return content
+
+
+def is_merged(folder: str | Path) -> bool:
+    """Whether an exported folder holds the merged LLM in the adapter's place."""
+    return (Path(folder) / MERGED_LLM).is_dir()
+
+
+def _write_connectors(path: Path, content: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {n: t.detach().clone().contiguous() for n, t in content["model"].items() if not n.startswith(_LLM)}
+    metadata = {key: json.dumps(content[key], default=str) for key in ("config", "epoch") if key in content}
+    save_file(tensors, path, metadata={"format": "pt", **metadata})
+
+
+def _write_adapter(folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path) -> None:
+    from safetensors.torch import save_file
+
+    config = lora_config(row, _rank(lora))
+    config.target_modules = _targets(lora)
+    config.base_model_name_or_path = str(llm)
+    config.inference_mode = True
+    folder.mkdir()
+    config.save_pretrained(str(folder))
+    tensors = {_to_peft(name): tensor.detach().clone().contiguous() for name, tensor in lora.items()}
+    save_file(tensors, folder / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def _write_merged(folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    trust = row.remote_code  # whoever calls has been asked
+    config = AutoConfig.from_pretrained(llm, local_files_only=True, trust_remote_code=trust)
+    dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    model = load_llm(llm, row=row, dtype=dtype, lora_r=_rank(lora), trust_remote_code=trust)
+    targets = model.state_dict()
+    for name, tensor in lora.items():
+        target = targets.get(name.removeprefix(_LLM))
+        if target is None or target.shape != tensor.shape:
+            found = "no such tensor" if target is None else tuple(target.shape)
+            raise CheckpointError(f"{name} {tuple(tensor.shape)} does not fit the LLM in {llm}: {found}")
+        target.copy_(tensor)
+    generation = model.folder_generation_config
+    merged = model.merge_and_unload()
+    merged.generation_config = generation
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(llm, local_files_only=True, trust_remote_code=trust).save_pretrained(folder)
+
+
+def _rank(lora: Mapping[str, torch.Tensor]) -> int:
+    return next(tensor.shape[0] for name, tensor in lora.items() if ".lora_A." in name)
+
+
+def _targets(lora: Mapping[str, torch.Tensor]) -> list[str]:
+    return sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lora})
+
+
+def _to_peft(name: str) -> str:
+    name = name.removeprefix(_LLM)
+    for here, there in zip(_LORA_HERE, _LORA_IN_PEFT, strict=True):
+        name = name.replace(here, there)
+    return name
+
+
+def _from_peft(name: str) -> str:
+    for here, there in zip(_LORA_HERE, _LORA_IN_PEFT, strict=True):
+        name = name.replace(there, here)
+    return _LLM + name
