@@ -193,9 +193,10 @@ def _make_blip2(root: Path) -> None:
     folder = root / MODEL_FOLDERS["EVA_CLIP_G"][0]
     config = Blip2Config(
         vision_config={"hidden_size": VISUAL_WIDTHS["EVA_CLIP_G_NO_QFORMER"], "intermediate_size": 72,
-                       "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 32, "image_size": 224},
+                       "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 32, "image_size": 224,
+                       "initializer_range": 0.2},
         qformer_config={"hidden_size": VISUAL_WIDTHS["EVA_CLIP_G"], "intermediate_size": 68, "num_attention_heads": 4,
-                        "num_hidden_layers": 4, "cross_attention_frequency": 2, "vocab_size": 50,
+                        "num_hidden_layers": 4, "cross_attention_frequency": 2, "vocab_size": 50, "initializer_range": 0.2,
                         "encoder_hidden_size": VISUAL_WIDTHS["EVA_CLIP_G_NO_QFORMER"]},
         text_config=OPTConfig(hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=1,
                               num_attention_heads=2, vocab_size=50, max_position_embeddings=16).to_dict(),

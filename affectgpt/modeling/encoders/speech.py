@@ -25,11 +25,10 @@ class WaveNormalize:
         self.enabled = enabled
 
     def __call__(self, clips: np.ndarray) -> torch.Tensor:
-        wave = torch.from_numpy(np.ascontiguousarray(clips, dtype=np.float32))
-        if not self.enabled:
-            return wave
-        variance = wave.var(correction=0)
-        return (wave - wave.mean()) / torch.sqrt(variance + _VARIANCE_FLOOR)
+        wave = np.ascontiguousarray(clips, dtype=np.float32)
+        if self.enabled:  # in numpy, as the extractor does it: equal to the bit
+            wave = ((wave - wave.mean()) / np.sqrt(wave.var() + _VARIANCE_FLOOR)).astype(np.float32, copy=False)
+        return torch.from_numpy(wave)
 
 
 class SpeechEncoder(FrozenEncoder):
