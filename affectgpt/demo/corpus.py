@@ -148,6 +148,9 @@ def _claim(root: Path, fingerprint: dict) -> dict:
         except ValueError:
             state = {}
         if all(state.get(key) == value for key, value in fingerprint.items()):
+            if not state.get("finished"):
+                for torn in root.rglob(".*.tmp*"):  # of a run that was killed
+                    torn.unlink(missing_ok=True)
             return state
         logger.info("%s was made by other settings; making it anew", root)
         for row in {get_row(name).root for name, _, _ in [*state.get("parts", []), *fingerprint["parts"]]}:

@@ -54,6 +54,9 @@ def make_models(
     names = missing_models(root, seed=seed)
     if names:
         root.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            for draft in root.glob(f".{name}.tmp*"):  # of a run that was killed
+                shutil.rmtree(draft, ignore_errors=True)
         finished = _run([(name, root, seed) for name in names], workers)
         for name, seconds, result in progress(finished, len(names)) if progress else finished:
             shown = ", ".join(f"{key} {value:.3f}" for key, value in result.items())
@@ -92,9 +95,14 @@ def _run(jobs: list, workers: int) -> Iterator[tuple[str, float, dict[str, float
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         for future in as_completed([pool.submit(_make, job) for job in jobs]):
             yield future.result()
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()  # or Ctrl-C would wait for a whole model
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
