@@ -152,13 +152,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Tensors by name as ``model``; ``config`` and ``epoch`` where the file's metadata has them."""
+    """Tensors by name as ``model``; ``config``, ``epoch`` and ``names`` where the file's metadata has them."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as opened:
         metadata = opened.metadata() or {}
         content: dict[str, Any] = {"model": {name: opened.get_tensor(name) for name in opened.keys()}}  # noqa: SIM118
-    for key in ("config", "epoch"):
+    for key in ("config", "epoch", "names"):
         if key in metadata:
             content[key] = json.loads(metadata[key])
     return content

@@ -71,10 +71,9 @@ def read_export(folder: str | Path) -> dict[str, Any]:
         lora = read_safetensors(adapter)["model"] if adapter.is_file() else {}
     except Exception as error:  # safetensors has errors of its own for damaged files
         raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
-    # LoRA first: the order of the published file.
-    queries = {name: tensor for name, tensor in content["model"].items() if "." not in name}
-    modules = {name: tensor for name, tensor in content["model"].items() if "." in name}
-    content["model"] = {**queries, **{_from_peft(name): tensor for name, tensor in lora.items()}, **modules}
+    names = content.pop("names", [*content["model"], *map(_from_peft, lora)])
+    content["model"] |= {_from_peft(name): tensor for name, tensor in lora.items()}
+    content["model"] = {name: content["model"][name] for name in names if name in content["model"]}
     return content
 
 
@@ -87,7 +86,9 @@ def _write_connectors(path: Path, content: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tensors = {n: t.detach().clone().contiguous() for n, t in content["model"].items() if not n.startswith(_LLM)}
-    metadata = {key: json.dumps(content[key], default=str) for key in ("config", "epoch") if key in content}
+    # Safetensors sorts names by itself; an optimizer state counts parameters in the order of the checkpoint.
+    known = {"names": list(content["model"]), **{key: content[key] for key in ("config", "epoch") if key in content}}
+    metadata = {key: json.dumps(value, default=str) for key, value in known.items()}
     save_file(tensors, path, metadata={"format": "pt", **metadata})
 
 

@@ -187,5 +187,5 @@ def test_image_tokens():
     assert torch.equal(token(one)[:, 0], token(one)[:, 31])
     mean = image("mean", 2)
     assert torch.allclose(mean(many)[:, 1], mean.proj(many[:, 0].mean(dim=1)), atol=1e-6)
-    with pytest.raises(ConfigError, match="num_image_query_token is 4.*set it to 32"):
+    with pytest.raises(ConfigError, match=r"num_image_query_token is 4.*set it to 32"):
         image("token", 4)(many)
