@@ -139,13 +139,13 @@ def build_model(config: Config, *, device: torch.device, tokenizer: Any, encoder
     return parts.to(device)
 
 
-def build_empty_model(config: Config) -> AffectGPT:
-    """The model on the meta device: all names and shapes, no weights, no folder needed.
+def build_empty_model(config: Config, *, device: torch.device | str = "meta") -> AffectGPT:
+    """The model without reading a weight: all names and shapes on the meta device, random weights on any other.
 
     Where a model folder is there, its config.json counts; else the numbers of the published model do.
     """
     row = _llm_row(config)
-    with torch.device("meta"):
+    with torch.device(device):
         visual, acoustic = _empty_encoders(config)
         return _assemble(
             config,
