@@ -18,7 +18,7 @@ _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
 _AT_LEAST_ONE = {
     "batch_size_train", "batch_size_eval", "batch_size", "max_epoch", "iters_per_epoch", "accum_grad_iters",
     "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
-    "num_image_query_token", "log_freq", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
+    "num_image_query_token", "log_freq", "tensor_parallel_size", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "init_lr",
@@ -30,6 +30,7 @@ _NOT_NEGATIVE = {
     "lora_r",
     "ratio",
     "sample_ratio",
+    "top_k",
 }
 
 
@@ -154,6 +155,10 @@ def _check_range(name: str, value: Any, key: str, source: str) -> None:
         raise _wrong(source, key, value, "at least 1")
     if name in _NOT_NEGATIVE and value < 0:
         raise _wrong(source, key, value, "0 or more")
+    if name == "temperature" and value <= 0:
+        raise _wrong(source, key, value, 'above 0 (inference.decoding=greedy takes the likeliest token)')
+    if name == "top_p" and not 0 < value <= 1:
+        raise _wrong(source, key, value, "above 0, at most 1")
     if name == "audio_clip_spacing" and value not in (7, 8):
         raise _wrong(source, key, value, "8 (as the released checkpoints) or 7")
 

@@ -133,9 +133,14 @@ class InferenceConfig:
     test_epochs: str | None = None  # "A-B"
     skip_epoch: int = 1  # of A-B, those divisible by this
     gpu: int = 0
+    engine: Literal["transformers", "vllm"] = "transformers"  # ours: what decodes
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
+    temperature: float = 1.0  # ours: of sampling
+    top_p: float = 0.9  # ours: of sampling
+    top_k: int | None = None  # ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 0: all tokens
     max_new_tokens: int = 1200  # ours
-    batch_size: int = 8  # ours: clips generated together
+    batch_size: int | None = None  # ours: clips generated together; not set: as many as memory allows
+    tensor_parallel_size: int = 1  # ours: GPUs that share one model (vllm)
     on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
     seed: int = 42  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
 

@@ -15,7 +15,7 @@ from affectgpt.config.paths import select_checkpoints
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.collate import collate
-from affectgpt.inference.benchmark import Asker, inference_device
+from affectgpt.inference.asker import Asker, inference_device
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.preprocess.faces import face_crops
 from affectgpt.prompts.modes import get_mode
