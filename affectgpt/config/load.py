@@ -156,7 +156,7 @@ def _check_range(name: str, value: Any, key: str, source: str) -> None:
     if name in _NOT_NEGATIVE and value < 0:
         raise _wrong(source, key, value, "0 or more")
     if name == "temperature" and value <= 0:
-        raise _wrong(source, key, value, 'above 0 (inference.decoding=greedy takes the likeliest token)')
+        raise _wrong(source, key, value, "above 0 (inference.decoding=greedy takes the likeliest token)")
     if name == "top_p" and not 0 < value <= 1:
         raise _wrong(source, key, value, "above 0, at most 1")
     if name == "audio_clip_spacing" and value not in (7, 8):

@@ -85,7 +85,9 @@ class Benchmark:
             lacking = read_meta(target).get("failed", {})
             logger.info("%s exists, kept", target)
             if lacking:
-                logger.warning("%s lacks %d samples that could not be read; delete it to try again", target, len(lacking))
+                logger.warning(
+                    "%s lacks %d samples that could not be read; delete it to try again", target, len(lacking)
+                )
             return target
         samples = self.samples(dataset)
         key = self._key(dataset, checkpoint, question, samples)
@@ -97,7 +99,9 @@ class Benchmark:
                     self._answer(share, order, dataset=dataset, checkpoint=checkpoint, question=question)
 
             def write_meta(entries: Mapping[str, Any]) -> None:
-                write_json(meta_path(target), self._meta(key, entries, seconds=time.perf_counter() - started))
+                write_json(
+                    meta_path(target), self._meta(key, checkpoint, entries, seconds=time.perf_counter() - started)
+                )
 
             complete = share.finish(dataset=dataset, order=[s.name for s in samples], write_meta=write_meta)
         if complete:
@@ -111,7 +115,7 @@ class Benchmark:
         return {
             "dataset": dataset,
             "samples": settings_hash([(s.name, s.subtitle) for s in samples]),
-            "checkpoint": str(checkpoint.path),
+            "checkpoint": checkpoint.path.name,
             "checkpoint_sha256": file_hash(checkpoint.path),
             "mode": self.mode,
             "question": question,
@@ -122,15 +126,18 @@ class Benchmark:
             "device": self.device.type,
         }
 
-    def _meta(self, key: Mapping[str, Any], entries: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+    def _meta(
+        self, key: Mapping[str, Any], checkpoint: CheckpointFile, entries: Mapping[str, Any], *, seconds: float
+    ) -> dict[str, Any]:
         flags: dict[str, list[str]] = {}
         for name, entry in entries.items():
             for flag in entry.get("flags", ()):
                 flags.setdefault(flag, []).append(name)
         made = {} if self.asker is None else {"decoding": self.asker.engine.describe()}
         return {
-            **key,
+            **{name: value for name, value in key.items() if name != "model"},
             **made,
+            "checkpoint_file": str(checkpoint.path),
             "answers": sum("answer" in entry for entry in entries.values()),
             "failed": {name: entry["failed"] for name, entry in entries.items() if "failed" in entry},
             "flags": flags,

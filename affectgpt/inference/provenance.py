@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "vllm", "decord", "av", "soundfile", "opencv-python-headless")  # fmt: skip
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "peft", "numpy", "vllm", "decord", "av", "soundfile",
+    "opencv-python-headless",
+)  # fmt: skip
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
