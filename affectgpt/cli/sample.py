@@ -47,7 +47,9 @@ def find_videos(paths: Sequence[str]) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
             if not found:
-                raise DataError(f"--video_path {path}: no video in this folder (looked for {', '.join(VIDEO_SUFFIXES)})")
+                raise DataError(
+                    f"--video_path {path}: no video in this folder (looked for {', '.join(VIDEO_SUFFIXES)})"
+                )
             videos += found
         elif path.is_file():
             videos.append(path)

@@ -33,8 +33,11 @@ RELEASED = (
     "mercaptionplus_outputhybird_bestsetup_bestfusion_frame_lz",
 )
 ODD_DESCRIPTION = "description_not_in_the_text"
+TURNED = "picture_turned"
+_CLEAR = 0.9  # mean confidence of the surest face in each frame
 NOTES = {
     NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
+    TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
     EMPTY: "the answer is empty",
     UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
     REPEATING: "the answer repeats itself",
@@ -161,30 +164,49 @@ class Predictor:
 
     def _encode(self, sample: Sample) -> tuple[Mapping[Modality, torch.Tensor], tuple[str, ...]]:
         """Encoder outputs of a clip's media, for any number of questions, and what was odd about the media."""
+        odd: tuple[str, ...] = ()
         with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
             if sample.face is None and Modality.FACE in get_mode(self.asker.mode).media:
                 sample = replace(sample, face=Path(folder) / "faces.npy")
-                np.save(sample.face, self._faces(sample.video))
+                crops, odd = self._faces(sample.video)
+                np.save(sample.face, crops)
             example = self.asker.dataset([sample], question="")[0]
         batch = collate([example], pad_token_id=self.asker.preparation.tokenizer.pad_token_id)
-        return self.asker.encode(batch)[0].features, example.flags
+        return self.asker.encode(batch)[0].features, odd + example.flags
 
-    def _faces(self, video: Path | None) -> np.ndarray:
+    def _faces(self, video: Path | None) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Crops of the speaker; flagged when a turned picture shows faces better, an error when only that shows any."""
         assert video is not None
         if self._detector is None:
             self._detector = FaceDetector()
         try:
-            return face_crops(video, detector=self._detector, decoder=self._decoder)
+            crops = face_crops(video, detector=self._detector, decoder=self._decoder)
         except DataError as error:
             if "no face" not in str(error):
                 raise
-            hint = "give crops with --face_npy, or use a recipe that takes frames"
-            frames, _ = self._decoder.native_frames(video, n_frames=8, longest_side=640)
-            for turns in (2, 1, 3):
-                if any(self._detector(np.ascontiguousarray(np.rot90(frame, turns))) for frame in frames):
-                    hint = f"there is one when the picture is turned by {turns * 90} degrees: turn the video first"
-                    break
+            turned = self._better_turned(video)
+            hint = (
+                f"there is one when the picture is turned by {turned} degrees: turn the video first"
+                if turned
+                else "give crops with --face_npy, or use a recipe that takes frames"
+            )
             raise DataError(f"{error}; {hint}") from error
+        return crops, ((TURNED,) if self._better_turned(video) else ())
+
+    def _better_turned(self, video: Path) -> int:
+        """Degrees by which the picture must be turned for faces to be clearer; 0 when they are clear as it is."""
+        assert self._detector is not None
+        frames, _ = self._decoder.native_frames(video, n_frames=4, start=0, count=4, longest_side=640)
+
+        def confidence(turns: int) -> float:
+            found = [self._detector(np.ascontiguousarray(np.rot90(frame, turns))) for frame in frames]
+            return sum(faces[0].confidence for faces in found if faces) / len(frames)
+
+        upright = confidence(0)
+        if upright > _CLEAR:
+            return 0
+        best = max((2, 1, 3), key=confidence)
+        return best * 90 if confidence(best) > max(_CLEAR, upright) else 0
 
     def _ask(
         self, sample: Sample, question: str, *, features: Mapping[Modality, torch.Tensor], flags: tuple[str, ...]
