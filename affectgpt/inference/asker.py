@@ -123,7 +123,7 @@ class Asker:
     def batch_size(self, longest_prompt: int) -> int:
         """How many clips are generated together: as configured, else as many as the memory takes."""
         if self._batch_size is None:
-            self._batch_size = find_batch_size(
+            self._batch_size = self.engine.preferred_batch or find_batch_size(
                 self.model.llm,
                 device=self.device,
                 prompt_tokens=longest_prompt,

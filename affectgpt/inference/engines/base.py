@@ -47,7 +47,12 @@ class Answer:
 
 
 class Engine(Protocol):
-    """Answers left-padded batches whose encoder outputs are known (``batch.features``) or computed on the way."""
+    """Answers left-padded batches whose encoder outputs are known (``batch.features``) or computed on the way.
+
+    ``preferred_batch``: rows to hand over at once; None: as many as the memory takes.
+    """
+
+    preferred_batch: int | None
 
     def __init__(
         self, model: AffectGPT, *, tokenizer: Any, decoding: Decoding, llm_folder: Path, tensor_parallel_size: int = 1

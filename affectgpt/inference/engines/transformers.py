@@ -23,6 +23,8 @@ from affectgpt.modeling.tokenizer import stop_sequences
 class TransformersEngine:
     """One model, one process; batches are left-padded, every row stops by itself."""
 
+    preferred_batch = None  # as many as the memory takes
+
     def __init__(
         self,
         model: AffectGPT,
