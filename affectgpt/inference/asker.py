@@ -20,6 +20,8 @@ from affectgpt.inference.memory import autocast, find_batch_size
 from affectgpt.modeling.build import build_model, build_preparation
 from affectgpt.prompts.modes import get_mode
 
+# Encoder outputs of a sample's medium, and what was odd about the medium.
+FeatureOf = Callable[[Sample], tuple[torch.Tensor, tuple[str, ...]]]
 ENCODE_BATCH = 8  # clips whose media are in memory at once, per worker: 5 MB per clip and visual medium
 
 
@@ -83,7 +85,7 @@ class Asker:
         samples: Sequence[Sample],
         *,
         question: str,
-        features: Mapping[Modality, Callable[[Sample], torch.Tensor]] | None = None,
+        features: Mapping[Modality, FeatureOf] | None = None,
     ) -> AffectDataset:
         """Samples with a question, as the model takes them; ``features`` in place of media where they are known."""
         model = self.config.model

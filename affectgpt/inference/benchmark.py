@@ -19,12 +19,13 @@ from affectgpt.core.files import write_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.dataset import Example
+from affectgpt.data.features import stored_features
 from affectgpt.data.loader import BatchStream, FailureLog
 from affectgpt.data.readers import load_samples
 from affectgpt.data.sampler import SequentialBatches
 from affectgpt.data.table import get_row
 from affectgpt.data.video import video_reader
-from affectgpt.inference.asker import ENCODE_BATCH, Asker, training_mode
+from affectgpt.inference.asker import ENCODE_BATCH, Asker, FeatureOf, training_mode
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.flags import answer_flags
@@ -60,6 +61,7 @@ class Benchmark:
         self.asker: Asker | None = None
         self._samples: dict[str, list[Sample]] = {}
         self._spools: dict[str, FeatureSpool] = {}
+        self._stores: dict[str, Mapping[Modality, FeatureOf]] = {}
         self._unreadable: dict[str, dict[str, str]] = {}
 
     def samples(self, dataset: str) -> list[Sample]:
@@ -203,7 +205,7 @@ class Benchmark:
             return
         failures = FailureLog()
         stream = BatchStream(
-            {dataset: self.asker.dataset(fresh, question=question)},
+            {dataset: self.asker.dataset(fresh, question=question, features=self._stored(dataset))},
             batches=SequentialBatches(len(fresh), batch_size=ENCODE_BATCH),
             num_workers=min(self.config.run.num_workers, -(-len(fresh) // ENCODE_BATCH)),
             on_error=self.config.inference.on_error,
@@ -225,18 +227,26 @@ class Benchmark:
                 yield example
         note_failures()
 
+    def _stored(self, dataset: str) -> Mapping[Modality, FeatureOf]:
+        """Readers of encoder outputs that ``affectgpt extract_features`` left, where they are complete and fit."""
+        if dataset not in self._stores:
+            self._stores[dataset] = stored_features(
+                self.config, self.samples(dataset), dataset=dataset, split="test", mode=self.mode, policy="auto"
+            )
+            if self._stores[dataset]:
+                logger.info("%s: stored features of %s", dataset, ", ".join(self._stores[dataset]))
+        return self._stores[dataset]
+
     def _spooled(self, samples: Sequence[Sample], spool: FeatureSpool, *, question: str) -> Iterator[Example]:
         assert self.asker is not None
 
         def reader(modality: Modality) -> Any:
-            return lambda sample: spool.get(sample.name)[modality]
+            return lambda sample: (spool.get(sample.name)[modality], spool.flags(sample.name))
 
         features = {modality: reader(modality) for modality in get_mode(self.mode).media}
         dataset = self.asker.dataset(samples, question=question, features=features)
-        for index, sample in enumerate(samples):
-            example = dataset[index]
-            example.flags = spool.flags(sample.name)
-            yield example
+        for index in range(len(samples)):
+            yield dataset[index]
 
 
 def _by_length(samples: Sequence[Sample]) -> list[str]:

@@ -18,7 +18,7 @@ from affectgpt.core.types import Modality, Sample
 from affectgpt.data.audio import NO_AUDIO_TRACK
 from affectgpt.data.collate import collate
 from affectgpt.data.guard import Decoder
-from affectgpt.inference.asker import Asker, inference_device
+from affectgpt.inference.asker import Asker, FeatureOf, inference_device
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED, answer_flags
 from affectgpt.inference.subtitles import read_subtitle, subtitle_beside
@@ -235,5 +235,5 @@ class Predictor:
         )
 
 
-def _constant(value: torch.Tensor) -> Callable[[Sample], torch.Tensor]:
-    return lambda _: value
+def _constant(value: torch.Tensor) -> FeatureOf:
+    return lambda _: (value, ())

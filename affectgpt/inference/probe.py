@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affectgpt.core.types import Modality, Sample
+from affectgpt.core.types import Sample
 from affectgpt.data.collate import collate
 from affectgpt.inference.asker import Asker
 from affectgpt.inference.memory import autocast
@@ -98,11 +98,10 @@ def fingerprint(values: torch.Tensor) -> dict[str, Any]:
     if not values.is_floating_point():
         return {"shape": list(values.shape), "sha256": hashlib.sha256(values.numpy().tobytes()).hexdigest()}
     flat = values.double().flatten()
-    signs = torch.stack([_signs(len(flat), number) for number in range(_PROBES)])  # [P, n]
     return {
         "shape": list(values.shape),
         "norm": float(flat.norm()),
-        "projections": [float(p) for p in signs @ flat],
+        "projections": [float(_signs(len(flat), number) @ flat) for number in range(_PROBES)],
     }
 
 
