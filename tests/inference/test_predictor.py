@@ -248,11 +248,8 @@ def test_an_empty_folder_is_named(world, tmp_path):
 
 def test_imports_of_a_single_answer_are_quick():
     code = (
-        "import time; t = time.perf_counter(); import torch, transformers; "
-        "u = time.perf_counter(); import affectgpt.inference.predictor; print(time.perf_counter() - u)"
+        "import torch, transformers, time; u = time.perf_counter(); "
+        "import affectgpt.inference.predictor; print(time.perf_counter() - u)"
     )
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-        for _ in range(2)
-    ]
-    assert min(seconds) < 2.0  # beside torch and transformers
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 2.0  # beside torch and transformers
