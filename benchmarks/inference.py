@@ -6,7 +6,7 @@
 
 Both ways run in the same process, with the same model and clips. "One by one" is the published way: media read,
 encoders run and one answer generated per clip and checkpoint; for seven checkpoints it costs seven times as much.
-Answers are as long as label answers are (24 tokens). Processor seconds are given beside wall seconds, for busy machines.
+Answers are as long as label answers are (24 tokens). Processor seconds stand beside wall seconds, for busy machines.
 """
 
 from __future__ import annotations

@@ -79,8 +79,10 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
 
     checkpoint = select_checkpoints(config)[-1].path
     asker = Asker(config, device=inference_device(config))
-    _line(check_checkpoint(asker.engine.load(checkpoint), checkpoint))
-    asker.checkpoint = checkpoint
+    loaded = check_checkpoint(asker.engine.load, checkpoint)
+    _line(loaded)
+    if loaded.status == FAIL:
+        return False
     with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
         found = {name: fingerprint(values) for name, values in run_stages(asker, Path(folder)).items()}
     dtype = str(asker.model.llm.get_input_embeddings().weight.dtype).removeprefix("torch.")

@@ -52,10 +52,7 @@ class Asker:
         self.preparation = build_preparation(config)
         self.checkpoint: Path | None = None
         self._batch_size = config.inference.batch_size
-        self._build()
-
-    def _build(self) -> None:
-        config, tokenizer = self.config, self.preparation.tokenizer
+        tokenizer = self.preparation.tokenizer
         self.model = build_model(config, device=self.device, tokenizer=tokenizer)
         self.engine: Any = ENGINES.get(config.inference.engine)(
             self.model,
@@ -68,17 +65,12 @@ class Asker:
     def use(self, checkpoint: Path) -> None:
         """Lay a checkpoint over the model; nothing happens when it is the one in use.
 
-        What a checkpoint lacks is as the model was built, never left over from the checkpoint before.
+        Raises CheckpointError when it does not fill the model.
         """
-        if checkpoint == self.checkpoint:
-            return
-        report = self.engine.load(checkpoint)
-        if report.missing and self.checkpoint is not None:
-            self._build()
-            report = self.engine.load(checkpoint)
-        log = logger.warning if report.missing or report.wrong_shape else logger.info
-        log("%s: %s", checkpoint, report)
-        self.checkpoint = checkpoint
+        if checkpoint != self.checkpoint:
+            self.checkpoint = None  # a load that fails leaves neither
+            logger.info("%s: %s", checkpoint, self.engine.load(checkpoint))
+            self.checkpoint = checkpoint
 
     def dataset(
         self,

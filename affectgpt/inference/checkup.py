@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config
-from affectgpt.core.errors import AffectGPTError
+from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.data.video import video_reader
 from affectgpt.inference.provenance import file_hash
 from affectgpt.modeling.llm.rows import get_llm
@@ -119,7 +119,9 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
     }
 
 
-def check_checkpoint(report: Any, path: Path) -> Finding:
-    """What loading a checkpoint said."""
-    wrong = report.missing or report.wrong_shape
-    return Finding(WARN if wrong else OK, "checkpoint", f"{path}: {report}; sha256 {file_hash(path)}")
+def check_checkpoint(load: Callable[[Path], Any], path: Path) -> Finding:
+    """Load a checkpoint and say what fitted."""
+    try:
+        return Finding(OK, "checkpoint", f"{path}: {load(path)}; sha256 {file_hash(path)}")
+    except CheckpointError as error:
+        return Finding(FAIL, "checkpoint", str(error))

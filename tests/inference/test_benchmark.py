@@ -257,20 +257,36 @@ def test_a_full_disk_says_that_the_answers_are_kept(world, reference, tmp_path, 
     assert sum(asked) == 5
 
 
-def test_a_checkpoint_never_keeps_what_another_left(world, tmp_path):
-    """A checkpoint without LoRA after one with it answers as it does alone."""
+def test_a_checkpoint_that_does_not_fill_the_model_is_refused(world, tmp_path):
+    """What another checkpoint left in the model must never answer in its name."""
     import torch
+
+    from affectgpt.core.errors import CheckpointError
 
     content = torch.load(world.run_folder / "checkpoint_000012_loss_0.120.pth", weights_only=True)
     content["model"] = {k: v for k, v in content["model"].items() if "lora" not in k}
-    folder = tmp_path / "partial"
-    folder.mkdir()
-    torch.save(content, folder / "checkpoint_000013_loss_0.100.pth")
-    partial = world.checkpoints(f"inference.ckpt_root={folder}")[0]
-    alone = world.benchmark(tmp_path / "a").run(DATASET, partial)
-    benchmark = world.benchmark(tmp_path / "b")
+    torch.save(content, tmp_path / "checkpoint_000013_loss_0.100.pth")
+    partial = world.checkpoints(f"inference.ckpt_root={tmp_path}")[0]
+    benchmark = world.benchmark(tmp_path)
     benchmark.run(DATASET, world.checkpoints()[0])
-    assert read_answers(benchmark.run(DATASET, partial)) == read_answers(alone)
+    with pytest.raises(CheckpointError, match="another recipe"):
+        benchmark.run(DATASET, partial)
+    assert benchmark.asker.checkpoint is None
+
+
+def test_stored_features_answer_alike(world, reference, tmp_path, monkeypatch):
+    from affectgpt.cli import extract_features
+    from affectgpt.modeling.affectgpt import AffectGPT
+
+    option = f"paths.features_root={tmp_path / 'features'}"
+    arguments = ["--dataset=OVMERDPlus", "--split=test", f"--cfg-path={world.yaml}", "--options", option]
+    assert extract_features.main(arguments) == 0
+    encoded = []
+    encode = AffectGPT.encode
+    monkeypatch.setattr(AffectGPT, "encode", lambda self, batch: encoded.extend(batch.media) or encode(self, batch))
+    target = world.benchmark(tmp_path, option).run(DATASET, world.checkpoints()[0])
+    assert read_answers(target) == reference
+    assert encoded == []  # no medium was read or encoded
 
 
 def test_greedy_answers_need_no_seed(world, tmp_path):

@@ -59,7 +59,10 @@ class Engine(Protocol):
     ) -> None: ...
 
     def load(self, checkpoint: Path) -> Any:
-        """Lay a checkpoint over the model; gives the report of what fitted."""
+        """Lay a checkpoint over the model; gives the report of what fitted.
+
+        Raises CheckpointError when it does not fill the model: what another checkpoint left must not stay.
+        """
         ...
 
     def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:

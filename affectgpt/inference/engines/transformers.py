@@ -46,7 +46,7 @@ class TransformersEngine:
 
     def load(self, checkpoint: Path) -> Any:
         """Lay a checkpoint over the model."""
-        return load_checkpoint(self.model, checkpoint)
+        return load_checkpoint(self.model, checkpoint, complete=True)
 
     def describe(self) -> dict[str, Any]:
         """The decoding in force."""

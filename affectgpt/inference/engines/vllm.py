@@ -64,7 +64,7 @@ class VLLMEngine:
 
     def load(self, checkpoint: Path) -> Any:
         """Lay a checkpoint over the model, merge its LoRA and start vLLM on the result."""
-        report = load_checkpoint(self.model, checkpoint)
+        report = load_checkpoint(self.model, checkpoint, complete=True)
         self._llm = None
         gc.collect()
         if torch.cuda.is_available():
