@@ -34,7 +34,7 @@ RELEASED = (
 )
 ODD_DESCRIPTION = "description_not_in_the_text"
 TURNED = "picture_turned"
-_CLEAR = 0.9  # mean confidence of the surest face in each frame
+_CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: nothing is odd; there are faces
 NOTES = {
     NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
     TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
@@ -206,7 +206,7 @@ class Predictor:
         if upright > _CLEAR:
             return 0
         best = max((2, 1, 3), key=confidence)
-        return best * 90 if confidence(best) > max(_CLEAR, upright) else 0
+        return best * 90 if confidence(best) > max(_FOUND, 2 * upright) else 0
 
     def _ask(
         self, sample: Sample, question: str, *, features: Mapping[Modality, torch.Tensor], flags: tuple[str, ...]
