@@ -23,6 +23,8 @@ from affectgpt.data.sampler import MixedBatches, SequentialBatches
 from affectgpt.data.table import DATASETS, DatasetRow, get_row
 from affectgpt.prompts.questions import HYBRID, Context
 
+_WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -62,7 +64,8 @@ class BatchStream:
     """Batches of one or several data sets. ``stream(epoch)`` or iteration gives Batch after Batch.
 
     ``on_error``: ``raise`` stops at the first sample that cannot be read; ``skip`` leaves it out of its batch (a batch
-    of which nothing is left is left out too), notes it in ``failures``, and never puts another in its place.
+    of which nothing is left is left out too, or None in a training stream), notes it in ``failures``, and never puts
+    another in its place.
     ``counts``: data set → number of samples.
     """
 
@@ -109,14 +112,17 @@ class BatchStream:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (the first is 1), from number ``start`` on."""
+    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]:
+        """The batches of an epoch (the first is 1), from number ``start`` on; None: nothing was left of a batch."""
         if not isinstance(self.batches, MixedBatches):
             raise TypeError("only a training stream has epochs")
         self.batches.set_epoch(epoch, start=start)
-        return iter(self)
+        return self._drawn()
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self._drawn() if batch is not None)
+
+    def _drawn(self) -> Iterator[Batch | None]:
         for batch, failures, fatal in self._loader:
             if fatal is not None:
                 raise fatal
@@ -124,8 +130,7 @@ class BatchStream:
                 if self.on_error == "raise":
                     raise DataError(failure.reason)
                 self.failures.add(failure)
-            if batch is not None:
-                yield batch
+            yield batch
 
 
 def training_batches(
@@ -143,27 +148,13 @@ def training_batches(
     parts, weights = {}, []
     for name, dataset in config.datasets.items():
         title, samples, known_types, context = _source(name, dataset, config.paths.dataset_root)
+        samples, _ = _hold_out(samples, config)
         if not samples:
             raise DataError(f"datasets.{name}: the training split of {title} is empty")
-        types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
-        samples = keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed)
-        parts[title] = AffectDataset(
-            samples,
-            mode=dataset.face_or_frame,
-            label_types=types,
-            context=context(types),
-            tokenizer=tokenizer,
-            transforms=transforms,
-            n_tokens=n_tokens,
-            seed=config.run.seed,
-            max_length=config.model.max_length,
-            n_frames=config.model.vis_processor.train.n_frms,
-            image_size=config.model.vis_processor.train.image_size,
-            audio_clip_spacing=config.model.audio_clip_spacing,
-            features=stored_features(
-                config, samples, dataset=title, split="train", mode=dataset.face_or_frame, policy=dataset.features
-            ),
-        )
+        parts[title] = _labelled(
+            config, dataset, keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed), title=title,
+            known_types=known_types, context=context, tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
+        )  # fmt: skip
         weights.append(dataset.sample_ratio)
     if any(weight is None for weight in weights) and not all(weight is None for weight in weights):
         raise ConfigError("datasets: give sample_ratio for all data sets or for none")
@@ -183,6 +174,92 @@ def training_batches(
         on_error=config.run.on_error,
         failures=failures,
         pin_memory=config.run.device.startswith("cuda"),
+    )
+
+
+def validation_batches(
+    config: Config, *, tokenizer: Any, transforms: Mapping[Any, Callable], n_tokens: Mapping[Any, int]
+) -> dict[str, BatchStream]:
+    """``run.valid_splits`` of the data sets trained on, each sample once: ``data set_split`` → its batches.
+
+    ``valid`` are the samples that ``run.valid_ratio`` keeps out of training; another name is a split of the data sets
+    that have it. Raises ConfigError when a split has no sample in any of them.
+    """
+    run = config.run
+    streams: dict[str, BatchStream] = {}
+    for split in run.valid_splits:
+        found = len(streams)
+        for name, dataset in config.datasets.items():
+            title, samples, known_types, context = _source(name, dataset, config.paths.dataset_root)
+            if split == "valid":
+                _, samples = _hold_out(samples, config)
+            elif name.lower() in DATASETS and split in get_row(name).splits:
+                samples = load_samples(get_row(name), split=split, dataset_root=config.paths.dataset_root)
+            else:
+                continue
+            if not samples:
+                continue
+            part = _labelled(
+                config, dataset, samples, title=title, split="train" if split == "valid" else split,
+                known_types=known_types, context=context,
+                tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
+            )  # fmt: skip
+            shared = world_size() > 1 and run.parallel != "fsdp2"  # shards go through every batch together
+            streams[f"{title}_{split}"] = BatchStream(
+                {title: part},
+                batches=SequentialBatches(
+                    len(part),
+                    batch_size=run.batch_size_eval,
+                    rank=rank() if shared else 0,
+                    world_size=world_size() if shared else 1,
+                ),
+                num_workers=min(run.num_workers, 2),
+                on_error=run.on_error,
+            )
+        if len(streams) == found:
+            raise ConfigError(
+                f"run.valid_splits: {split!r} has no sample in {', '.join(config.datasets)}; allowed: 'valid' with a "
+                "run.valid_ratio above 0, or a split of these data sets"
+            )
+    return streams
+
+
+def _hold_out(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], list[Sample]]:
+    """A training split → what is trained on, and the seeded ``run.valid_ratio`` of it that is held out."""
+    if config.run.valid_ratio == 0 or len(samples) < 2:
+        return list(samples), []
+    held = keep_fraction(samples, ratio=config.run.valid_ratio, seed=config.run.seed + 1)
+    names = {sample.name for sample in held}
+    return [sample for sample in samples if sample.name not in names], held
+
+
+def _labelled(
+    config: Config,
+    dataset: DatasetConfig,
+    samples: Sequence[Sample],
+    *,
+    title: str,
+    split: str = "train",
+    known_types: tuple[str, ...],
+    context: Callable[[Sequence[str]], Context],
+    **parts: Any,
+) -> AffectDataset:
+    """Samples with questions and answers, as their section of the configuration asks."""
+    types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
+    return AffectDataset(
+        samples,
+        mode=dataset.face_or_frame,
+        label_types=types,
+        context=context(types),
+        seed=config.run.seed,
+        max_length=config.model.max_length,
+        n_frames=config.model.vis_processor.train.n_frms,
+        image_size=config.model.vis_processor.train.image_size,
+        audio_clip_spacing=config.model.audio_clip_spacing,
+        features=stored_features(
+            config, samples, dataset=title, split=split, mode=dataset.face_or_frame, policy=dataset.features
+        ),
+        **parts,
     )
 
 
@@ -343,7 +420,15 @@ class _SafeCollate:
 
 
 def _quiet_worker(_: int) -> None:
-    """A worker is one of several processes: its libraries start no threads of their own."""
+    """A worker is one of several processes: its libraries start no threads, and signals are for the main process.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them at once would end the main
+    process before it has saved.
+    """
+    import signal
+
     import cv2
 
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE))
