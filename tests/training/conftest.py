@@ -1,0 +1,67 @@
+"""A tiny recipe: a training set of drawn numbers, and a configuration file for train.py."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+NAMES = [f"clip_{i:02}" for i in range(14)]
+_EMOTIONS = ("happy", "sad", "angry", "worried")
+
+
+def write_training_set(dataset_root: Path) -> Path:
+    """MER-Caption+ in its published layout: 14 samples with faces, sound and subtitles of different lengths."""
+    import soundfile
+
+    root = dataset_root / "mer2025-dataset"
+    draw = np.random.default_rng(5)
+    for name in NAMES:
+        faces, sound = root / "openface_face" / name / f"{name}.npy", root / "audio" / f"{name}.wav"
+        faces.parent.mkdir(parents=True)
+        sound.parent.mkdir(parents=True, exist_ok=True)
+        np.save(faces, draw.integers(0, 256, (8, 24, 24, 3), dtype=np.uint8))
+        soundfile.write(sound, draw.normal(0, 0.1, 33_000), 16_000, subtype="PCM_16")
+    for file, column, value in (
+        ("track2_train_mercaptionplus.csv", "openset", lambda i: f"['{_EMOTIONS[i % 4]}', '{_EMOTIONS[i % 3]}']"),
+        ("track3_train_mercaptionplus.csv", "reason", lambda i: "The person smiles and speaks. " * (1 + i % 5)),
+        ("subtitle_chieng.csv", "english", lambda i: "I am so glad that you came. " * (i % 4)),
+    ):
+        with (root / file).open("w", encoding="utf-8", newline="") as handle:
+            csv.writer(handle).writerows([["name", column], *([name, value(i)] for i, name in enumerate(NAMES))])
+    return dataset_root
+
+
+@pytest.fixture(scope="session")
+def training_set(tmp_path_factory) -> Path:
+    return write_training_set(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_models, training_set):
+    """``recipe(**run)`` writes tiny.yaml (two epochs of five steps of three samples) and gives its path."""
+
+    def write(*, name: str = "tiny", mode: str = "audio_text", model: str = "", **run) -> Path:
+        keys = {
+            "lr_sched": "warmup_cosine", "init_lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 2, "max_epoch": 2,
+            "iters_per_epoch": 5, "num_workers": 0, "device": "cpu", "log_freq": 1, **run,
+        }  # fmt: skip
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(
+            "model: {multi_fusion_type: attention, video_fusion_type: attention, audio_fusion_type: attention, "
+            f"image_fusion_type: mean, lora_r: 4{', ' + model if model else ''}}}\n"
+            f"datasets: {{mercaptionplus: {{face_or_frame: {mode}, label_type: hybird}}}}\n"
+            f"paths: {{dataset_root: {training_set}, models_root: {tiny_models}, output_root: {tmp_path / 'output'}}}\n"
+            "run:\n" + "".join(f"  {key}: {'null' if value is None else value}\n" for key, value in keys.items())
+        )
+        return path
+
+    return write
+
+
+def run_folder(config_path: Path) -> Path:
+    """The one folder that runs of a recipe have written to."""
+    [folder] = (config_path.parent / "output" / config_path.stem).iterdir()
+    return folder
