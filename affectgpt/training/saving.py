@@ -40,6 +40,9 @@ class Saver:
         self.config = dict(config)
         self.keep_last = keep_last
         self.device = device
+        if is_main():
+            for leftover in folder.glob(".*.tmp*"):  # of a save that was killed
+                leftover.unlink()
 
     def epoch(self, epoch: int, loss: float) -> Path:
         """The checkpoint of a finished epoch (wire); older ones go as ``run.keep_last`` says, epoch 0 never."""
