@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -69,8 +69,8 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def shard(model: nn.Module, run: RunConfig, device: torch.device) -> None:
-    """FSDP2: each decoder layer's parameters, and the rest, spread over the ranks. In place."""
+def shard(objective: nn.Module, *, layers: Iterable[nn.Module], run: RunConfig, device: torch.device) -> None:
+    """FSDP2: the parameters of each of ``layers``, and the rest, spread over the ranks. In place."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -79,9 +79,9 @@ def shard(model: nn.Module, run: RunConfig, device: torch.device) -> None:
     if run.on_error == "skip":
         raise ConfigError("run.parallel is fsdp2, whose ranks must all have a batch: set run.on_error=raise")
     mesh = init_device_mesh(device.type, (world(),))
-    for layer in model.llm.get_decoder().layers:
+    for layer in layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
 
 
 def wrap(objective: nn.Module, run: RunConfig, device: torch.device) -> nn.Module:

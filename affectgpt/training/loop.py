@@ -46,11 +46,11 @@ def build_stepper(model: AffectGPT, config: Config, device: torch.device, *, res
             raise ConfigError(f"run.resume_ckpt_path: {resumed.path} was made by another recipe: {report}")
         logger.info("going on from %s: %s", resumed.path, report)
     prepare_llm(model, run)
+    objective: torch.nn.Module = LossSum(model, packing=run.packing, attention=run.attention)
     if run.parallel == "fsdp2":
-        shard(model, run, device)
+        shard(objective, layers=model.llm.get_decoder().layers, run=run, device=device)
     optimizer = build_optimizer(((wire_name(n), p) for n, p in model.named_parameters() if p.requires_grad), run=run)
-    objective = wrap(LossSum(model, packing=run.packing, attention=run.attention), run, device)
-    stepper = Stepper(objective, optimizer=optimizer, run=run, device=device)
+    stepper = Stepper(wrap(objective, run, device), optimizer=optimizer, run=run, device=device)
     if resumed is not None:
         load_optimizer(optimizer, resumed.content.get("optimizer"), source=resumed.path)
         if stepper.scaler is not None and resumed.content.get("scaler"):

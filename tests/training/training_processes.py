@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Trouble:
     signal_in_step: tuple[int, int] | None = None  # step, signal
     max_file_size: tuple[int, int] | None = None  # from this step on, no file may be larger than so many bytes
     nan_from_step: int | None = None
+    no_dropout: bool = False  # LoRA's, whose noise depends on how samples are spread over processes
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,44 @@ def run_train(*arguments: str, seen: Path | None = None, trouble: Trouble | None
     return Outcome(process.exitcode, log.read_text())
 
 
-def _child(arguments: tuple[str, ...], log: Path, seen: Path | None, trouble: Trouble) -> None:
+def run_ranks(count: int, *arguments: str, trouble: Trouble | None = None) -> list[Outcome]:
+    """Run train.py as torchrun would: ``count`` processes of one group on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logs = [Path(arguments[1]).with_suffix(f".stderr{rank}") for rank in range(count)]
+    processes = []
+    for rank, log in enumerate(logs):
+        group = {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }  # fmt: skip
+        processes.append(_SERVER.Process(target=_child, args=(arguments, log, None, trouble or Trouble(), group)))
+        processes[-1].start()
+    for process in processes:
+        process.join(timeout=120)
+        if process.is_alive():
+            process.kill()
+    return [Outcome(process.exitcode, log.read_text()) for process, log in zip(processes, logs, strict=True)]
+
+
+def _child(
+    arguments: tuple[str, ...], log: Path, seen: Path | None, trouble: Trouble, group: dict[str, str] | None = None
+) -> None:
+    os.environ.update(group or {})
     os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
     sys.stderr = os.fdopen(2, "w", closefd=False)
     import torch
 
     from affectgpt.cli.common import run_cli
     from affectgpt.cli.train import main
+    from affectgpt.modeling.llm import load
     from affectgpt.training import saving
     from affectgpt.training.step import Step, Stepper
 
     torch.set_num_threads(1)
+    if trouble.no_dropout:
+        load.LORA_DROPOUT = 0.0
     steps, saves = [0], [0]
     plain_run, plain_save = Stepper.run, torch.save
 
@@ -78,7 +107,9 @@ def _child(arguments: tuple[str, ...], log: Path, seen: Path | None, trouble: Tr
             os.kill(os.getpid(), signal.SIGKILL)
         return step
 
-    def save(content, handle) -> None:
+    def save(content, handle, **options) -> None:
+        if options:  # torch's own, for messages between ranks
+            return plain_save(content, handle, **options)
         saves[0] += 1
         if saves[0] == trouble.kill_in_save:
             whole = io.BytesIO()
@@ -86,7 +117,7 @@ def _child(arguments: tuple[str, ...], log: Path, seen: Path | None, trouble: Tr
             handle.write(whole.getvalue()[: whole.tell() // 2])
             handle.flush()
             os.kill(os.getpid(), signal.SIGKILL)
-        plain_save(content, handle)
+        return plain_save(content, handle)
 
     Stepper.run = run
     saving.torch.save = save

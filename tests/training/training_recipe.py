@@ -33,6 +33,25 @@ def write_training_set(dataset_root: Path) -> Path:
     return dataset_root
 
 
+def write_recipe(
+    folder: Path, *, models: Path, dataset: Path, name: str = "tiny", mode: str = "audio_text", model: str = "", **run
+) -> Path:
+    """A configuration over the tiny models: two epochs of five steps of three samples where ``run`` is silent."""
+    keys = {
+        "lr_sched": "warmup_cosine", "init_lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 2, "max_epoch": 2,
+        "iters_per_epoch": 5, "num_workers": 0, "device": "cpu", "log_freq": 1, **run,
+    }  # fmt: skip
+    path = folder / f"{name}.yaml"
+    path.write_text(
+        "model: {multi_fusion_type: attention, video_fusion_type: attention, audio_fusion_type: attention, "
+        f"image_fusion_type: mean, lora_r: 4{', ' + model if model else ''}}}\n"
+        f"datasets: {{mercaptionplus: {{face_or_frame: {mode}, label_type: hybird}}}}\n"
+        f"paths: {{dataset_root: {dataset}, models_root: {models}, output_root: {folder / 'output'}}}\n"
+        "run:\n" + "".join(f"  {key}: {'null' if value is None else value}\n" for key, value in keys.items())
+    )
+    return path
+
+
 def run_folder(config_path: Path) -> Path:
     """The one folder that runs of a recipe have written to."""
     [folder] = (config_path.parent / "output" / config_path.stem).iterdir()
