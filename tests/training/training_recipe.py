@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,3 +58,30 @@ def run_folder(config_path: Path) -> Path:
     """The one folder that runs of a recipe have written to."""
     [folder] = (config_path.parent / "output" / config_path.stem).iterdir()
     return folder
+
+
+@dataclass
+class Parts:
+    """What a step needs, in this process."""
+
+    config: Any
+    model: Any
+    batches: list
+
+
+def load_parts(folder: Path, models: Path, dataset: Path, **run) -> Parts:
+    """The tiny recipe with audio, faces and text, built: configuration, model, the five batches of epoch 1."""
+    import torch
+
+    from affectgpt.config.load import load_config
+    from affectgpt.data.loader import training_batches
+    from affectgpt.modeling.build import build_model, build_preparation
+
+    config = load_config(
+        write_recipe(folder, models=models, dataset=dataset, mode="multiface_audio_face_text", **run)
+    )
+    made = build_preparation(config)
+    stream = training_batches(config, tokenizer=made.tokenizer, transforms=made.transforms, n_tokens=made.n_tokens)
+    torch.manual_seed(3)
+    model = build_model(config, device=torch.device("cpu"), tokenizer=made.tokenizer)
+    return Parts(config, model, list(stream(1)))
