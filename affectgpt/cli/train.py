@@ -74,19 +74,22 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
-    from affectgpt.data.loader import training_batches, validation_batches
+    from affectgpt.data.loader import training_batches
+    from affectgpt.data.validation import validation_batches
     from affectgpt.modeling.build import build_model, build_preparation
     from affectgpt.training.distributed import process_group
     from affectgpt.training.interrupt import Interrupted
     from affectgpt.training.loop import train
     from affectgpt.training.optim import get_schedule
     from affectgpt.training.preflight import check_memory, out_of_memory
-    from affectgpt.training.progress import draw_training, open_tensorboard
+    from affectgpt.training.progress import draw_training, tensorboard_writer
     from affectgpt.training.record import Record
     from affectgpt.training.rehearsal import rehearse
     from affectgpt.training.resume import find_resume
 
     get_schedule(config.run)
+    if config.run.tensorboard:
+        tensorboard_writer()
     with process_group(config.run, device):
         resumed = None if args.dry_run else find_resume(config, world_size=world_size())
         if resumed is not None and resumed.position.epoch > config.run.max_epoch:
@@ -133,8 +136,6 @@ def main(argv: list[str] | None = None) -> int:
             output_dir / "run.json" if main_rank else None,
             config=config, device=device, counts=batches.counts, world_size=world_size(),
         )  # fmt: skip
-        if config.run.tensorboard and main_rank:
-            open_tensorboard(output_dir).close()
         try:
             latest = train(
                 model=model, config=config, batches=batches, output_dir=output_dir, device=device, resumed=resumed,

@@ -16,6 +16,7 @@ from affectgpt.core.types import Batch, Modality, Sample
 from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
 from affectgpt.data.features import stored_features
+from affectgpt.data.held_out import hold_out
 from affectgpt.data.media import MediaReader
 from affectgpt.data.own import load_own_samples, own_label_types
 from affectgpt.data.readers import candidate_labels, load_samples, value_range
@@ -147,11 +148,11 @@ def training_batches(
     """
     parts, weights = {}, []
     for name, dataset in config.datasets.items():
-        title, samples, known_types, context = _source(name, dataset, config.paths.dataset_root)
-        samples, _ = _hold_out(samples, config)
+        title, samples, known_types, context = training_source(name, dataset, config.paths.dataset_root)
+        samples, _ = hold_out(samples, config)
         if not samples:
             raise DataError(f"datasets.{name}: the training split of {title} is empty")
-        parts[title] = _labelled(
+        parts[title] = labelled(
             config, dataset, keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed), title=title,
             known_types=known_types, context=context, tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
         )  # fmt: skip
@@ -177,63 +178,7 @@ def training_batches(
     )
 
 
-def validation_batches(
-    config: Config, *, tokenizer: Any, transforms: Mapping[Any, Callable], n_tokens: Mapping[Any, int]
-) -> dict[str, BatchStream]:
-    """``run.valid_splits`` of the data sets trained on, each sample once: ``data set_split`` → its batches.
-
-    ``valid`` are the samples that ``run.valid_ratio`` keeps out of training; another name is a split of the data sets
-    that have it. Raises ConfigError when a split has no sample in any of them.
-    """
-    run = config.run
-    streams: dict[str, BatchStream] = {}
-    for split in run.valid_splits:
-        found = len(streams)
-        for name, dataset in config.datasets.items():
-            title, samples, known_types, context = _source(name, dataset, config.paths.dataset_root)
-            if split == "valid":
-                _, samples = _hold_out(samples, config)
-            elif name.lower() in DATASETS and split in get_row(name).splits:
-                samples = load_samples(get_row(name), split=split, dataset_root=config.paths.dataset_root)
-            else:
-                continue
-            if not samples:
-                continue
-            part = _labelled(
-                config, dataset, samples, title=title, split="train" if split == "valid" else split,
-                known_types=known_types, context=context,
-                tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
-            )  # fmt: skip
-            shared = world_size() > 1 and run.parallel != "fsdp2"  # shards go through every batch together
-            streams[f"{title}_{split}"] = BatchStream(
-                {title: part},
-                batches=SequentialBatches(
-                    len(part),
-                    batch_size=run.batch_size_eval,
-                    rank=rank() if shared else 0,
-                    world_size=world_size() if shared else 1,
-                ),
-                num_workers=min(run.num_workers, 2),
-                on_error=run.on_error,
-            )
-        if len(streams) == found:
-            raise ConfigError(
-                f"run.valid_splits: {split!r} has no sample in {', '.join(config.datasets)}; allowed: 'valid' with a "
-                "run.valid_ratio above 0, or a split of these data sets"
-            )
-    return streams
-
-
-def _hold_out(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], list[Sample]]:
-    """A training split → what is trained on, and the seeded ``run.valid_ratio`` of it that is held out."""
-    if config.run.valid_ratio == 0 or len(samples) < 2:
-        return list(samples), []
-    held = keep_fraction(samples, ratio=config.run.valid_ratio, seed=config.run.seed + 1)
-    names = {sample.name for sample in held}
-    return [sample for sample in samples if sample.name not in names], held
-
-
-def _labelled(
+def labelled(
     config: Config,
     dataset: DatasetConfig,
     samples: Sequence[Sample],
@@ -288,7 +233,7 @@ def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[S
     """A data set's name as written in stores and results, and its samples: of the table, or the user's own."""
     spec = config.datasets.get(name) or config.datasets.get(name.lower()) or DatasetConfig()
     if split == "train":
-        title, samples, _, _ = _source(name, spec, config.paths.dataset_root)
+        title, samples, _, _ = training_source(name, spec, config.paths.dataset_root)
         return title, samples
     row = get_row(name)
     return row.name, load_samples(row, split=split, dataset_root=config.paths.dataset_root)
@@ -340,7 +285,7 @@ class _Media:
             return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
 
 
-def _source(
+def training_source(
     name: str, spec: DatasetConfig, dataset_root: str
 ) -> tuple[str, list[Sample], tuple[str, ...], Callable[[Sequence[str]], Context]]:
     """A data set of the table, or the user's own: its name, samples, label types, and what its questions name."""

@@ -39,7 +39,7 @@ class Progress:
         drop_lines_after(self.folder / LOG, self._start)
         self._log = (self.folder / LOG).open("a", encoding="utf-8")
         if self.run.tensorboard:
-            self._board = open_tensorboard(self.folder)
+            self._board = tensorboard_writer()(self.folder / "tensorboard")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -109,15 +109,15 @@ class Progress:
                     self._board.add_scalar(key, value, at)
 
 
-def open_tensorboard(folder: Path) -> Any:
-    """A TensorBoard writer. Raises ConfigError when it is not installed."""
+def tensorboard_writer() -> Any:
+    """TensorBoard's writer class. Raises ConfigError when it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
             f"run.tensorboard is True, but tensorboard is not installed ({error}): pip install 'affectgpt[track]'"
         ) from error
-    return SummaryWriter(folder / "tensorboard")
+    return SummaryWriter
 
 
 def drop_lines_after(log: Path, start: Position) -> None:

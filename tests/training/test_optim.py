@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ def rates(name: str, **run) -> list[float]:
 def test_warmup_cosine_rises_once_and_falls_to_the_end():
     curve = rates("warmup_cosine")
     assert curve[0] == pytest.approx(1e-4) and curve[4] == pytest.approx(1e-3)
-    assert all(a < b for a, b in zip(curve[:4], curve[1:5], strict=True))
-    assert all(a > b for a, b in zip(curve[4:], curve[5:], strict=False))
+    assert all(a < b for a, b in pairwise(curve[:5]))
+    assert all(a > b for a, b in pairwise(curve[4:]))
     assert curve[-1] < 2e-5
 
 

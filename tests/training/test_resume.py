@@ -116,12 +116,11 @@ def test_ten_kills_change_nothing(sixty_steps):
     check_kills(sixty_steps, kills=10, seed=random.SystemRandom().randrange(10**6))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_saves_and_leaves_within_the_step(recipe, tmp_path, signum):
+def test_ctrl_c_saves_and_leaves_within_the_step(recipe, tmp_path):
     path = recipe(mode="face_text", save_state_every=0, resume_ckpt_path="auto")
     seen = tmp_path / "seen"
-    outcome = run_train("--cfg-path", str(path), seen=seen, trouble=Trouble(signal_in_step=(3, signum)))
-    assert outcome.status == 128 + signum, outcome.stderr
+    outcome = run_train("--cfg-path", str(path), seen=seen, trouble=Trouble(signal_in_step=(3, signal.SIGINT)))
+    assert outcome.status == 130, outcome.stderr
     assert "stopped after step 3 of epoch 1" in outcome.stderr
     assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "stopped"
     assert run_train("--cfg-path", str(path), seen=seen).status == 0

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 import torch
 from training_processes import run_train
-from training_recipe import NAMES, run_folder
+from training_recipe import run_folder
 
 from affectgpt.cli.train import main
 from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError, DataError
-
-FACE = "train_configs/emercoarse_highlevelfilter4_outputhybird_bestsetup_bestfusion_lz.yaml"
 
 
 def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
@@ -29,7 +28,10 @@ def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
     held_out = [line["valid_loss_MERCaptionPlus_valid"] for line in lines if "loss" not in line]
     assert len(held_out) == 2 and held_out[1] < held_out[0]
     means = [sum(line["loss"] for line in steps if line["epoch"] == e) / 4 for e in (1, 2)]
-    expected = {"checkpoint_000000_loss_0.000.pth", *(f"checkpoint_{e:06d}_loss_{means[e - 1]:.3f}.pth" for e in (1, 2))}
+    expected = {
+        "checkpoint_000000_loss_0.000.pth",
+        *(f"checkpoint_{e:06d}_loss_{means[e - 1]:.3f}.pth" for e in (1, 2)),
+    }
     assert {p.name for p in folder.glob("checkpoint_*")} == expected
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((folder / "run.json").read_text())
@@ -49,8 +51,7 @@ def test_tensorboard_gets_the_lines(recipe):
 
 
 def test_tensorboard_that_is_not_installed_is_told(recipe, monkeypatch):
-    import sys
-
+    monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     path = recipe(mode="textonly", tensorboard=True)
     with pytest.raises(ConfigError, match=r"run.tensorboard .* pip install 'affectgpt\[track\]'"):
@@ -61,7 +62,14 @@ def test_dry_run_tells_and_leaves_nothing(recipe, capsys):
     path = recipe(mode="face_text", iters_per_epoch=1000)
     assert main(["--cfg-path", str(path), "--dry-run"]) == 0
     told = capsys.readouterr().out
-    for expected in ("llama_model", "affectgpt_proj", "weight decay 0.05: ", "step 2: loss ", "memory: ", "2,000 steps"):
+    for expected in (
+        "llama_model",
+        "affectgpt_proj",
+        "weight decay 0.05: ",
+        "step 2: loss ",
+        "memory: ",
+        "2,000 steps",
+    ):
         assert expected in told
     assert not (path.parent / "output").exists()
 
@@ -86,13 +94,7 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
     [checkpoint] = (golden / "attention").glob("checkpoint_*.pth")
     path = recipe(mode="face_text", max_epoch=6, iters_per_epoch=2)
     options = [f"run.resume_ckpt_path={checkpoint}", f"paths.models_root={golden / 'models'}", "model.lora_r=16"]
-    rank = next(
-        t.shape[0] for n, t in torch.load(checkpoint, weights_only=True)["model"].items() if "lora_A" in n
-    )
-    options[-1] = f"model.lora_r={rank}"
     outcome = run_train("--cfg-path", str(path), "--options", *options)
-    if rank != 16:  # a file that is silent about the rank was made with 16, and this one says so by its tensors only
-        assert outcome.status in (0, 1)
     assert outcome.status == 0, outcome.stderr
     assert [p.name[:17] for p in run_folder(path).glob("checkpoint_*")] == ["checkpoint_000006"]
 
@@ -109,7 +111,7 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
         (["run.parallel=fsdp2"], ConfigError, "start it with torchrun"),
         (["run.valid_splits=[valid]"], ConfigError, "'valid' has no sample"),
         (["run.train_splits=[test]"], ConfigError, "run.train_splits"),
-        (["datasets.mercaptionplu.label_type=hybird"], AffectGPTError, "mercaptionplus"),
+        (["datasets.mercaptionplu.label_type=hybird"], DataError, "Did you mean 'MERCaptionPlus'"),
     ],
     ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
 )
@@ -135,7 +137,7 @@ def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch)
 
     monkeypatch.setattr("affectgpt.training.step.Stepper.run", run)
     path = recipe(mode="textonly")
-    with pytest.raises(AffectGPTError, match="lower run.batch_size_train"):
+    with pytest.raises(AffectGPTError, match=r"lower run\.batch_size_train"):
         main(["--cfg-path", str(path)])
     assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "failed"
 
@@ -145,7 +147,3 @@ def test_a_read_only_output_folder_is_told(recipe, tmp_path):
     (tmp_path / "output").mkdir(mode=0o500)
     with pytest.raises(ConfigError, match="cannot be written to"):
         main(["--cfg-path", str(recipe(mode="textonly"))])
-
-
-def test_samples_are_those_of_the_recipe():
-    assert len(NAMES) == len(set(NAMES)) == 12

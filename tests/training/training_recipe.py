@@ -77,9 +77,7 @@ def load_parts(folder: Path, models: Path, dataset: Path, **run) -> Parts:
     from affectgpt.data.loader import training_batches
     from affectgpt.modeling.build import build_model, build_preparation
 
-    config = load_config(
-        write_recipe(folder, models=models, dataset=dataset, mode="multiface_audio_face_text", **run)
-    )
+    config = load_config(write_recipe(folder, models=models, dataset=dataset, mode="multiface_audio_face_text", **run))
     made = build_preparation(config)
     stream = training_batches(config, tokenizer=made.tokenizer, transforms=made.transforms, n_tokens=made.n_tokens)
     torch.manual_seed(3)
