@@ -27,7 +27,7 @@ from affectgpt.core.types import IGNORE_INDEX, Batch, Modality
 from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.encoders.clip import ClipEncoder
 from affectgpt.modeling.encoders.speech import HubertEncoder
-from affectgpt.modeling.fusion.base import BRANCHES, IMAGE_BRANCHES, PREFUSIONS
+from affectgpt.modeling.fusion.base import BRANCHES, IMAGE_BRANCHES, PREFUSIONS, BranchShape, PreFusionShape
 from affectgpt.modeling.llm.load import LORA_ALPHA, LORA_DROPOUT
 from affectgpt.modeling.llm.rows import get_llm
 from affectgpt.training.optim import build_optimizer
@@ -95,11 +95,11 @@ def build(size: Size, *, device: torch.device, dtype: torch.dtype, rank: int) ->
     with device:
         return AffectGPT(
             llm=llm,
-            image=IMAGE_BRANCHES.get("mean")(width=clip.width, llm_width=width, n_tokens=1),
-            video=BRANCHES.get("attention")(width=clip.width, llm_width=width, n_tokens=1, n_positions=32),
-            audio=BRANCHES.get("attention")(width=hubert.width, llm_width=width, n_tokens=1, n_positions=8),
+            image=IMAGE_BRANCHES.get("mean")(BranchShape(width=clip.width, llm_width=width, n_tokens=1)),
+            video=BRANCHES.get("attention")(BranchShape(width=clip.width, llm_width=width, n_tokens=1)),
+            audio=BRANCHES.get("attention")(BranchShape(width=hubert.width, llm_width=width, n_tokens=1)),
             multi=PREFUSIONS.get("attention")(
-                video_width=clip.width, audio_width=hubert.width, llm_width=width, n_tokens=1
+                PreFusionShape(video_width=clip.width, audio_width=hubert.width, llm_width=width, n_tokens=1)
             ),
             visual_encoder=clip,
             acoustic_encoder=hubert,

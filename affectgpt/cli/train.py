@@ -100,14 +100,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise ConfigError(f"run.resume_ckpt_path: {done}: nothing is left to train")
             logger.info("%s: nothing is left to train", done)
             return 0
-        preparation = build_preparation(config)
-        parts = {
-            "tokenizer": preparation.tokenizer,
-            "transforms": preparation.transforms,
-            "n_tokens": preparation.n_tokens,
-        }
-        batches = training_batches(config, **parts)
-        held_out = validation_batches(config, **parts)
+        preparation = build_preparation(config, training=True)
+        batches = training_batches(config, **vars(preparation))
+        held_out = validation_batches(config, **vars(build_preparation(config)))
         for name, count in batches.counts.items():
             logger.info("%s: %d training samples", name, count)
         for name, part in held_out.items():

@@ -15,7 +15,7 @@ from affectgpt.core.files import write_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.modeling.affectgpt import AffectGPT
-from affectgpt.modeling.checkpoint import load_state, wire_name
+from affectgpt.modeling.checkpoint import load_state, trained_parameters
 from affectgpt.training.distributed import is_main, shard, world, wrap
 from affectgpt.training.interrupt import Interrupt, Interrupted
 from affectgpt.training.optim import build_optimizer, get_schedule
@@ -41,15 +41,16 @@ def build_stepper(model: AffectGPT, config: Config, device: torch.device, *, res
     """
     run = config.run
     if resumed is not None:
-        report = load_state(model, resumed.content["model"], source=str(resumed.path))
-        if report.missing or report.wrong_shape:
+        content = resumed.content
+        report = load_state(model, content["model"], source=str(resumed.path), config=content.get("config"))
+        if not report.complete:
             raise ConfigError(f"run.resume_ckpt_path: {resumed.path} was made by another recipe: {report}")
         logger.info("going on from %s: %s", resumed.path, report)
     prepare_llm(model, run)
     objective: torch.nn.Module = LossSum(model, packing=run.packing, attention=run.attention)
     if run.parallel == "fsdp2":
         shard(objective, layers=model.llm.get_decoder().layers, run=run, device=device)
-    optimizer = build_optimizer(((wire_name(n), p) for n, p in model.named_parameters() if p.requires_grad), run=run)
+    optimizer = build_optimizer(trained_parameters(model), run=run)
     stepper = Stepper(wrap(objective, run, device), optimizer=optimizer, run=run, device=device)
     if resumed is not None:
         load_optimizer(optimizer, resumed.content.get("optimizer"), source=resumed.path)
