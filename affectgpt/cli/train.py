@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import torch
 
+    from affectgpt.cli.training_scores import training_scores
     from affectgpt.data.loader import training_batches
     from affectgpt.data.validation import validation_batches
     from affectgpt.modeling.build import build_model, build_preparation
@@ -110,8 +111,16 @@ def main(argv: list[str] | None = None) -> int:
         check_memory(config, device)
         seed_everything(config.run.seed)  # the same connectors on every rank
         place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
-        model = build_model(config, device=device, tokenizer=preparation.tokenizer, place=place)
+        # With stored features for everything, the encoders are not even loaded.
+        needed = batches.media.union(*(part.media for part in held_out.values()))
+        model = build_model(
+            config, device=device, tokenizer=preparation.tokenizer, place=place,
+            encoders=bool(needed) or config.run.score_every > 0,
+        )  # fmt: skip
         seed_everything(config.run.seed + rank())
+        score = None
+        if not args.dry_run:
+            score = training_scores(config, model=model, preparation=build_preparation(config), device=device)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
         if args.dry_run:
@@ -135,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
             latest = train(
                 model=model, config=config, batches=batches, output_dir=output_dir, device=device, resumed=resumed,
                 held_out={name: part.__iter__ for name, part in held_out.items()},
-                score=_scorer(config, device),
+                score=score,
             )  # fmt: skip
         except Interrupted as interrupted:
             record.end("stopped")
@@ -169,10 +178,6 @@ def _job_folder(config: Any, resumed: Any) -> Path:
             folder = new_job_folder(Path(config.paths.output_root) / config.name, config.name)
         write_json(folder / "config.json", to_dict(config))
     return gather(folder)[0]
-
-
-def _scorer(config: Any, device: Any) -> Any:
-    return None
 
 
 if __name__ == "__main__":

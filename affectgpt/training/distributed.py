@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import distributed, nn
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import world_size
+
+_PATIENCE = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
 
 
 def world() -> int:
@@ -42,9 +45,9 @@ def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
         raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR is not: start it with torchrun")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_PATIENCE)
     else:
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield
     finally:

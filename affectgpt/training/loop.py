@@ -126,7 +126,7 @@ def train(
             if held_out and at.epoch % run.valid_every == 0:
                 losses = {f"valid_loss_{k}": mean_loss(stepper, part()) for k, part in held_out.items()}
                 progress.line({"epoch": at.epoch, "step": at.step, **losses})
-            if score is not None and run.score_every and at.epoch % run.score_every == 0 and is_main():
+            if score is not None and run.score_every and at.epoch % run.score_every == 0:
                 progress.line({"epoch": at.epoch, "step": at.step, **score(latest)})
             model.train()
             at = Position(epoch=at.epoch + 1, bad_steps=at.bad_steps)
