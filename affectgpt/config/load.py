@@ -105,6 +105,8 @@ def _convert(value: Any, hint: Any, key: str, source: Origins) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, key, source)
     if origin is typing.Literal:
+        if isinstance(value, bool) and value not in args:  # YAML reads the words on and off as True and False
+            value = "on" if value else "off"
         if value not in args:
             raise _wrong(source, key, value, "one of " + ", ".join(map(str, args)))
         return value

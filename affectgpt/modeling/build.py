@@ -113,14 +113,16 @@ def build_model(
         torch.float32 if device.type == "cpu" else getattr(torch, name)
         for name in (model.encoder_dtype, model.llm_dtype)
     )
-    if encoders:
-        visual, acoustic = (
-            _from_folder(config, key, lambda folder, kind=kind: kind.from_folder(folder, dtype=encoder_dtype))
-            for key, kind in _encoder_classes(config).items()
-        )
-    else:
-        with torch.device("meta"):
-            visual, acoustic = _empty_encoders(config)
+    # Loading an encoder draws random numbers; what trains must begin the same whether one is loaded or not.
+    with torch.random.fork_rng(devices=[]):
+        if encoders:
+            visual, acoustic = (
+                _from_folder(config, key, lambda folder, kind=kind: kind.from_folder(folder, dtype=encoder_dtype))
+                for key, kind in _encoder_classes(config).items()
+            )
+        else:
+            with torch.device("meta"):
+                visual, acoustic = _empty_encoders(config)
     parts = _assemble(
         config,
         visual=visual,

@@ -68,3 +68,8 @@ def test_extends_of_nothing_and_in_a_circle(tmp_path):
     write(tmp_path, "b.yaml", "extends: c.yaml\n")
     with pytest.raises(ConfigError, match="circle"):
         load_config(write(tmp_path, "c.yaml", "extends: b.yaml\n"))
+
+
+def test_the_word_off_is_a_word_where_words_are_asked_for(tmp_path):
+    path = write(tmp_path, "a.yaml", "datasets: {mercaptionplus: {features: off}}\n")
+    assert load_config(path).datasets["mercaptionplus"].features == "off"

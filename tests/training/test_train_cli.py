@@ -43,6 +43,51 @@ def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
     assert list(content) == ["model", "optimizer", "config", "scaler", "epoch"] and content["epoch"] == 2
 
 
+def test_scores_are_taken_during_training_and_change_nothing(recipe, monkeypatch):
+    """The model in training answers; dropout goes on where it was."""
+    from affectgpt.inference.engines.transformers import TransformersEngine
+
+    plain = recipe(name="plain", mode="face_text")
+    scored = recipe(
+        name="scored", mode="face_text", score_every=1, score_datasets='["OVMERDPlus"]', score_samples=3,
+    )  # fmt: skip
+    answered = []
+
+    def generate(self, batch, *, seeds):
+        answered.extend(batch.names)
+        assert not self.model.training
+        torch.rand(3)
+        return ["The character's emotional state is happy, sad."] * len(batch.names)
+
+    monkeypatch.setattr(TransformersEngine, "generate", generate)
+    for path in (plain, scored):
+        assert main(["--cfg-path", str(path)]) == 0
+    assert len(answered) == 2 * 3
+    lines = [
+        [json.loads(line) for line in (run_folder(path) / "log.txt").read_text().splitlines()]
+        for path in (plain, scored)
+    ]
+    scores = [line["score_OVMERDPlus"] for line in lines[1] if "score_OVMERDPlus" in line]
+    assert len(scores) == 2 and 0 < scores[0] < 1
+    losses = [[line["loss"] for line in part if "loss" in line] for part in lines]
+    assert losses[0] == losses[1]
+
+
+def test_stored_features_give_the_same_curve_without_encoders(recipe):
+    from affectgpt.cli.extract_features import main as extract_features
+
+    path = recipe(mode="multiface_audio_face_text")
+    store = ["--options", f"paths.features_root={path.parent / 'features'}", "run.device=cpu"]
+    assert extract_features(["--cfg-path", str(path), *store]) == 0
+    curves = []
+    for policy in ("off", "require"):
+        options = [*store, f"datasets.mercaptionplus.features={policy}", f"paths.output_root={path.parent / policy}"]
+        assert main(["--cfg-path", str(path), *options]) == 0
+        [log] = (path.parent / policy).glob("tiny/*/log.txt")
+        curves.append([json.loads(line)["loss"] for line in log.read_text().splitlines()])
+    assert curves[0] == curves[1]
+
+
 def test_tensorboard_gets_the_lines(recipe):
     pytest.importorskip("tensorboard", reason="the extra [track] is not installed")
     path = recipe(mode="textonly", iters_per_epoch=2, max_epoch=1, tensorboard=True)

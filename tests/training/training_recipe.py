@@ -32,7 +32,22 @@ def write_training_set(dataset_root: Path) -> Path:
     ):
         with (root / file).open("w", encoding="utf-8", newline="") as handle:
             csv.writer(handle).writerows([["name", column], *([name, value(i)] for i, name in enumerate(NAMES))])
+    _write_test_set(dataset_root, root)
     return dataset_root
+
+
+def _write_test_set(dataset_root: Path, media: Path) -> None:
+    """OV-MERD+ of four samples, with the media of the training set."""
+    root = dataset_root / "ovmerdplus-process"
+    root.mkdir()
+    for folder in ("audio", "openface_face"):
+        (root / folder).symlink_to(media / folder)
+    for file, column, value in (
+        ("ovlabel.csv", "openset", "['happy', 'worried']"),
+        ("subtitle_eng.csv", "sentence", "I am so glad that you came."),
+    ):
+        with (root / file).open("w", encoding="utf-8", newline="") as handle:
+            csv.writer(handle).writerows([["name", column], *([name, value] for name in NAMES[:4])])
 
 
 def write_recipe(
