@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from affectgpt.cli.common import add_config_arguments, run_cli
@@ -21,10 +22,11 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Arguments of the published command."""
+    """Arguments of the published command, and ours."""
     parser = argparse.ArgumentParser(
         prog="inference_hybird.py",
-        description="Answer every test clip of data sets with the chosen checkpoints; results that exist are kept.",
+        description="Answer every test clip of data sets with the chosen checkpoints; results that exist are kept, "
+        "and a command that was ended goes on where it stopped.",
     )
     add_inference_arguments(parser)
     parser.add_argument(
@@ -33,7 +35,31 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="data sets separated by commas, or inferenceData: the nine of MER-UniBench (default)",
     )
+    parser.add_argument(
+        "--both",
+        action="store_true",
+        help="ask for a description too; those results go to {inference.base_root}-description-{data set}",
+    )
+    parser.add_argument("--export", choices=("csv", "jsonl"), help="write each result as a table too")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="be process I (from 0) of N that share the work; torchrun says so by itself",
+    )
     return parser
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """``I/N`` → rank and world size; without it those of torchrun. Raises ConfigError."""
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.runtime import rank, world_size
+
+    if text is None:
+        return rank(), world_size()
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise ConfigError(f"--shard {text}: expected I/N with I below N, e.g. 0/4, 1/4, 2/4 and 3/4")
+    return int(match[1]), int(match[2])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,20 +68,44 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.config.load import load_config
     from affectgpt.config.paths import select_checkpoints
+    from affectgpt.core.errors import ConfigError
     from affectgpt.core.runtime import logger, setup_logging
     from affectgpt.data.table import parse_names
-    from affectgpt.inference.benchmark import Benchmark, inference_device
 
     setup_logging()
+    if args.both and args.outside_user_message:
+        raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
     config = load_config(args.cfg_path, args.options)
     names = parse_names(args.dataset)
     checkpoints = select_checkpoints(config)
-    device = inference_device(config)
+    rank, world_size = parse_shard(args.shard)
+
+    from affectgpt.inference.asker import inference_device
+    from affectgpt.inference.benchmark import Benchmark
+    from affectgpt.inference.results import export
+    from affectgpt.prompts.questions import render_question
+
+    base_root = config.inference.base_root
+    questions = [(args.outside_user_message or render_question("ovlabel"), base_root)]
+    if args.both:
+        questions.append((render_question("description"), f"{base_root}-description"))
+    benchmark = Benchmark(
+        config,
+        device=inference_device(config),
+        mode=args.outside_face_or_frame,
+        keep_features=len(checkpoints) * len(questions) > 1,
+        rank=rank,
+        world_size=world_size,
+    )
     logger.info("%d checkpoints, data sets: %s", len(checkpoints), ", ".join(names))
-    benchmark = Benchmark(config, device=device, mode=args.outside_face_or_frame, question=args.outside_user_message)
+    for name in names:
+        benchmark.samples(name)  # what is missing shows before the model is loaded
     for checkpoint in checkpoints:
         for name in names:
-            benchmark.run(name, checkpoint)
+            for question, root in questions:
+                written = benchmark.run(name, checkpoint, question=question, base_root=root)
+                if written is not None and args.export:
+                    logger.info("%s", export(written, args.export))
     return 0
 
 

@@ -1,56 +1,125 @@
-"""One clip: the published ``inference_sample.py``."""
+"""Single clips: the published ``inference_sample.py``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from affectgpt.cli.common import run_cli
 from affectgpt.cli.infer import add_inference_arguments
 
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
+
 
 def build_parser() -> argparse.ArgumentParser:
-    """Arguments of the published command."""
+    """Arguments of the published command, and ours."""
     parser = argparse.ArgumentParser(
         prog="inference_sample.py",
-        description="Ask a checkpoint about one video. The audio track and the faces are taken from the video.",
+        description="Ask a checkpoint about videos. The audio track and the faces are taken from the video.",
     )
     add_inference_arguments(parser)
-    parser.add_argument("--video_path", required=True, metavar="FILE", help="any video file")
+    parser.add_argument(
+        "--video_path", required=True, nargs="+", metavar="FILE", help="video files, or folders of them"
+    )
     parser.add_argument("--audio_path", metavar="FILE", help="its audio, instead of the video's own track")
     parser.add_argument("--face_npy", metavar="FILE", help="face crops [N, H, W, 3] uint8, instead of detection")
-    parser.add_argument("--subtitle", default="", metavar="TEXT", help="what is said (default: empty)")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.add_argument(
+        "--subtitle", metavar="TEXT", help="what is said (default: the .srt or .vtt beside the video, else empty)"
+    )
+    parser.add_argument(
+        "--asr", metavar="FOLDER", help="faster-whisper model folder that hears the subtitle where there is none"
+    )
+    parser.add_argument("--both", action="store_true", help="labels and a description")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object per line and video")
     return parser
 
 
+def find_videos(paths: Sequence[str]) -> list[Path]:
+    """Files as they are given; of a folder the videos in it, by name. Raises DataError for what is not there."""
+    from affectgpt.core.errors import DataError
+
+    videos: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            if not found:
+                raise DataError(
+                    f"--video_path {path}: no video in this folder (looked for {', '.join(VIDEO_SUFFIXES)})"
+                )
+            videos += found
+        elif path.is_file():
+            videos.append(path)
+        else:
+            raise DataError(f"--video_path {path}: no such file or folder")
+    return videos
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Parse, answer, print."""
+    """Parse, answer, print. Exit status 1 when a video of several could not be answered."""
     args = build_parser().parse_args(argv)
 
-    import json
-
-    from affectgpt.core.runtime import setup_logging
-    from affectgpt.inference.predictor import Predictor
+    from affectgpt.core.errors import ConfigError, DataError
+    from affectgpt.core.runtime import logger, setup_logging
 
     setup_logging()
-    predictor = Predictor.from_config(args.cfg_path, options=args.options, mode=args.outside_face_or_frame)
-    reply = predictor(
-        args.video_path,
-        subtitle=args.subtitle,
-        audio=args.audio_path,
-        face=args.face_npy,
-        question=args.outside_user_message,
+    if args.both and args.outside_user_message:
+        raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
+    videos = find_videos(args.video_path)
+    for option in ("audio_path", "face_npy", "subtitle"):
+        if len(videos) > 1 and getattr(args, option) is not None:
+            raise ConfigError(f"--{option} belongs to one video; {len(videos)} are given")
+
+    from affectgpt.inference.predictor import Predictor
+    from affectgpt.inference.subtitles import Recogniser
+
+    predictor = Predictor.from_config(
+        args.cfg_path,
+        options=args.options,
+        mode=args.outside_face_or_frame,
+        recognise=Recogniser(args.asr) if args.asr else None,
     )
-    if args.json:
-        print(json.dumps(reply.as_dict(), ensure_ascii=False))
-        return 0
-    print(f"answer: {reply.answer}")
-    if reply.labels:
-        print(f"labels: {', '.join(reply.labels)}")
-    for flag in reply.flags:
-        print(f"note:   {flag}")
-    return 0
+    failed = 0
+    for video in videos:
+        try:
+            reply = predictor(
+                video,
+                subtitle=args.subtitle,
+                audio=args.audio_path,
+                face=args.face_npy,
+                question=args.outside_user_message,
+            )
+            if args.both:
+                reply.describe()
+        except DataError as error:
+            if len(videos) == 1:
+                raise
+            failed += 1
+            logger.error("%s", error)
+            if args.json:
+                print(json.dumps({"video": str(video), "error": str(error)}, ensure_ascii=False), flush=True)
+            continue
+        if args.json:
+            print(json.dumps(reply.as_dict(), ensure_ascii=False), flush=True)
+        else:
+            _show(reply.as_dict(), name=str(video) if len(videos) > 1 else None)
+    return 1 if failed else 0
+
+
+def _show(reply: dict[str, Any], *, name: str | None) -> None:
+    if name is not None:
+        print(f"video:  {name}")
+    print(f"answer: {reply['answer']}")
+    if reply["labels"]:
+        print(f"labels: {', '.join(reply['labels'])}")
+    if "description" in reply:
+        print(f"description: {reply['description']}")
+    for note in reply["notes"]:
+        print(f"note:   {note}")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from affectgpt.cli.common import add_config_arguments, run_cli
+from affectgpt.core.errors import AffectGPTError, ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,6 +20,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train AffectGPT from a configuration; checkpoints go to output/<config name>/<job>/.",
     )
     add_config_arguments(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, run two steps on real data, print parameters, memory and hours, and leave",
+    )
     return parser
 
 
@@ -27,53 +35,149 @@ def new_job_folder(root: Path, name: str) -> Path:
     while folder.exists():
         number += 1
         folder = job.with_name(f"{job.name}_{number}")
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"paths.output_root: {folder} cannot be made: {error.strerror}") from error
     return folder
+
+
+def check_writable(root: Path) -> None:
+    """Raises ConfigError when nothing can be written below ``root`` (which need not exist yet)."""
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"paths.output_root: {root} cannot be written to ({there}: {error.strerror}); give another folder, or "
+            "change its permissions"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, check what can be checked before weights are loaded, build, train."""
     args = build_parser().parse_args(argv)
 
-    from affectgpt.config.load import load_config, to_dict
-    from affectgpt.core.errors import ConfigError
-    from affectgpt.core.files import write_json
-    from affectgpt.core.runtime import logger, pick_device, seed_everything, setup_logging, world_size
+    from affectgpt.config.load import load_config
+    from affectgpt.core.runtime import logger, pick_device, rank, seed_everything, setup_logging, world_size
 
     setup_logging()
     config = load_config(args.cfg_path, args.options)
-    device = pick_device(config.run.device)
-    if world_size() > 1:
-        raise ConfigError(
-            f"started as one of {world_size()} processes, but training runs in one: start it without torchrun"
-        )
     if not config.datasets:
         raise ConfigError(f"{args.cfg_path}: names no data set under datasets:")
+    if config.run.train_splits != ("train",):
+        raise ConfigError(f"run.train_splits is {list(config.run.train_splits)}; allowed: ['train']")
+    device = pick_device(config.run.device)
+    if not args.dry_run:
+        check_writable(Path(config.paths.output_root))
 
+    import torch
+
+    from affectgpt.cli.training_scores import training_scores
     from affectgpt.data.loader import training_batches
+    from affectgpt.data.validation import validation_batches
     from affectgpt.modeling.build import build_model, build_preparation
+    from affectgpt.training.distributed import process_group
+    from affectgpt.training.interrupt import Interrupted
     from affectgpt.training.loop import train
+    from affectgpt.training.optim import get_schedule
+    from affectgpt.training.preflight import check_memory, out_of_memory
+    from affectgpt.training.progress import draw_training, tensorboard_writer
+    from affectgpt.training.record import Record
+    from affectgpt.training.rehearsal import rehearse
+    from affectgpt.training.resume import find_resume
 
-    preparation = build_preparation(config, training=True)
-    batches = training_batches(
-        config,
-        tokenizer=preparation.tokenizer,
-        transforms=preparation.transforms,
-        n_tokens=preparation.n_tokens,
-    )
-    for name, count in batches.counts.items():
-        logger.info("%s: %d training samples", name, count)
-    seed_everything(config.run.seed)
-    model = build_model(config, device=device, tokenizer=preparation.tokenizer)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
+    get_schedule(config.run)
+    if config.run.tensorboard:
+        tensorboard_writer()
+    with process_group(config.run, device):
+        resumed = None if args.dry_run else find_resume(config, world_size=world_size())
+        if resumed is not None and resumed.position.epoch > config.run.max_epoch:
+            done = (
+                f"{resumed.path} is of epoch {resumed.position.epoch - 1}, and run.max_epoch is {config.run.max_epoch}"
+            )
+            if config.run.resume_ckpt_path != "auto":
+                raise ConfigError(f"run.resume_ckpt_path: {done}: nothing is left to train")
+            logger.info("%s: nothing is left to train", done)
+            return 0
+        preparation = build_preparation(config, training=True)
+        batches = training_batches(config, **vars(preparation))
+        held_out = validation_batches(config, **vars(build_preparation(config)))
+        for name, count in batches.counts.items():
+            logger.info("%s: %d training samples", name, count)
+        for name, part in held_out.items():
+            logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
+        check_memory(config, device)
+        seed_everything(config.run.seed)  # the same connectors on every rank
+        place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
+        # With stored features for everything, the encoders are not even loaded.
+        needed = batches.media.union(*(part.media for part in held_out.values()))
+        model = build_model(
+            config, device=device, tokenizer=preparation.tokenizer, place=place,
+            encoders=bool(needed) or config.run.score_every > 0,
+        )  # fmt: skip
+        seed_everything(config.run.seed + rank())
+        score = None
+        if not args.dry_run:
+            score = training_scores(config, model=model, preparation=build_preparation(config), device=device)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
+        if args.dry_run:
+            try:
+                report = rehearse(model=model, config=config, batches=batches, device=device)
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(error) from error
+            if rank() == 0:
+                print(report)
+            return 0
 
-    output_dir = new_job_folder(Path(config.paths.output_root) / config.name, config.name)
-    write_json(output_dir / "config.json", to_dict(config))
-    batches.failures.path = output_dir / "failed.csv"  # what run.on_error: skip leaves out
-    latest = train(model=model, config=config, batches=batches, output_dir=output_dir, device=device)
-    logger.info("done: %s", latest)
+        output_dir = _job_folder(config, resumed)
+        main_rank = rank() == 0
+        # What run.on_error: skip leaves out; each rank has samples of its own.
+        batches.failures.path = output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv")
+        record = Record(
+            output_dir / "run.json" if main_rank else None,
+            config=config, device=device, counts=batches.counts, world_size=world_size(),
+        )  # fmt: skip
+        try:
+            latest = train(
+                model=model, config=config, batches=batches, output_dir=output_dir, device=device, resumed=resumed,
+                held_out={name: part.__iter__ for name, part in held_out.items()},
+                score=score,
+            )  # fmt: skip
+        except Interrupted as interrupted:
+            record.end("stopped")
+            logger.info("%s", interrupted)
+            return interrupted.status
+        except torch.OutOfMemoryError as error:
+            record.end("failed", error=str(error))
+            raise out_of_memory(error) from error
+        except AffectGPTError as error:
+            record.end("failed", error=str(error))
+            raise
+        record.end("finished", checkpoint=latest.name)
+        if main_rank:
+            draw_training(output_dir)
+        logger.info("done: %s", latest)
     return 0
+
+
+def _job_folder(config: Any, resumed: Any) -> Path:
+    """The folder of this run, the same on every rank; holds the resolved configuration."""
+    from affectgpt.config.load import to_dict
+    from affectgpt.core.files import write_json
+    from affectgpt.core.runtime import rank
+    from affectgpt.training.distributed import gather
+
+    folder = None
+    if rank() == 0:
+        if resumed is not None and resumed.folder is not None:
+            folder = resumed.folder
+        else:
+            folder = new_job_folder(Path(config.paths.output_root) / config.name, config.name)
+        write_json(folder / "config.json", to_dict(config))
+    return gather(folder)[0]
 
 
 if __name__ == "__main__":

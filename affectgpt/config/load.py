@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.config.schema import Config
+from affectgpt.config.tree import Origins, read_tree
 from affectgpt.core.errors import ConfigError, did_you_mean
 from affectgpt.core.runtime import logger
 
@@ -18,7 +19,8 @@ _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
 _AT_LEAST_ONE = {
     "batch_size_train", "batch_size_eval", "batch_size", "max_epoch", "iters_per_epoch", "accum_grad_iters",
     "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
-    "num_image_query_token", "log_freq", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
+    "num_image_query_token", "log_freq", "tensor_parallel_size", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
+    "valid_every", "score_samples",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "init_lr",
@@ -28,8 +30,12 @@ _NOT_NEGATIVE = {
     "warmup_steps",
     "num_workers",
     "lora_r",
-    "ratio",
     "sample_ratio",
+    "top_k",
+    "packing",
+    "save_state_every",
+    "keep_last",
+    "score_every",
 }
 
 
@@ -38,27 +44,22 @@ def load_config(path: str | Path, options: Iterable[str] = ()) -> Config:
 
     Raises ConfigError naming the file, the key, what was found and what is allowed.
     """
-    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     path = Path(path)
-    if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"--cfg-path {path}: no such file.{did_you_mean(path.name, others)}")
+    origins = Origins(str(path))
+    tree = read_tree(path, origins=origins, asked_by="--cfg-path")
+    items = [_unquote(item) for item in options]
+    for item in items:
+        origins.note(item.partition("=")[0], f"--options {item!r}")
     try:
-        tree = OmegaConf.load(path)
-        overrides = OmegaConf.from_dotlist([_unquote(item) for item in options])
-        plain = OmegaConf.to_container(OmegaConf.merge(tree, overrides), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.from_dotlist(items))
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(
-            f"{path}: expected the sections model, datasets, run, inference; found {type(plain).__name__}"
-        )
-    if "name" in plain:
-        raise ConfigError(f"{path}: unknown key 'name'; a configuration is named by its file")
-    return _build(Config, {"name": path.stem, **plain}, "", str(path))
+    assert isinstance(plain, dict)
+    return _build(Config, {"name": path.stem, **plain}, "", origins)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -76,27 +77,27 @@ def _unquote(item: str) -> str:
     return f"{key.strip()}={value}"
 
 
-def _build(cls: type, values: Any, where: str, source: str) -> Any:
+def _build(cls: type, values: Any, where: str, source: Origins) -> Any:
     if values is None:
         values = {}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{source}: {where or 'file'} must be a section of keys; found {values!r}")
+        raise ConfigError(f"{source.of(where)}: {where or 'file'} must be a section of keys; found {values!r}")
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
     arguments = {}
     for key, value in values.items():
         full = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise ConfigError(f"{source}: unknown key {full!r}.{did_you_mean(str(key), known)}")
+            raise ConfigError(f"{source.of(full)}: unknown key {full!r}.{_near_key(str(key), where, known)}")
         if known[key].metadata.get("ignored"):
-            logger.debug("%s: %s is accepted and ignored", source, full)
+            logger.debug("%s: %s is accepted and ignored", source.of(full), full)
             continue
         arguments[key] = _convert(value, hints[key], full, source)
         _check_range(key, arguments[key], full, source)
     return cls(**arguments)
 
 
-def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
+def _convert(value: Any, hint: Any, key: str, source: Origins) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):  # "X | None"
         if value in _UNSET if isinstance(value, str | None) else False:
@@ -105,6 +106,8 @@ def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, key, source)
     if origin is typing.Literal:
+        if isinstance(value, bool) and value not in args:  # YAML reads the words on and off as True and False
+            value = "on" if value else "off"
         if value not in args:
             raise _wrong(source, key, value, "one of " + ", ".join(map(str, args)))
         return value
@@ -134,7 +137,7 @@ def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
     return value
 
 
-def _number(value: Any, kind: type, key: str, source: str) -> Any:
+def _number(value: Any, kind: type, key: str, source: Origins) -> Any:
     allowed = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _wrong(source, key, value, allowed)
@@ -147,16 +150,39 @@ def _number(value: Any, kind: type, key: str, source: str) -> Any:
     return kind(number)
 
 
-def _check_range(name: str, value: Any, key: str, source: str) -> None:
+def _near_key(key: str, where: str, known: Mapping[str, Any]) -> str:
+    """The nearest key of this section, or the section that does have a key of this name."""
+    elsewhere = [
+        f"{section}.{key}"
+        for section, hint in typing.get_type_hints(Config).items()
+        if section != where and dataclasses.is_dataclass(hint) and key in {f.name for f in dataclasses.fields(hint)}
+    ]
+    known = {name: f for name, f in known.items() if where or name != "name"}
+    return f" Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(key, known)
+
+
+def _check_range(name: str, value: Any, key: str, source: Origins) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if name in _AT_LEAST_ONE and value < 1:
         raise _wrong(source, key, value, "at least 1")
     if name in _NOT_NEGATIVE and value < 0:
         raise _wrong(source, key, value, "0 or more")
+    if name == "temperature" and value <= 0:
+        raise _wrong(source, key, value, "above 0 (inference.decoding=greedy takes the likeliest token)")
+    if name == "top_p" and not 0 < value <= 1:
+        raise _wrong(source, key, value, "above 0, at most 1")
+    if name in ("clip_grad_norm", "lr_decay_rate") and value <= 0:
+        raise _wrong(source, key, value, "more than 0")
+    if name == "beta2" and not 0 <= value < 1:
+        raise _wrong(source, key, value, "0 or more and less than 1")
+    if name == "ratio" and not 0 < value <= 1:
+        raise _wrong(source, key, value, "more than 0, at most 1")
+    if name == "valid_ratio" and not 0 <= value < 1:
+        raise _wrong(source, key, value, "0 or more and less than 1")
     if name == "audio_clip_spacing" and value not in (7, 8):
         raise _wrong(source, key, value, "8 (as the released checkpoints) or 7")
 
 
-def _wrong(source: str, key: str, value: Any, allowed: str) -> ConfigError:
-    return ConfigError(f"{source}: {key} is {value!r}; allowed: {allowed}")
+def _wrong(source: Origins, key: str, value: Any, allowed: str) -> ConfigError:
+    return ConfigError(f"{source.of(key)}: {key} is {value!r}; allowed: {allowed}")

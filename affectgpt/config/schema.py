@@ -109,8 +109,26 @@ class RunConfig:
     resume_ckpt_path: str | None = None
     evaluate: bool = False
     train_splits: tuple[str, ...] = ("train",)
-    valid_splits: tuple[str, ...] = ()
+    valid_splits: tuple[str, ...] = ()  # splits whose loss is measured: valid (see valid_ratio), or one of a data set
     on_error: Literal["raise", "skip"] = "raise"  # ours: a sample that cannot be read ends the run, or is left out
+    # Ours: speed. None of these changes what is learnt, beyond rounding.
+    amp_dtype: Literal["float16", "bfloat16"] = "float16"  # bfloat16 where the GPU has it: Qwen2.5 overflows float16
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"  # the LLM's attention kernel
+    gradient_checkpointing: bool = False  # recompute the LLM's activations in backward: less memory, a third slower
+    compile: bool = False  # torch.compile of the LLM
+    fused_adamw: bool = False
+    packing: int = 0  # put samples side by side in rows of up to this many tokens instead of padding them; 0: off
+    parallel: Literal["ddp", "fsdp2"] = "ddp"  # several GPUs: copies of the model, or shards of one (fsdp2)
+    clip_grad_norm: float | None = None  # longest gradient; null: no clipping, as published
+    # Ours: what is kept, watched and measured.
+    save_state_every: int = 500  # steps between two last.state, from which a stopped run goes on; 0: only when stopped
+    keep_last: int = 0  # checkpoints of so many last epochs stay, and that of epoch 0; 0: all
+    tensorboard: bool = False  # needs the extra [track]
+    valid_ratio: float = 0.0  # this fraction of each training split is held out; valid_splits: ["valid"] means these
+    valid_every: int = 1  # epochs between two looks at valid_splits
+    score_datasets: tuple[str, ...] = ()  # data sets of MER-UniBench whose direct scores are taken during training
+    score_every: int = 0  # epochs between two scorings; 0: never
+    score_samples: int = 100  # of each data set
     device: str = "cuda"  # cuda, cuda:N, cpu, auto (ours: the GPU if there is one)
     world_size: int = field(default=1, metadata=IGNORED)
     dist_url: str = field(default="env://", metadata=IGNORED)
@@ -133,9 +151,14 @@ class InferenceConfig:
     test_epochs: str | None = None  # "A-B"
     skip_epoch: int = 1  # of A-B, those divisible by this
     gpu: int = 0
+    engine: Literal["transformers", "vllm"] = "transformers"  # ours: what decodes
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
+    temperature: float = 1.0  # ours: of sampling
+    top_p: float = 0.9  # ours: of sampling
+    top_k: int | None = None  # ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 0: all tokens
     max_new_tokens: int = 1200  # ours
-    batch_size: int = 8  # ours: clips generated together
+    batch_size: int | None = None  # ours: clips generated together; not set: as many as memory allows
+    tensor_parallel_size: int = 1  # ours: GPUs that share one model (vllm)
     on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
     seed: int = 42  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
 

@@ -54,6 +54,14 @@ class Journal:
             return None
         return header.get("key") if isinstance(header, dict) else None
 
+    @staticmethod
+    def read(path: str | os.PathLike[str], *, key: str) -> dict[str, Any]:
+        """What the journal at ``path`` holds, without a lock; nothing when there is none or it has another key."""
+        try:
+            return _parse(Path(path).read_bytes(), key)[0]
+        except FileNotFoundError:
+            return {}
+
     def _lock(self) -> None:
         try:
             import fcntl
@@ -68,23 +76,9 @@ class Journal:
 
     def _load(self, key: str) -> int:
         """Read the whole lines into ``entries``; the offset behind the last good one (0: begin anew)."""
-        end = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                break
-            if end == 0:
-                if record.get("journal") != 1 or record.get("key") != key:
-                    logger.info("%s: begun under other settings, starting anew", self.path)
-                    return 0
-            elif isinstance(record.get("name"), str) and "value" in record:
-                self.entries[record["name"]] = record["value"]
-            else:
-                break
-            end += len(line)
+        self.entries, end = _parse(self.path.read_bytes(), key)
+        if end == 0 and self.path.stat().st_size:
+            logger.info("%s: begun under other settings, starting anew", self.path)
         return end
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -122,3 +116,25 @@ class Journal:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _parse(data: bytes, key: str) -> tuple[dict[str, Any], int]:
+    """The entries in whole lines and the offset behind the last good one (0: another key, or no journal)."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for line in data.splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            break
+        if end == 0:
+            if record.get("journal") != 1 or record.get("key") != key:
+                return {}, 0
+        elif isinstance(record.get("name"), str) and "value" in record:
+            entries[record["name"]] = record["value"]
+        else:
+            break
+        end += len(line)
+    return entries, end

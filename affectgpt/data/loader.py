@@ -16,12 +16,15 @@ from affectgpt.core.types import Batch, Modality, Sample
 from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
 from affectgpt.data.features import stored_features
+from affectgpt.data.held_out import hold_out
 from affectgpt.data.media import MediaReader
 from affectgpt.data.own import load_own_samples, own_label_types
 from affectgpt.data.readers import candidate_labels, load_samples, value_range
 from affectgpt.data.sampler import MixedBatches, SequentialBatches
 from affectgpt.data.table import DATASETS, DatasetRow, get_row
 from affectgpt.prompts.questions import HYBRID, Context
+
+_WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ class BatchStream:
     """Batches of one or several data sets. ``stream(epoch)`` or iteration gives Batch after Batch.
 
     ``on_error``: ``raise`` stops at the first sample that cannot be read; ``skip`` leaves it out of its batch (a batch
-    of which nothing is left is left out too), notes it in ``failures``, and never puts another in its place.
+    of which nothing is left is left out too, or None in a training stream), notes it in ``failures``, and never puts
+    another in its place.
     ``counts``: data set → number of samples.
     """
 
@@ -109,14 +113,17 @@ class BatchStream:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (the first is 1), from number ``start`` on."""
+    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]:
+        """The batches of an epoch (the first is 1), from number ``start`` on; None: nothing was left of a batch."""
         if not isinstance(self.batches, MixedBatches):
             raise TypeError("only a training stream has epochs")
         self.batches.set_epoch(epoch, start=start)
-        return iter(self)
+        return self._drawn()
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self._drawn() if batch is not None)
+
+    def _drawn(self) -> Iterator[Batch | None]:
         for batch, failures, fatal in self._loader:
             if fatal is not None:
                 raise fatal
@@ -124,8 +131,7 @@ class BatchStream:
                 if self.on_error == "raise":
                     raise DataError(failure.reason)
                 self.failures.add(failure)
-            if batch is not None:
-                yield batch
+            yield batch
 
 
 def training_batches(
@@ -142,28 +148,14 @@ def training_batches(
     """
     parts, weights = {}, []
     for name, dataset in config.datasets.items():
-        title, samples, known_types, context = _source(name, dataset, config.paths.dataset_root)
+        title, samples, known_types, context = training_source(name, dataset, config.paths.dataset_root)
+        samples, _ = hold_out(samples, config)
         if not samples:
             raise DataError(f"datasets.{name}: the training split of {title} is empty")
-        types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
-        samples = keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed)
-        parts[title] = AffectDataset(
-            samples,
-            mode=dataset.face_or_frame,
-            label_types=types,
-            context=context(types),
-            tokenizer=tokenizer,
-            transforms=transforms,
-            n_tokens=n_tokens,
-            seed=config.run.seed,
-            max_length=config.model.max_length,
-            n_frames=config.model.vis_processor.train.n_frms,
-            image_size=config.model.vis_processor.train.image_size,
-            audio_clip_spacing=config.model.audio_clip_spacing,
-            features=stored_features(
-                config, samples, dataset=title, split="train", mode=dataset.face_or_frame, policy=dataset.features
-            ),
-        )
+        parts[title] = labelled(
+            config, dataset, keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed), title=title,
+            known_types=known_types, context=context, tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
+        )  # fmt: skip
         weights.append(dataset.sample_ratio)
     if any(weight is None for weight in weights) and not all(weight is None for weight in weights):
         raise ConfigError("datasets: give sample_ratio for all data sets or for none")
@@ -183,6 +175,36 @@ def training_batches(
         on_error=config.run.on_error,
         failures=failures,
         pin_memory=config.run.device.startswith("cuda"),
+    )
+
+
+def labelled(
+    config: Config,
+    dataset: DatasetConfig,
+    samples: Sequence[Sample],
+    *,
+    title: str,
+    split: str = "train",
+    known_types: tuple[str, ...],
+    context: Callable[[Sequence[str]], Context],
+    **parts: Any,
+) -> AffectDataset:
+    """Samples with questions and answers, as their section of the configuration asks."""
+    types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
+    return AffectDataset(
+        samples,
+        mode=dataset.face_or_frame,
+        label_types=types,
+        context=context(types),
+        seed=config.run.seed,
+        max_length=config.model.max_length,
+        n_frames=config.model.vis_processor.train.n_frms,
+        image_size=config.model.vis_processor.train.image_size,
+        audio_clip_spacing=config.model.audio_clip_spacing,
+        features=stored_features(
+            config, samples, dataset=title, split=split, mode=dataset.face_or_frame, policy=dataset.features
+        ),
+        **parts,
     )
 
 
@@ -211,7 +233,7 @@ def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[S
     """A data set's name as written in stores and results, and its samples: of the table, or the user's own."""
     spec = config.datasets.get(name) or config.datasets.get(name.lower()) or DatasetConfig()
     if split == "train":
-        title, samples, _, _ = _source(name, spec, config.paths.dataset_root)
+        title, samples, _, _ = training_source(name, spec, config.paths.dataset_root)
         return title, samples
     row = get_row(name)
     return row.name, load_samples(row, split=split, dataset_root=config.paths.dataset_root)
@@ -263,7 +285,7 @@ class _Media:
             return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
 
 
-def _source(
+def training_source(
     name: str, spec: DatasetConfig, dataset_root: str
 ) -> tuple[str, list[Sample], tuple[str, ...], Callable[[Sequence[str]], Context]]:
     """A data set of the table, or the user's own: its name, samples, label types, and what its questions name."""
@@ -343,7 +365,15 @@ class _SafeCollate:
 
 
 def _quiet_worker(_: int) -> None:
-    """A worker is one of several processes: its libraries start no threads of their own."""
+    """A worker is one of several processes: its libraries start no threads, and signals are for the main process.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them at once would end the main
+    process before it has saved.
+    """
+    import signal
+
     import cv2
 
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE))

@@ -1,9 +1,11 @@
-"""Answers of a checkpoint for a whole data set, written as the published result file."""
+"""Answers of checkpoints for whole data sets, written as the published result files."""
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,135 +14,264 @@ import torch
 from affectgpt.config.load import to_dict
 from affectgpt.config.paths import CheckpointFile
 from affectgpt.config.schema import Config
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.files import write_json
-from affectgpt.core.runtime import logger, pick_device
-from affectgpt.core.types import Sample
-from affectgpt.data.dataset import AffectDataset
-from affectgpt.data.loader import FailureLog, question_loader
+from affectgpt.core.runtime import logger
+from affectgpt.core.types import Modality, Sample
+from affectgpt.data.dataset import Example
+from affectgpt.data.features import stored_features
+from affectgpt.data.loader import BatchStream, FailureLog
 from affectgpt.data.readers import load_samples
+from affectgpt.data.sampler import SequentialBatches
 from affectgpt.data.table import get_row
+from affectgpt.data.video import video_reader
+from affectgpt.inference.asker import ENCODE_BATCH, Asker, FeatureOf, training_mode
 from affectgpt.inference.decoding import sample_seed
-from affectgpt.inference.engines.base import ENGINES, Decoding
-from affectgpt.inference.results import result_path, write_answers
-from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
+from affectgpt.inference.engines.base import Decoding
+from affectgpt.inference.flags import answer_flags
+from affectgpt.inference.provenance import device_name, file_hash, installed_versions, settings_hash
+from affectgpt.inference.results import meta_path, read_meta, result_path
+from affectgpt.inference.share import Share
+from affectgpt.inference.spool import FeatureSpool
 from affectgpt.prompts.modes import get_mode
 from affectgpt.prompts.questions import render_question
 
 
-def inference_device(config: Config) -> torch.device:
-    """``run.device``, with ``inference.gpu`` where that names no GPU."""
-    wanted = config.run.device
-    return pick_device(f"cuda:{config.inference.gpu}" if wanted == "cuda" and config.inference.gpu else wanted)
-
-
-def training_mode(config: Config) -> str:
-    """The input mode of the training data in the file. Raises ConfigError when the sets differ or there is none."""
-    modes = {spec.face_or_frame for spec in config.datasets.values()}
-    if len(modes) != 1:
-        raise ConfigError(
-            f"{config.name}: the input mode is that of the training data, and datasets: names "
-            f"{', '.join(sorted(modes)) or 'none'}; say which with --outside_face_or_frame"
-        )
-    return modes.pop()
-
-
-class Asker:
-    """A model and what belongs to it, ready to answer: shared by whole data sets and single clips."""
-
-    def __init__(self, config: Config, *, device: torch.device, mode: str | None = None) -> None:
-        self.config = config
-        self.mode = get_mode(mode or training_mode(config)).name
-        self.preparation = build_preparation(config)
-        self.model = build_model(config, device=device, tokenizer=self.preparation.tokenizer)
-        self.engine: Any = ENGINES.get("transformers")(
-            self.model, tokenizer=self.preparation.tokenizer, decoding=Decoding.from_config(config.inference)
-        )
-        self.checkpoint: Path | None = None
-
-    def dataset(self, samples: Sequence[Sample], *, question: str) -> AffectDataset:
-        """Samples with a question, as the model takes them."""
-        return AffectDataset(
-            samples,
-            mode=self.mode,
-            tokenizer=self.preparation.tokenizer,
-            transforms=self.preparation.transforms,
-            n_tokens=self.preparation.n_tokens,
-            question=question,
-            max_new_tokens=self.config.inference.max_new_tokens,
-            audio_clip_spacing=self.config.model.audio_clip_spacing,
-        )
-
-    def use(self, checkpoint: Path) -> None:
-        """Lay a checkpoint over the model; nothing happens when it is the one in use."""
-        if checkpoint != self.checkpoint:
-            logger.info("%s: %s", checkpoint, load_checkpoint(self.model, checkpoint, complete=True))
-            self.checkpoint = checkpoint
-
-
 class Benchmark:
-    """Runs checkpoints over data sets; the model is built once, at the first answer that is needed."""
+    """Runs checkpoints over data sets; the model is built once, at the first answer that is needed.
+
+    ``keep_features``: encoders run once per clip, however many checkpoints and questions follow.
+    ``rank`` of ``world_size`` processes answers its share of the samples.
+    """
 
     def __init__(
-        self, config: Config, *, device: torch.device, mode: str | None = None, question: str | None = None
+        self,
+        config: Config,
+        *,
+        device: torch.device,
+        mode: str | None = None,
+        keep_features: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.config, self.device, self.mode = config, device, mode
-        self.question = question or render_question("ovlabel")
+        self.config, self.device = config, device
+        self.mode = get_mode(mode or training_mode(config)).name
+        self.keep_features = keep_features
+        self.rank, self.world_size = rank, world_size
         self.asker: Asker | None = None
+        self._samples: dict[str, list[Sample]] = {}
+        self._spools: dict[str, FeatureSpool] = {}
+        self._stores: dict[str, Mapping[Modality, FeatureOf]] = {}
+        self._unreadable: dict[str, dict[str, str]] = {}
 
-    def run(self, dataset: str, checkpoint: CheckpointFile) -> Path:
-        """The result file of one data set and checkpoint; computed only where it does not exist (wire)."""
-        target = result_path(self.config.inference.base_root, dataset=dataset, checkpoint=checkpoint.path)
+    def samples(self, dataset: str) -> list[Sample]:
+        """The test split. Raises DataError when it is empty."""
+        if dataset not in self._samples:
+            found = load_samples(get_row(dataset), split="test", dataset_root=self.config.paths.dataset_root)
+            if not found:
+                raise DataError(f"{dataset}: the test split is empty, there is nothing to answer")
+            self._samples[dataset] = found
+        return self._samples[dataset]
+
+    def run(
+        self, dataset: str, checkpoint: CheckpointFile, *, question: str | None = None, base_root: str | None = None
+    ) -> Path | None:
+        """The result file of one data set and checkpoint; computed only where it does not exist (wire).
+
+        None when other processes still work on their shares of it. Default question: the one for open-vocabulary
+        labels. Raises AffectGPTError; what was answered so far is kept, and running again goes on there.
+        """
+        question = question or render_question("ovlabel")
+        target = result_path(base_root or self.config.inference.base_root, dataset=dataset, checkpoint=checkpoint.path)
         if target.exists():
+            lacking = read_meta(target).get("failed", {})
             logger.info("%s exists, kept", target)
+            if lacking:
+                logger.warning(
+                    "%s lacks %d samples that could not be read; delete it to try again", target, len(lacking)
+                )
             return target
-        samples = load_samples(get_row(dataset), split="test", dataset_root=self.config.paths.dataset_root)
+        samples = self.samples(dataset)
+        key = self._key(dataset, checkpoint, question, samples)
+        order = _by_length(samples)
+        started = time.perf_counter()
+        with Share(target, names=order, key=settings_hash(key), rank=self.rank, world_size=self.world_size) as share:
+            if share.pending:
+                with _answers_kept(target):
+                    self._answer(share, order, dataset=dataset, checkpoint=checkpoint, question=question)
+
+            def write_meta(entries: Mapping[str, Any]) -> None:
+                write_json(
+                    meta_path(target), self._meta(key, checkpoint, entries, seconds=time.perf_counter() - started)
+                )
+
+            complete = share.finish(dataset=dataset, order=[s.name for s in samples], write_meta=write_meta)
+        if complete:
+            logger.info("%s: written", target)
+        return target if complete else None
+
+    def _key(self, dataset: str, checkpoint: CheckpointFile, question: str, samples: Sequence[Sample]) -> dict:
+        """Everything that an answer depends on, and so what answers of one journal must share."""
+        inference = self.config.inference
+        decoding = Decoding.from_config(inference)
+        return {
+            "dataset": dataset,
+            "samples": settings_hash([(s.name, s.subtitle) for s in samples]),
+            "checkpoint": checkpoint.path.name,
+            "checkpoint_sha256": file_hash(checkpoint.path),
+            "mode": self.mode,
+            "question": question,
+            "engine": inference.engine,
+            "decoding": vars(decoding) | {"greedy": decoding.greedy},
+            "seed": inference.seed,
+            "model": to_dict(self.config)["model"],
+            "device": self.device.type,
+        }
+
+    def _meta(
+        self, key: Mapping[str, Any], checkpoint: CheckpointFile, entries: Mapping[str, Any], *, seconds: float
+    ) -> dict[str, Any]:
+        flags: dict[str, list[str]] = {}
+        for name, entry in entries.items():
+            for flag in entry.get("flags", ()):
+                flags.setdefault(flag, []).append(name)
+        made = {} if self.asker is None else {"decoding": self.asker.engine.describe()}
+        return {
+            **{name: value for name, value in key.items() if name != "model"},
+            **made,
+            "checkpoint_file": str(checkpoint.path),
+            "answers": sum("answer" in entry for entry in entries.values()),
+            "failed": {name: entry["failed"] for name, entry in entries.items() if "failed" in entry},
+            "flags": flags,
+            "tokens": sum(entry.get("tokens", 0) for entry in entries.values()),
+            "seconds": round(seconds, 2),
+            "processes": self.world_size,
+            "device": device_name(self.device),
+            "video_reader": video_reader(),
+            "versions": installed_versions(),
+            "config": to_dict(self.config),
+        }
+
+    def _answer(
+        self, share: Share, order: Sequence[str], *, dataset: str, checkpoint: CheckpointFile, question: str
+    ) -> None:
+        from tqdm import tqdm
+
         if self.asker is None:
             self.asker = Asker(self.config, device=self.device, mode=self.mode)
         self.asker.use(checkpoint.path)
-        started = time.perf_counter()
-        failures = FailureLog(target.with_name(f"{target.stem}-failed.csv"))
-        answers = self._answer(samples, dataset=dataset, checkpoint=checkpoint, failures=failures)
-        write_answers(target, answers)
-        write_json(
-            target.with_suffix(".meta.json"),
-            {
-                "dataset": dataset,
-                "checkpoint": str(checkpoint.path),
-                "mode": self.asker.mode,
-                "question": self.question,
-                "decoding": self.config.inference.decoding,
-                "seed": self.config.inference.seed,
-                "seconds": round(time.perf_counter() - started, 2),
-                "config": to_dict(self.config),
-            },
-        )
-        logger.info("%s: %d answers", target, len(answers))
-        return target
+        by_name = {sample.name: sample for sample in self.samples(dataset)}
+        pending = [by_name[name] for name in order if name in share.pending]
+        group: list[Example] = []
+        with tqdm(total=len(pending), desc=f"{dataset} {checkpoint.path.stem}", unit="clip", disable=None) as bar:
 
-    def _answer(
-        self, samples: Sequence[Sample], *, dataset: str, checkpoint: CheckpointFile, failures: FailureLog
-    ) -> dict[str, str]:
-        from tqdm import tqdm
+            def flush() -> None:
+                seeds = [
+                    sample_seed(self.config.inference.seed, dataset, example.name, question, checkpoint.path.name)
+                    for example in group
+                ]
+                assert self.asker is not None
+                for example, answer in zip(group, self.asker.answer(group, seeds=seeds), strict=True):
+                    flags = (*example.flags, *answer_flags(answer.text, stopped=answer.stopped))
+                    share.add(example.name, answer=answer.text, flags=flags, tokens=answer.tokens)
+                bar.update(len(group))
+                group.clear()
 
+            for example in self._examples(pending, share, dataset=dataset, question=question):
+                group.append(example)
+                # sorted by length, longest first: what the first batch needs is enough for all
+                if len(group) >= self.asker.batch_size(len(group[0].input_ids)):
+                    flush()
+            if group:
+                flush()
+
+    def _examples(self, pending: Sequence[Sample], share: Share, *, dataset: str, question: str) -> Iterator[Example]:
+        """Each pending clip with its encoder outputs: from the spool, else encoded now while workers read on."""
         assert self.asker is not None
-        loader = question_loader(
-            self.asker.dataset(samples, question=self.question),
-            batch_size=self.config.inference.batch_size,
-            num_workers=self.config.run.num_workers,
+        if self.keep_features and dataset not in self._spools:
+            self._spools[dataset] = FeatureSpool(Path(self.config.inference.base_root).parent)
+        spool = self._spools.get(dataset)
+        unreadable = self._unreadable.setdefault(dataset, {})
+        known = [s for s in pending if spool is not None and s.name in spool]
+        if known:
+            assert spool is not None
+            yield from self._spooled(known, spool, question=question)
+        seen = {s.name for s in known}
+        for name in [s.name for s in pending if s.name in unreadable]:
+            share.fail(name, unreadable[name])
+            seen.add(name)
+        fresh = [s for s in pending if s.name not in seen]
+        if not fresh:
+            return
+        failures = FailureLog()
+        stream = BatchStream(
+            {dataset: self.asker.dataset(fresh, question=question, features=self._stored(dataset))},
+            batches=SequentialBatches(len(fresh), batch_size=ENCODE_BATCH),
+            num_workers=min(self.config.run.num_workers, -(-len(fresh) // ENCODE_BATCH)),
             on_error=self.config.inference.on_error,
             failures=failures,
+            pin_memory=self.device.type == "cuda",
         )
-        answers: dict[str, str] = {}
-        with tqdm(total=len(samples), desc=f"{dataset} epoch {checkpoint.epoch}", unit="clip", disable=None) as bar:
-            for batch in loader:
-                seeds = [
-                    sample_seed(self.config.inference.seed, dataset, name, self.question, checkpoint.path.name)
-                    for name in batch.names
-                ]
-                replies = self.asker.engine.generate(batch, seeds=seeds)
-                answers.update(zip(batch.names, replies, strict=True))
-                bar.update(len(replies))
-        if failures:
-            logger.warning("%s: %d clips skipped, see %s", dataset, len(failures), failures.path)
-        return answers
+
+        def note_failures() -> None:
+            for failure in failures.failures:
+                unreadable[failure.name] = failure.reason
+                share.fail(failure.name, failure.reason)
+            failures.failures.clear()
+
+        for batch in stream:
+            note_failures()
+            for example in self.asker.encode(batch):
+                if spool is not None:
+                    spool.put(example.name, example.features, flags=example.flags)
+                yield example
+        note_failures()
+
+    def _stored(self, dataset: str) -> Mapping[Modality, FeatureOf]:
+        """Readers of encoder outputs that ``affectgpt extract_features`` left, where they are complete and fit."""
+        if dataset not in self._stores:
+            self._stores[dataset] = stored_features(
+                self.config, self.samples(dataset), dataset=dataset, split="test", mode=self.mode, policy="auto"
+            )
+            if self._stores[dataset]:
+                logger.info("%s: stored features of %s", dataset, ", ".join(self._stores[dataset]))
+        return self._stores[dataset]
+
+    def _spooled(self, samples: Sequence[Sample], spool: FeatureSpool, *, question: str) -> Iterator[Example]:
+        assert self.asker is not None
+
+        def reader(modality: Modality) -> Any:
+            return lambda sample: (spool.get(sample.name)[modality], spool.flags(sample.name))
+
+        features = {modality: reader(modality) for modality in get_mode(self.mode).media}
+        dataset = self.asker.dataset(samples, question=question, features=features)
+        for index in range(len(samples)):
+            yield dataset[index]
+
+
+def _by_length(samples: Sequence[Sample]) -> list[str]:
+    """Names by length of the text, longest first: rows of a batch are of one length, and a lack of memory shows early.
+
+    Everything else in a prompt is the same for all samples, so the subtitle decides.
+    """
+    return [s.name for s in sorted(samples, key=lambda s: (-len(s.subtitle.encode()), s.name))]
+
+
+@contextmanager
+def _answers_kept(target: Path) -> Iterator[None]:
+    """Turn what ends a run from outside (a full disk, a vanished GPU) into an error that says what is kept."""
+    kept = f"The answers so far are kept beside {target}; run the same command again to go on."
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        raise AffectGPTError(f"{target}: {error.strerror}. {kept}") from error
+    except RuntimeError as error:
+        accelerator = getattr(torch, "AcceleratorError", ())
+        if not (isinstance(error, accelerator) or "CUDA error" in str(error)):
+            raise
+        raise AffectGPTError(f"the GPU failed: {str(error).splitlines()[0]}. {kept}") from error
+    except KeyboardInterrupt:
+        logger.warning(kept)
+        raise

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from affectgpt.config.load import load_config
 from affectgpt.config.paths import select_checkpoints
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
+from affectgpt.data.audio import NO_AUDIO_TRACK
 from affectgpt.data.collate import collate
-from affectgpt.inference.benchmark import Asker, inference_device
+from affectgpt.data.guard import Decoder
+from affectgpt.inference.asker import Asker, FeatureOf, inference_device
 from affectgpt.inference.decoding import sample_seed
+from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED, answer_flags
+from affectgpt.inference.subtitles import read_subtitle, subtitle_beside
+from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops
 from affectgpt.prompts.modes import get_mode
 from affectgpt.prompts.questions import parse_labels, render_question
+
+# The released recipes: on these a description begins with "In the text" (published README).
+RELEASED = (
+    "emercoarse_highlevelfilter4_outputhybird_bestsetup_bestfusion_lz",
+    "mercaptionplus_outputhybird_bestsetup_bestfusion_frame_lz",
+)
+ODD_DESCRIPTION = "description_not_in_the_text"
+TURNED = "picture_turned"
+_CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: nothing is odd; there are faces
+NOTES = {
+    NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
+    TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
+    EMPTY: "the answer is empty",
+    UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
+    REPEATING: "the answer repeats itself",
+    ODD_DESCRIPTION: 'a description of the released models begins with "In the text", this one does not: the weights '
+    "or the code may be wrong; run `affectgpt doctor`",
+}
 
 
 @dataclass
@@ -30,25 +54,47 @@ class Reply:
     labels: list[str]
     question: str
     flags: tuple[str, ...] = ()
-    _describe: Any = field(default=None, repr=False)
+    video: str = ""
+    subtitle: str = ""
+    _describe: Callable[[], Reply] | None = field(default=None, repr=False)
+    _described: Reply | None = field(default=None, repr=False)
+
+    def describe(self) -> Reply:
+        """The answer to the description question, asked once (this reply itself where another question was given)."""
+        if self._described is None:
+            self._described = self if self._describe is None else self._describe()
+        return self._described
 
     @property
     def description(self) -> str:
-        """The answer to the description question."""
-        if callable(self._describe):
-            self._describe = self._describe()
-        return self._describe
+        """The text of the answer to the description question."""
+        return self.describe().answer
+
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about the clip or the answer, in words."""
+        return [NOTES.get(flag, flag) for flag in self.flags]
 
     def as_dict(self) -> dict[str, Any]:
-        """Question, answer, labels and notes, as plain containers."""
-        return {"question": self.question, "answer": self.answer, "labels": self.labels, "notes": list(self.flags)}
+        """Video, subtitle, question, answer, labels and notes, as plain containers; the description if it was asked."""
+        result: dict[str, Any] = {
+            "video": self.video, "subtitle": self.subtitle, "question": self.question, "answer": self.answer,
+            "labels": self.labels, "notes": self.notes,
+        }  # fmt: skip
+        if self._described is not None and self._described is not self:
+            result["description"] = self._described.answer
+            result["notes"] += [note for note in self._described.notes if note not in result["notes"]]
+        return result
 
 
 class Predictor:
     """Answers for single clips. Build it once, call it often."""
 
-    def __init__(self, asker: Asker) -> None:
+    def __init__(self, asker: Asker, *, recognise: Callable[[Path], str] | None = None) -> None:
         self.asker = asker
+        self.recognise = recognise  # a sound or video file → what is said in it
+        self._detector: FaceDetector | None = None
+        self._decoder = Decoder()
 
     @classmethod
     def from_config(
@@ -58,6 +104,7 @@ class Predictor:
         checkpoint: str | Path | None = None,
         options: Iterable[str] = (),
         mode: str | None = None,
+        recognise: Callable[[Path], str] | None = None,
     ) -> Predictor:
         """Build the model of a configuration and lay a checkpoint over it (default: the one inference would run)."""
         options = list(options)
@@ -67,13 +114,13 @@ class Predictor:
         chosen = select_checkpoints(config)[-1]
         asker = Asker(config, device=inference_device(config), mode=mode)
         asker.use(chosen.path)
-        return cls(asker)
+        return cls(asker, recognise=recognise)
 
     def __call__(
         self,
         video: str | Path,
         *,
-        subtitle: str = "",
+        subtitle: str | None = None,
         audio: str | Path | None = None,
         face: str | Path | None = None,
         question: str | None = None,
@@ -81,39 +128,112 @@ class Predictor:
         """Answer about one video: open-vocabulary labels, or ``question``.
 
         The audio is the video's own track unless ``audio`` names a file; faces are detected unless ``face`` names an
-        npy ``[N, H, W, 3]`` uint8. Raises DataError naming the file when something cannot be read or no face is found.
+        npy ``[N, H, W, 3]`` uint8. ``subtitle=None``: the .srt or .vtt file beside the video, else what ``recognise``
+        hears, else none. Raises DataError naming the file when something cannot be read or no face is found.
         """
-        video = Path(video)
-        if not video.is_file():
-            raise DataError(f"--video_path {video}: no such file")
-        if subtitle is None:
-            raise DataError(f"{video}: the subtitle is None; give text, an empty one is fine")
+        for option, path in (("--video_path", video), ("--audio_path", audio), ("--face_npy", face)):
+            if path is not None and not Path(path).is_file():
+                raise DataError(f"{option} {path}: no such file")
         sample = Sample(
-            name=video.stem,
+            name=Path(video).stem,
             dataset="clip",
-            subtitle=subtitle,
-            video=video,
+            subtitle=self._subtitle(Path(video), audio) if subtitle is None else subtitle,
+            video=Path(video),
             audio=None if audio is None else Path(audio),
             face=None if face is None else Path(face),
         )
-        asked = question or render_question("ovlabel")
-        reply = self._ask(sample, asked)
+        features, flags = self._encode(sample)
+
+        def ask(text: str) -> Reply:
+            return self._ask(sample, text, features=features, flags=flags)
+
+        reply = ask(question or render_question("ovlabel"))
         if question is None:
-            reply._describe = lambda: self._ask(sample, render_question("description")).answer
-        else:
-            reply._describe = reply.answer
+            reply._describe = lambda: ask(render_question("description"))
         return reply
 
-    def _ask(self, sample: Sample, question: str) -> Reply:
+    def _subtitle(self, video: Path, audio: str | Path | None) -> str:
+        beside = subtitle_beside(video)
+        if beside is not None:
+            return read_subtitle(beside)
+        if self.recognise is None or not get_mode(self.asker.mode).has_subtitle:
+            return ""
+        if audio is None and not self._decoder.probe(video).audio_tracks:
+            return ""
+        return self.recognise(video if audio is None else Path(audio))
+
+    def _encode(self, sample: Sample) -> tuple[Mapping[Modality, torch.Tensor], tuple[str, ...]]:
+        """Encoder outputs of a clip's media, for any number of questions, and what was odd about the media."""
+        odd: tuple[str, ...] = ()
         with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
             if sample.face is None and Modality.FACE in get_mode(self.asker.mode).media:
                 sample = replace(sample, face=Path(folder) / "faces.npy")
-                np.save(sample.face, face_crops(sample.video))
-            example = self.asker.dataset([sample], question=question)[0]
+                crops, odd = self._faces(sample.video)
+                np.save(sample.face, crops)
+            example = self.asker.dataset([sample], question="")[0]
         batch = collate([example], pad_token_id=self.asker.preparation.tokenizer.pad_token_id)
+        return self.asker.encode(batch)[0].features, odd + example.flags
+
+    def _faces(self, video: Path | None) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Crops of the speaker; flagged when a turned picture shows faces better, an error when only that shows any."""
+        assert video is not None
+        if self._detector is None:
+            self._detector = FaceDetector()
+        try:
+            crops = face_crops(video, detector=self._detector, decoder=self._decoder)
+        except DataError as error:
+            if "no face" not in str(error):
+                raise
+            turned = self._better_turned(video)
+            hint = (
+                f"there is one when the picture is turned by {turned} degrees: turn the video first"
+                if turned
+                else "give crops with --face_npy, or use a recipe that takes frames"
+            )
+            raise DataError(f"{error}; {hint}") from error
+        return crops, ((TURNED,) if self._better_turned(video) else ())
+
+    def _better_turned(self, video: Path) -> int:
+        """Degrees by which the picture must be turned for faces to be clearer; 0 when they are clear as it is."""
+        assert self._detector is not None
+        frames, _ = self._decoder.native_frames(video, n_frames=4, start=0, count=4, longest_side=640)
+
+        def confidence(turns: int) -> float:
+            found = [self._detector(np.ascontiguousarray(np.rot90(frame, turns))) for frame in frames]
+            return sum(faces[0].confidence for faces in found if faces) / len(frames)
+
+        upright = confidence(0)
+        if upright > _CLEAR:
+            return 0
+        best = max((2, 1, 3), key=confidence)
+        return best * 90 if confidence(best) > max(_FOUND, 2 * upright) else 0
+
+    def _ask(
+        self, sample: Sample, question: str, *, features: Mapping[Modality, torch.Tensor], flags: tuple[str, ...]
+    ) -> Reply:
+        getters = {modality: _constant(z) for modality, z in features.items()}
+        example = self.asker.dataset([sample], question=question, features=getters)[0]
         assert self.asker.checkpoint is not None
         seed = sample_seed(
             self.asker.config.inference.seed, sample.dataset, sample.name, question, self.asker.checkpoint.name
         )
-        answer = self.asker.engine.generate(batch, seeds=[seed])[0]
-        return Reply(answer=answer, labels=parse_labels(answer), question=question, flags=example.flags)
+        answer = self.asker.answer([example], seeds=[seed])[0]
+        flags = (*flags, *answer_flags(answer.text, stopped=answer.stopped))
+        if (
+            question == render_question("description")
+            and self.asker.config.name in RELEASED
+            and not answer.text.startswith("In the text")
+        ):
+            flags += (ODD_DESCRIPTION,)
+        return Reply(
+            answer=answer.text,
+            labels=parse_labels(answer.text),
+            question=question,
+            flags=flags,
+            video=str(sample.video),
+            subtitle=sample.subtitle,
+        )
+
+
+def _constant(value: torch.Tensor) -> FeatureOf:
+    return lambda _: (value, ())

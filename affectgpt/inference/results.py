@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.files import atomic_path
 from affectgpt.core.npz import read_npz, write_npz
+from affectgpt.prompts.questions import parse_labels
 
 KEY = "name2reason"
+EXPORTS = ("csv", "jsonl")
 
 
 def result_path(base_root: str | Path, *, dataset: str, checkpoint: Path) -> Path:
     """``{base_root}-{data set, lower case}/{checkpoint folder}/{checkpoint file}.npz``."""
     return Path(f"{base_root}-{dataset.lower()}") / checkpoint.parent.name / f"{checkpoint.stem}.npz"
+
+
+def beside(target: Path, ending: str) -> Path:
+    """A file that belongs to a result file: ``X.npz`` → ``X-answers{ending}``.
+
+    The dash matters: published scoring takes every ``checkpoint_*`` without one for a result (wire).
+    """
+    return target.with_name(f"{target.stem}-answers{ending}")
+
+
+def meta_path(target: Path) -> Path:
+    """What made the answers: ``X-answers.meta.json``."""
+    return beside(target, ".meta.json")
 
 
 def write_answers(path: str | Path, answers: Mapping[str, str]) -> None:
@@ -28,3 +47,39 @@ def read_answers(path: str | Path) -> dict[str, str]:
     if not isinstance(answers, dict):
         raise DataError(f"{path}: expected the key {KEY!r} with a dict; found {', '.join(content) or 'nothing'}")
     return {str(name): str(answer) for name, answer in answers.items()}
+
+
+def read_meta(target: Path) -> dict[str, Any]:
+    """What made a result file; empty where that is not known (published results). Raises DataError when damaged."""
+    path = meta_path(target)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); delete it or put it right") from error
+
+
+def export(target: Path, form: str) -> Path:
+    """A result file as a table for people: name, answer, labels, flags; ``X-answers.csv`` or ``.jsonl``.
+
+    Labels are those that the answer's form gives away (none for a description). Raises ConfigError and DataError.
+    """
+    if form not in EXPORTS:
+        raise ConfigError(f"--export {form}: allowed: {', '.join(EXPORTS)}")
+    flags: dict[str, list[str]] = {}
+    for flag, names in read_meta(target).get("flags", {}).items():
+        for name in names:
+            flags.setdefault(name, []).append(flag)
+    rows = [(name, text, parse_labels(text), flags.get(name, [])) for name, text in read_answers(target).items()]
+    path = beside(target, f".{form}")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        if form == "csv":
+            writer = csv.writer(handle)
+            writer.writerow(("name", "answer", "labels", "flags"))
+            writer.writerows((name, text, ", ".join(labels), ", ".join(odd)) for name, text, labels, odd in rows)
+        else:
+            for name, text, labels, odd in rows:
+                row = {"name": name, "answer": text, "labels": labels, "flags": odd}
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path

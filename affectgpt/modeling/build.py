@@ -91,10 +91,18 @@ def build_preparation(config: Config, *, training: bool = False) -> Preparation:
     )
 
 
-def build_model(config: Config, *, device: torch.device, tokenizer: Any, encoders: bool = True) -> AffectGPT:
+def build_model(
+    config: Config,
+    *,
+    device: torch.device,
+    tokenizer: Any,
+    encoders: bool = True,
+    place: torch.device | None = None,
+) -> AffectGPT:
     """The model on ``device``: frozen parts loaded, connectors fresh, ``ckpt``, ``ckpt_2``, ``ckpt_3`` laid over.
 
     ``encoders=False``: none is loaded, every batch brings its ``features`` (the encoders' config.json still counts).
+    ``place``: where it lies at first instead, for one that is to be sharded over several devices.
 
     On a CPU everything is float32; on a GPU frozen parts have the configured dtypes and connectors are float32
     (autocast chooses their arithmetic). Raises CheckpointError and ConfigError naming key and folder.
@@ -105,14 +113,16 @@ def build_model(config: Config, *, device: torch.device, tokenizer: Any, encoder
         torch.float32 if device.type == "cpu" else getattr(torch, name)
         for name in (model.encoder_dtype, model.llm_dtype)
     )
-    if encoders:
-        visual, acoustic = (
-            _from_folder(config, key, lambda folder, kind=kind: kind.from_folder(folder, dtype=encoder_dtype))
-            for key, kind in _encoder_classes(config).items()
-        )
-    else:
-        with torch.device("meta"):
-            visual, acoustic = _empty_encoders(config)
+    # Loading an encoder draws random numbers; what trains must begin the same whether one is loaded or not.
+    with torch.random.fork_rng(devices=[]):
+        if encoders:
+            visual, acoustic = (
+                _from_folder(config, key, lambda folder, kind=kind: kind.from_folder(folder, dtype=encoder_dtype))
+                for key, kind in _encoder_classes(config).items()
+            )
+        else:
+            with torch.device("meta"):
+                visual, acoustic = _empty_encoders(config)
     parts = _assemble(
         config,
         visual=visual,
@@ -136,7 +146,7 @@ def build_model(config: Config, *, device: torch.device, tokenizer: Any, encoder
         path = getattr(model, key)
         if path:
             logger.info("model.%s: %s: %s", key, path, load_checkpoint(parts, path))
-    return parts.to(device)
+    return parts.to(place or device)
 
 
 def build_empty_model(config: Config, *, device: torch.device | str = "meta") -> AffectGPT:

@@ -2,168 +2,164 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from affectgpt.config.load import to_dict
-from affectgpt.config.paths import checkpoint_name
 from affectgpt.config.schema import Config
-from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError
+from affectgpt.core.files import write_json
 from affectgpt.core.runtime import logger
-from affectgpt.core.types import IGNORE_INDEX, Batch
+from affectgpt.core.types import Batch
 from affectgpt.modeling.affectgpt import AffectGPT
-from affectgpt.modeling.checkpoint import load_state, read_checkpoint, save_checkpoint, wire_name
-from affectgpt.training.optim import get_schedule, parameter_groups
+from affectgpt.modeling.checkpoint import load_state, trained_parameters
+from affectgpt.training.distributed import is_main, shard, world, wrap
+from affectgpt.training.interrupt import Interrupt, Interrupted
+from affectgpt.training.optim import build_optimizer, get_schedule
+from affectgpt.training.progress import Progress
+from affectgpt.training.resume import Position, Resumed, load_optimizer, set_random_state
+from affectgpt.training.saving import Saver
+from affectgpt.training.step import LossSum, Step, Stepper, prepare_llm
+from affectgpt.training.validate import mean_loss
 
 _MAX_BAD_STEPS = 3  # losses in a row that are no numbers before training stops
 
 
-@dataclass
-class Step:
-    """What one optimizer step did."""
+class Batches(Protocol):
+    """What gives the data: an epoch's micro-batches from number ``start`` on; None: nothing of one could be read."""
 
-    loss: float  # mean over all learnt tokens of the step
-    samples: int
-    tokens: int  # of prompt and answer, padding not counted
+    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]: ...
+
+
+def build_stepper(model: AffectGPT, config: Config, device: torch.device, *, resumed: Resumed | None) -> Stepper:
+    """Model, optimizer and scaler, ready for steps: on one process or several, with what ``resumed`` holds laid over.
+
+    Raises ConfigError and CheckpointError naming key or file.
+    """
+    run = config.run
+    if resumed is not None:
+        content = resumed.content
+        report = load_state(model, content["model"], source=str(resumed.path), config=content.get("config"))
+        if not report.complete:
+            raise ConfigError(f"run.resume_ckpt_path: {resumed.path} was made by another recipe: {report}")
+        logger.info("going on from %s: %s", resumed.path, report)
+    prepare_llm(model, run)
+    objective: torch.nn.Module = LossSum(model, packing=run.packing, attention=run.attention)
+    if run.parallel == "fsdp2":
+        shard(objective, layers=model.llm.get_decoder().layers, run=run, device=device)
+    optimizer = build_optimizer(trained_parameters(model), run=run)
+    stepper = Stepper(wrap(objective, run, device), optimizer=optimizer, run=run, device=device)
+    if resumed is not None:
+        load_optimizer(optimizer, resumed.content.get("optimizer"), source=resumed.path)
+        if stepper.scaler is not None and resumed.content.get("scaler"):
+            stepper.scaler.load_state_dict(resumed.content["scaler"])
+    return stepper
 
 
 def train(
     *,
     model: AffectGPT,
     config: Config,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Batches,
     output_dir: Path,
     device: torch.device,
+    resumed: Resumed | None = None,
+    held_out: Mapping[str, Callable[[], Iterable[Batch]]] | None = None,
+    score: Callable[[Path], Mapping[str, float]] | None = None,
 ) -> Path:
     """Train for ``run.max_epoch`` epochs of ``run.iters_per_epoch`` steps; returns the last checkpoint.
 
-    ``batches(epoch)`` gives an epoch's batches, ``iters_per_epoch × accum_grad_iters`` of them. Writes a checkpoint of
-    the published layout before the first epoch (epoch 0) and after each, and one JSON line per logged step to
-    ``log.txt``. Raises AffectGPTError when the loss is no number three steps in a row.
+    An epoch has ``iters_per_epoch × accum_grad_iters`` micro-batches. Writes to ``output_dir`` a checkpoint of the
+    published layout before the first epoch (epoch 0) and after each, ``last.state`` every ``run.save_state_every``
+    steps, and ``log.txt``. ``held_out``: split → its batches, whose loss is logged after an epoch; ``score``:
+    checkpoint → named scores. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and AffectGPTError
+    when the loss is no number three steps in a row or the disk is full.
     """
-    from tqdm import tqdm
-
     run = config.run
     schedule = get_schedule(run)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(
-            ((wire_name(name), p) for name, p in model.named_parameters() if p.requires_grad),
-            weight_decay=run.weight_decay,
-        ),
-        lr=run.init_lr,
-        betas=(0.9, run.beta2),
-    )
-    use_amp = run.amp and device.type == "cuda"
-    scaler = torch.amp.GradScaler("cuda") if use_amp else None
-    autocast = torch.autocast("cuda", dtype=torch.float16) if use_amp else nullcontext()
-
-    def save(epoch: int, loss: float) -> Path:
-        path = output_dir / checkpoint_name(epoch, loss)
-        return save_checkpoint(
-            path, model=model, optimizer=optimizer, scaler=scaler, config=to_dict(config), epoch=epoch
+    stepper = build_stepper(model, config, device, resumed=resumed)
+    saver = Saver(
+        output_dir, model=model, optimizer=stepper.optimizer, scaler=stepper.scaler, config=to_dict(config),
+        keep_last=run.keep_last, device=device,
+    )  # fmt: skip
+    at = resumed.position if resumed is not None else Position()
+    if at.epoch > run.max_epoch:
+        raise CheckpointError(
+            f"{resumed and resumed.path} ends epoch {at.epoch - 1} of {run.max_epoch}: nothing is left"
         )
-
-    output_dir.mkdir(parents=True, exist_ok=True)
-    first_epoch, latest = 1, None
-    if run.resume_ckpt_path:
-        first_epoch = _resume(Path(run.resume_ckpt_path), model=model, optimizer=optimizer, scaler=scaler) + 1
-    else:
-        latest = save(0, 0.0)
+    if resumed is None:
+        saver.epoch(0, 0.0)
+    if resumed is not None and "random" in resumed.content:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        set_random_state(resumed.content["random"][rank], device)
+    bad_names: list[list[str]] = []
+    latest = output_dir
     model.train()
-    bad_steps = 0
-    with (output_dir / "log.txt").open("a", encoding="utf-8") as log:
-        for epoch in range(first_epoch, run.max_epoch + 1):
-            started, losses, samples, tokens = time.perf_counter(), [], 0, 0
-            epoch_batches = iter(batches(epoch))
-            bar = tqdm(range(run.iters_per_epoch), desc=f"epoch {epoch}/{run.max_epoch}", unit="step", disable=None)
-            for i in bar:
-                lr = schedule(epoch, i)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                fetched = _fetch(epoch_batches, run.accum_grad_iters)
-                step = _step(model, fetched, optimizer=optimizer, scaler=scaler, autocast=autocast, device=device)
-                bad_steps = 0 if math.isfinite(step.loss) else bad_steps + 1
-                if bad_steps == _MAX_BAD_STEPS:
-                    names = [name for batch in fetched for name in batch.names]
-                    raise AffectGPTError(
-                        f"epoch {epoch}, step {i}: the loss was no number {_MAX_BAD_STEPS} steps in a row; "
-                        f"last batch: {', '.join(names)}. Lower run.init_lr or look at these samples."
+    with Interrupt() as interrupt, Progress(output_dir, run=run, start=at, device=device) as progress:
+        while at.epoch <= run.max_epoch:
+            stream = batches(at.epoch, start=at.step * run.accum_grad_iters)
+            progress.epoch(at.epoch, at.step)
+            while at.step < run.iters_per_epoch:
+                lr = schedule(at.epoch, at.step)
+                fetched = _fetch(stream, run.accum_grad_iters)
+                step = stepper.run(fetched, lr=lr, stop=interrupt.asked)
+                at.step += 1
+                _count(at, step)
+                progress.step(at, step, lr=lr)
+                bad_names = [*bad_names, _names(fetched)][-at.bad_steps :] if at.bad_steps else []
+                if at.bad_steps >= _MAX_BAD_STEPS:
+                    _give_up(output_dir, at, bad_names)
+                step.stop |= world() == 1 and interrupt.asked  # several ranks agree with the next step
+                if step.stop or (run.save_state_every and at.step % run.save_state_every == 0):
+                    saver.state(at)
+                if step.stop:
+                    raise Interrupted(
+                        f"stopped after step {at.step} of epoch {at.epoch}, saved in {output_dir}; "
+                        "run.resume_ckpt_path=auto goes on",
+                        signum=interrupt.signum or 15,
                     )
-                losses.append(step.loss)
-                samples, tokens = samples + step.samples, tokens + step.tokens
-                seconds = time.perf_counter() - started
-                bar.set_postfix(loss=f"{step.loss:.3f}", lr=f"{lr:.1e}", samples_s=f"{samples / seconds:.1f}")
-                if (i + 1) % run.log_freq == 0 or i + 1 == run.iters_per_epoch:
-                    line = {
-                        "epoch": epoch,
-                        "step": i + 1,
-                        "loss": round(step.loss, 6),
-                        "lr": lr,
-                        "samples_per_s": round(samples / seconds, 2),
-                        "tokens_per_s": round(tokens / seconds, 1),
-                    }
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-            mean = sum(losses) / len(losses)
-            latest = save(epoch, mean)
-            logger.info("epoch %d: loss %.3f, saved %s", epoch, mean, latest)
-    if latest is None:
-        raise ConfigError(
-            f"run.resume_ckpt_path: {run.resume_ckpt_path} is of epoch {first_epoch - 1}, and run.max_epoch is "
-            f"{run.max_epoch}: nothing is left to train"
-        )
+            latest = saver.epoch(at.epoch, at.loss_sum / max(at.loss_count, 1))
+            logger.info("epoch %d: loss %.3f, saved %s", at.epoch, at.loss_sum / max(at.loss_count, 1), latest)
+            if held_out and at.epoch % run.valid_every == 0:
+                losses = {f"valid_loss_{k}": mean_loss(stepper, part()) for k, part in held_out.items()}
+                progress.line({"epoch": at.epoch, "step": at.step, **losses})
+            if score is not None and run.score_every and at.epoch % run.score_every == 0:
+                progress.line({"epoch": at.epoch, "step": at.step, **score(latest)})
+            model.train()
+            at = Position(epoch=at.epoch + 1, bad_steps=at.bad_steps)
+            saver.state(at)
     return latest
 
 
-def _fetch(batches: Iterator[Batch], count: int) -> list[Batch]:
-    fetched = [batch for _, batch in zip(range(count), batches, strict=False)]
+def _fetch(stream: Iterator[Batch | None], count: int) -> list[Batch | None]:
+    fetched = [batch for _, batch in zip(range(count), stream, strict=False)]
     if len(fetched) < count:
         raise AffectGPTError("the data gave fewer batches than run.iters_per_epoch asks for")
     return fetched
 
 
-def _step(
-    model: AffectGPT, fetched: list[Batch], *, optimizer: Any, scaler: Any, autocast: Any, device: torch.device
-) -> Step:
-    """Forward and backward over the micro-batches, one optimizer step. The loss is the mean over all learnt tokens."""
-    learnt = [int((batch.labels != IGNORE_INDEX).sum()) for batch in fetched]
-    total = 0.0
-    for batch, count in zip(fetched, learnt, strict=True):
-        with autocast:
-            loss = model(batch.to(device)).loss * (count / sum(learnt))
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        total += float(loss.detach())
-    if scaler is None:
-        if math.isfinite(total):
-            optimizer.step()
+def _count(at: Position, step: Step) -> None:
+    if step.is_number:
+        at.loss_sum, at.loss_count, at.bad_steps = at.loss_sum + step.loss, at.loss_count + 1, 0
     else:
-        scaler.step(optimizer)  # leaves out steps whose gradients overflowed
-        scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return Step(
-        loss=total,
-        samples=sum(len(batch.names) for batch in fetched),
-        tokens=sum(int(batch.attention_mask.sum()) for batch in fetched),
+        at.bad_steps += 1
+
+
+def _names(fetched: list[Batch | None]) -> list[str]:
+    return [name for batch in fetched if batch is not None for name in batch.names]
+
+
+def _give_up(output_dir: Path, at: Position, names: list[list[str]]) -> None:
+    """The loss was no number too often: save the samples' names and stop."""
+    path = output_dir / "bad_batches.json"
+    steps = range(at.step - len(names) + 1, at.step + 1)
+    if is_main():
+        write_json(path, [{"epoch": at.epoch, "step": s, "names": n} for s, n in zip(steps, names, strict=True)])
+    raise AffectGPTError(
+        f"epoch {at.epoch}, step {at.step}: the loss was no number {at.bad_steps} steps in a row. The samples are in "
+        f"{path}: {', '.join(names[-1])}. No weight was changed by these steps. Lower run.init_lr, set "
+        "run.amp_dtype=bfloat16 where the GPU has it, or look at these samples."
     )
-
-
-def _resume(path: Path, *, model: AffectGPT, optimizer: Any, scaler: Any) -> int:
-    """Lay a checkpoint over model, optimizer and scaler; returns its epoch."""
-    content = read_checkpoint(path)
-    report = load_state(model, content["model"], source=str(path))
-    if report.missing or report.wrong_shape:
-        raise ConfigError(f"run.resume_ckpt_path: {path} was made by another recipe: {report}")
-    if content.get("optimizer") and content["optimizer"].get("state"):
-        optimizer.load_state_dict(content["optimizer"])
-    if scaler is not None and content.get("scaler"):
-        scaler.load_state_dict(content["scaler"])
-    logger.info("resumed from %s (epoch %s): %s", path, content["epoch"], report)
-    return int(content["epoch"])

@@ -31,6 +31,12 @@ def parameter_groups(
     ]
 
 
+def build_optimizer(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], *, run: RunConfig) -> torch.optim.AdamW:
+    """AdamW over the groups; ``run.fused_adamw`` takes torch's one-kernel implementation."""
+    groups = parameter_groups(named_parameters, weight_decay=run.weight_decay)
+    return torch.optim.AdamW(groups, lr=run.init_lr, betas=(0.9, run.beta2), fused=True if run.fused_adamw else None)
+
+
 def published_cosine(run: RunConfig, epoch: int, step: int) -> float:
     """The published ``linear_warmup_cosine_lr``, step for step.
 

@@ -1,21 +1,23 @@
-"""What every engine is: batches in, raw answers out."""
+"""What every engine is: batches in, answers out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from affectgpt.config.schema import InferenceConfig
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Batch
+from affectgpt.modeling.affectgpt import AffectGPT
 
 ENGINES = Registry("inference engine", "affectgpt.inference.engines")
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn. ``top_k=None``: as the LLM's folder says (20 for Qwen2.5)."""
+    """How answers are drawn. ``top_k=None``: as the LLM's folder says (20 for Qwen2.5); 0: from all tokens."""
 
     greedy: bool = False
     max_new_tokens: int = 1200
@@ -26,12 +28,47 @@ class Decoding:
     @classmethod
     def from_config(cls, inference: InferenceConfig) -> Decoding:
         """The decoding that the ``inference`` section asks for."""
-        return cls(greedy=inference.decoding == "greedy", max_new_tokens=inference.max_new_tokens)
+        return cls(
+            greedy=inference.decoding == "greedy",
+            max_new_tokens=inference.max_new_tokens,
+            temperature=inference.temperature,
+            top_p=inference.top_p,
+            top_k=inference.top_k,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One generation: the cleaned text, its length in tokens (the stop included), and whether a stop rule ended it."""
+
+    text: str
+    tokens: int
+    stopped: bool
 
 
 class Engine(Protocol):
-    """Answers a left-padded batch; ``seeds`` (one per row) drive sampling."""
+    """Answers left-padded batches whose encoder outputs are known (``batch.features``) or computed on the way.
 
-    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[str]:
-        """The cleaned answer of each row."""
+    ``preferred_batch``: rows to hand over at once; None: as many as the memory takes.
+    """
+
+    preferred_batch: int | None
+
+    def __init__(
+        self, model: AffectGPT, *, tokenizer: Any, decoding: Decoding, llm_folder: Path, tensor_parallel_size: int = 1
+    ) -> None: ...
+
+    def load(self, checkpoint: Path) -> Any:
+        """Lay a checkpoint over the model; gives the report of what fitted.
+
+        Raises CheckpointError when it does not fill the model: what another checkpoint left must not stay.
+        """
+        ...
+
+    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
+        """An answer per row; ``seeds``, one per row, drive sampling."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The decoding in force, with what the LLM's folder decides, for the record."""
         ...

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.inference.decoding import SampleByRow, StopSequences, clean_answer
-from affectgpt.inference.engines.base import ENGINES, Decoding
+from affectgpt.inference.decoding import SampleByRow, StopSequences, clean_answer, cut_at_stop, end_ids
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
+from affectgpt.inference.memory import autocast
 from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.tokenizer import stop_sequences
 
 
@@ -19,15 +23,34 @@ from affectgpt.modeling.tokenizer import stop_sequences
 class TransformersEngine:
     """One model, one process; batches are left-padded, every row stops by itself."""
 
-    def __init__(self, model: AffectGPT, *, tokenizer: Any, decoding: Decoding) -> None:
+    preferred_batch = None  # as many as the memory takes
+
+    def __init__(
+        self,
+        model: AffectGPT,
+        *,
+        tokenizer: Any,
+        decoding: Decoding,
+        llm_folder: Path | None = None,
+        tensor_parallel_size: int = 1,
+    ) -> None:
+        if tensor_parallel_size != 1:
+            logger.warning("inference.tensor_parallel_size is for the vllm engine; here each process has one GPU")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.decoding = decoding
         folder = model.llm.folder_generation_config
-        also = folder.eos_token_id if isinstance(folder.eos_token_id, list) else [folder.eos_token_id]
-        self.eos_ids = [tokenizer.eos_token_id, *(i for i in also if i not in (None, tokenizer.eos_token_id))]
+        self.eos_ids = end_ids(tokenizer, folder)
         self.top_k = decoding.top_k if decoding.top_k is not None else (folder.top_k or 0)
-        self.stop = StopSequences(stop_sequences(tokenizer))
+        self.stops = stop_sequences(tokenizer)
+
+    def load(self, checkpoint: Path) -> Any:
+        """Lay a checkpoint over the model."""
+        return load_checkpoint(self.model, checkpoint, complete=True)
+
+    def describe(self) -> dict[str, Any]:
+        """The decoding in force."""
+        return {"engine": "transformers", **asdict(self.decoding), "top_k": self.top_k}
 
     @torch.inference_mode()
     def generate_ids(self, batch: Batch, *, seeds: Sequence[int]) -> torch.Tensor:
@@ -47,10 +70,8 @@ class TransformersEngine:
                     temperature=decoding.temperature,
                 )
             )
-        # Encoders and connectors run under fp16 autocast on a GPU, as the released checkpoints were trained and scored.
-        autocast = torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()
         batch = batch.to(device)
-        with autocast:
+        with autocast(device):
             embeds = self.model.embed(batch).to(self.model.llm.get_input_embeddings().weight.dtype)
         return self.model.llm.generate(
             inputs_embeds=embeds,
@@ -64,13 +85,16 @@ class TransformersEngine:
                 pad_token_id=self.tokenizer.pad_token_id,
             ),
             logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([self.stop]),
+            stopping_criteria=StoppingCriteriaList([StopSequences(self.stops)]),
         )
 
-    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[str]:
-        """The cleaned answer of each row."""
-        new_ids = self.generate_ids(batch, seeds=seeds)
-        return [self.clean(row) for row in new_ids.tolist()]
+    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
+        """An answer per row."""
+        answers = []
+        for row in self.generate_ids(batch, seeds=seeds).tolist():
+            ids, stopped = cut_at_stop(row, sequences=self.stops, eos_ids=self.eos_ids)
+            answers.append(Answer(text=self.clean(ids), tokens=len(ids), stopped=stopped))
+        return answers
 
     def clean(self, new_ids: Sequence[int]) -> str:
         """New token ids of one row → its answer."""

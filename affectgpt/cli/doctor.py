@@ -1,0 +1,168 @@
+"""Why are my scores below the published ones? Checks, fingerprints, comparison of answers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from affectgpt.cli.common import run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(
+        prog="affectgpt doctor",
+        description="Check versions, weights, tokenizer and decoder; run a probe clip through every stage and compare "
+        "with a machine that works; compare answers with released ones.",
+    )
+    parser.add_argument("--cfg-path", metavar="FILE", help="configuration, a file of train_configs/")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override any of its keys")
+    parser.add_argument("--record", metavar="FILE", help="write this machine's fingerprints (added to those in FILE)")
+    parser.add_argument("--fingerprints", metavar="FILE", help="compare with the fingerprints in FILE")
+    parser.add_argument("--no-hash", action="store_true", help="do not hash the weights (a minute for 15 GB)")
+    parser.add_argument("--no-model", action="store_true", help="only what needs no model to be loaded")
+    parser.add_argument("--against", metavar="NPZ", help="compare answers with this released result file")
+    parser.add_argument(
+        "--answers", metavar="NPZ", help="the answers to compare (default: the same file under inference.base_root)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what was asked for; exit status 1 when something is wrong."""
+    args = build_parser().parse_args(argv)
+
+    from affectgpt.config.load import load_config
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.runtime import setup_logging
+
+    setup_logging()
+    if args.cfg_path is None and (args.against is None or args.answers is None):
+        raise ConfigError("give --cfg-path FILE; without it only --against NPZ --answers NPZ works")
+    config = None if args.cfg_path is None else load_config(args.cfg_path, args.options)
+    healthy = True
+    if config is not None and not args.against:
+        healthy = _check(config, args)
+    if args.against:
+        healthy = _compare(config, args)
+    return 0 if healthy else 1
+
+
+def _check(config: Any, args: argparse.Namespace) -> bool:
+    from affectgpt.inference.checkup import FAIL, check_installation
+
+    failed = False
+    for finding in check_installation(config, hashes=not args.no_hash):
+        _line(finding)
+        failed |= finding.status == FAIL
+    if failed or args.no_model:
+        if args.record or args.fingerprints:
+            print("FAIL  probe clip: not run, see above" if failed else "warn  probe clip: not run (--no-model)")
+        return not failed
+    return _probe(config, args)
+
+
+def _probe(config: Any, args: argparse.Namespace) -> bool:
+    import json
+    import tempfile
+
+    from affectgpt.config.paths import select_checkpoints
+    from affectgpt.core.errors import DataError
+    from affectgpt.core.files import write_json
+    from affectgpt.inference.asker import Asker, inference_device
+    from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint
+    from affectgpt.inference.probe import TOLERANCES, fingerprint, first_deviation, run_stages
+    from affectgpt.inference.provenance import device_name, file_hash, installed_versions
+
+    checkpoint = select_checkpoints(config)[-1].path
+    asker = Asker(config, device=inference_device(config))
+    loaded = check_checkpoint(asker.engine.load, checkpoint)
+    _line(loaded)
+    if loaded.status == FAIL:
+        return False
+    with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
+        found = {name: fingerprint(values) for name, values in run_stages(asker, Path(folder)).items()}
+    dtype = str(asker.model.llm.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    _line(Finding(OK, "probe clip", f"{len(found)} stages in {dtype} on {device_name(asker.device)}"))
+    if args.record:
+        path = Path(args.record)
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        record[dtype] = {
+            "configuration": config.name,
+            "mode": asker.mode,
+            "checkpoint_sha256": file_hash(checkpoint),
+            "device": device_name(asker.device),
+            "versions": installed_versions(),
+            "stages": found,
+        }
+        write_json(path, record)
+        _line(Finding(OK, "recorded", f"{path} ({', '.join(sorted(record))})"))
+    if not args.fingerprints:
+        return True
+    try:
+        record = json.loads(Path(args.fingerprints).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"--fingerprints {args.fingerprints}: cannot be read as JSON ({error})") from error
+    known = record.get(dtype)
+    if known is None:
+        _line(Finding(WARN, "fingerprints", f"none for {dtype}; the file has {', '.join(record)}. Record them there"))
+        return False
+    if known["checkpoint_sha256"] != file_hash(checkpoint):
+        _line(Finding(WARN, "fingerprints", "recorded with another checkpoint: from the connectors on they differ"))
+    deviation = first_deviation(found, known["stages"], tolerance=TOLERANCES[dtype])
+    if deviation is None:
+        _line(Finding(OK, "fingerprints", f"all {len(known['stages'])} stages as on {known['device']}"))
+        return True
+    _line(Finding(FAIL, "fingerprints", f"the first stage that deviates: {deviation.stage}, which {deviation.what}"))
+    for package, theirs in known["versions"].items():
+        ours = installed_versions().get(package, "not installed")
+        if ours != theirs:
+            print(f"      {package}: {ours} here, {theirs} there")
+    return False
+
+
+def _compare(config: Any, args: argparse.Namespace) -> bool:
+    from affectgpt.inference.agreement import USUAL, compare_answers, verdict
+
+    theirs = Path(args.against)
+    if args.answers:
+        ours = Path(args.answers)
+    else:
+        dataset = theirs.parent.parent.name.removeprefix("results-")
+        ours = Path(f"{config.inference.base_root}-{dataset}", *theirs.parts[-2:])
+    result = compare_answers(ours, theirs)
+    print(f"ours    {ours}\ntheirs  {theirs}")
+    print(f"samples in both: {result.common}; only ours: {len(result.only_ours)}, theirs: {len(result.only_theirs)}")
+    _names("only theirs", result.only_theirs)
+    rows = (
+        ("answers", "answers", "d"), ("characters per answer", "mean_characters", ".1f"),
+        ("labels per answer", "mean_labels", ".2f"), ("answers off the template", "without_labels", ".1%"),
+        ("empty", "empty", "d"), ("repeating", "repeating", "d"),
+    )  # fmt: skip
+    print(f"{'':26} {'ours':>10} {'theirs':>10}")
+    for title, name, form in rows:
+        print(f"{title:26} {getattr(result.ours, name):>10{form}} {getattr(result.theirs, name):>10{form}}")
+    for side, settings in (("ours", result.ours.settings), ("theirs", result.theirs.settings)):
+        print(f"settings, {side}: {settings or 'not known (no meta file); published: sampling, top-p 0.9'}")
+    print(f"same text: {result.same_text:.1%}; agreement of label sets: {result.overlap:.3f}: {verdict(result)}")
+    if result.least:
+        print("furthest apart:")
+    for name, mine, other in result.least:
+        print(f"  {name}\n    ours:   {mine[:150]}\n    theirs: {other[:150]}")
+    return result.overlap >= USUAL[0] and not result.only_theirs
+
+
+def _names(title: str, names: Sequence[str]) -> None:
+    if names:
+        print(f"{title}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}")
+
+
+def _line(finding: Any) -> None:
+    print(f"{finding.status:4}  {finding.title}: {finding.detail}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,120 @@
+"""Decoding with vLLM: our connectors make the prompt's embeddings, vLLM continues them.
+
+LoRA is merged into the LLM's weights first: vLLM's own LoRA crashes under load together with prompt embeddings
+(vLLM issue 51122). Rows are drawn by vLLM's sampler, so sampled answers are other than those of ``transformers``.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.types import Batch
+from affectgpt.data.encode import GENERATION_LENGTH
+from affectgpt.inference.decoding import clean_answer, cut_at_stop, end_ids
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
+from affectgpt.inference.memory import autocast
+from affectgpt.inference.merge import write_merged
+from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.modeling.build import load_checkpoint
+from affectgpt.modeling.tokenizer import stop_sequences
+
+_MEMORY_SHARE = 0.8  # of the GPU for vLLM; encoders, connectors and one embedding matrix need the rest
+
+
+@ENGINES.register("vllm")
+class VLLMEngine:
+    """The LLM lives in vLLM, once per checkpoint; encoders, connectors and the embedding matrix stay on the device."""
+
+    preferred_batch = 512  # vLLM schedules rows by itself; a batch is what a kill may lose
+
+    def __init__(
+        self, model: AffectGPT, *, tokenizer: Any, decoding: Decoding, llm_folder: Path, tensor_parallel_size: int = 1
+    ) -> None:
+        try:
+            import vllm
+        except ImportError:
+            raise ConfigError("inference.engine=vllm needs vLLM: pip install 'affectgpt[vllm]'") from None
+        self._vllm = vllm
+        self.model = model.eval()
+        self.device = model.device
+        model.llm.to("cpu")  # to merge from; vLLM needs the device's memory
+        model.llm.get_input_embeddings().to(self.device)
+        self.tokenizer = tokenizer
+        self.decoding = decoding
+        self.llm_folder = llm_folder
+        self.tensor_parallel_size = tensor_parallel_size
+        folder = model.llm.folder_generation_config
+        self.eos_ids = end_ids(tokenizer, folder)
+        self.top_k = decoding.top_k if decoding.top_k is not None else (folder.top_k or 0)
+        self.stops = stop_sequences(tokenizer)
+        self._merged: tempfile.TemporaryDirectory[str] | None = None
+        self._llm: Any = None
+
+    def describe(self) -> dict[str, Any]:
+        """The decoding in force."""
+        return {"engine": f"vllm {self._vllm.__version__}", **asdict(self.decoding), "top_k": self.top_k}
+
+    def load(self, checkpoint: Path) -> Any:
+        """Lay a checkpoint over the model, merge its LoRA and start vLLM on the result."""
+        report = load_checkpoint(self.model, checkpoint, complete=True)
+        self._llm = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if self._merged is not None:
+            self._merged.cleanup()
+        self._merged = tempfile.TemporaryDirectory(prefix="affectgpt-merged-")
+        folder = write_merged(self.model.llm, llm_folder=self.llm_folder, target=Path(self._merged.name))
+        embedding = self.model.llm.get_input_embeddings().weight
+        self._llm = self._vllm.LLM(
+            model=str(folder),
+            dtype=str(embedding.dtype).removeprefix("torch."),
+            tensor_parallel_size=self.tensor_parallel_size,
+            gpu_memory_utilization=_MEMORY_SHARE,
+            max_model_len=GENERATION_LENGTH + 1,
+            enable_prompt_embeds=True,
+            generation_config="vllm",  # the folder's settings are not the published ones
+        )
+        return report
+
+    @torch.inference_mode()
+    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
+        """An answer per row."""
+        batch = batch.to(self.device)
+        embedding = self.model.llm.get_input_embeddings().weight
+        with autocast(self.device):
+            embeds = self.model.embed(batch).to(embedding.dtype)  # [B, L, D]
+        if embeds.shape[2] != embedding.shape[1] or not torch.isfinite(embeds).all():  # vLLM would end with it
+            raise DataError(f"batch of sample {batch.names[0]!r}: prompt embeddings are not finite [tokens, hidden]")
+        prompts = [{"prompt_embeds": row[mask].cpu()} for row, mask in zip(embeds, batch.attention_mask, strict=True)]
+        outputs = self._llm.generate(prompts, [self._sampling(seed) for seed in seeds], use_tqdm=False)
+        return [self._answer(list(output.outputs[0].token_ids)) for output in outputs]
+
+    def _sampling(self, seed: int) -> Any:
+        decoding = self.decoding
+        drawn = {"temperature": 0.0} if decoding.greedy else {
+            "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": self.top_k, "seed": seed,
+        }  # fmt: skip
+        return self._vllm.SamplingParams(
+            **drawn,
+            max_tokens=decoding.max_new_tokens,
+            stop_token_ids=[*self.eos_ids, *(stop[0] for stop in self.stops if len(stop) == 1)],
+            detokenize=False,
+        )
+
+    def _answer(self, ids: list[int]) -> Answer:
+        """Stop pairs that vLLM does not know of are cut here: what follows them is never part of an answer."""
+        finished = len(ids) < self.decoding.max_new_tokens  # a special stop token is not among the ids
+        ids, stopped = cut_at_stop(ids, sequences=self.stops, eos_ids=self.eos_ids)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        eos_tokens = self.tokenizer.convert_ids_to_tokens(self.eos_ids)
+        answer = clean_answer(text, bos=self.tokenizer.bos_token, eos_tokens=eos_tokens)
+        return Answer(text=answer, tokens=len(ids), stopped=stopped or finished)

@@ -1,0 +1,70 @@
+"""What can be told before gigabytes are loaded: whether the weights fit into memory."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+
+from affectgpt.config.paths import model_folder
+from affectgpt.config.schema import Config
+from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.training.distributed import world
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ADVICE = (
+    "lower run.batch_size_train (and raise run.accum_grad_iters by as much), set run.gradient_checkpointing=True, "
+    "lower model.max_length, or spread the model over several GPUs with torchrun and run.parallel=fsdp2"
+)
+
+
+def count_weights(folder: Path) -> int:
+    """Numbers in a model folder's safetensors files, from their headers; 0 for other formats."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as handle:
+            header = json.loads(handle.read(struct.unpack("<Q", handle.read(8))[0]))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                total += torch.Size(tensor["shape"]).numel()
+    return total
+
+
+def check_memory(config: Config, device: torch.device) -> None:
+    """Raises ConfigError when the frozen weights alone are more than the free memory of ``device``."""
+    model = config.model
+    needed = 0
+    for key, dtype in (
+        ("llama_model", model.llm_dtype),
+        ("visual_encoder", model.encoder_dtype),
+        ("acoustic_encoder", model.encoder_dtype),
+    ):
+        weights = count_weights(model_folder(config, getattr(model, key), key=f"model.{key}"))
+        needed += weights * (4 if device.type == "cpu" else _BYTES[dtype])
+    if config.run.parallel == "fsdp2":
+        needed //= world()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_cpu()
+    if free is not None and needed > free:
+        where = "float32 on a CPU" if device.type == "cpu" else f"model.llm_dtype {model.llm_dtype}"
+        raise ConfigError(
+            f"the weights of {model.llama_model}, {model.visual_encoder} and {model.acoustic_encoder} need "
+            f"{needed / 1e9:.1f} GB in {where}, and {free / 1e9:.1f} GB are free on {device}. "
+            "Set model.llama_model to a smaller LLM, "
+            + ("use a GPU (run.device=cuda)." if device.type == "cpu" else "or spread it: run.parallel=fsdp2.")
+        )
+
+
+def _free_cpu() -> int | None:
+    """Memory that a process can still get, bytes; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> AffectGPTError:
+    """What to say when memory ran out during a step."""
+    return AffectGPTError(f"the GPU's memory ran out ({str(error).splitlines()[0]}); {ADVICE}")

@@ -1,0 +1,188 @@
+"""What one sees of a run: a bar, ``log.txt`` in JSON lines, TensorBoard, and ``training.png`` at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from affectgpt.config.schema import RunConfig
+from affectgpt.core.errors import ConfigError
+from affectgpt.core.files import atomic_path, write_text
+from affectgpt.training.distributed import is_main
+from affectgpt.training.resume import Position
+from affectgpt.training.step import Step
+
+LOG = "log.txt"
+
+
+class Progress:
+    """Bar and logs of a run; of several ranks the first one has them. A context manager."""
+
+    def __init__(self, folder: Path, *, run: RunConfig, start: Position, device: torch.device) -> None:
+        self.folder = folder
+        self.run = run
+        self.device = device
+        self._start = start
+        self._bar: Any = None
+        self._log: Any = None
+        self._board: Any = None
+        self._began = self._window = time.perf_counter()
+        self._done = self._samples = self._tokens = 0
+
+    def __enter__(self) -> Progress:
+        if not is_main():
+            return self
+        drop_lines_after(self.folder / LOG, self._start)
+        self._log = (self.folder / LOG).open("a", encoding="utf-8")
+        if self.run.tensorboard:
+            self._board = tensorboard_writer()(self.folder / "tensorboard")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for part in (self._bar, self._log, self._board):
+            if part is not None:
+                part.close()
+
+    def epoch(self, epoch: int, step: int) -> None:
+        """A new bar for an epoch of which ``step`` steps are done."""
+        if not is_main():
+            return
+        from tqdm import tqdm
+
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = tqdm(
+            total=self.run.iters_per_epoch, initial=step, desc=f"epoch {epoch}/{self.run.max_epoch}", unit="step",
+            disable=None,
+        )  # fmt: skip
+
+    def step(self, position: Position, step: Step, *, lr: float) -> None:
+        """Show a finished step, and log it where ``run.log_freq`` says. ``position`` is that after the step."""
+        if not is_main():
+            return
+        self._done += 1
+        self._samples += step.samples
+        self._tokens += step.tokens
+        now = time.perf_counter()
+        steps = self.run.iters_per_epoch
+        left = (self.run.max_epoch - position.epoch + 1) * steps - position.step
+        seconds = max(now - self._window, 1e-9)
+        self._bar.update()
+        self._bar.set_postfix(
+            loss=f"{step.loss:.3f}",
+            lr=f"{lr:.1e}",
+            samples_s=f"{self._samples / seconds:.1f}",
+            tokens_s=f"{self._tokens / seconds:.0f}",
+            **({"GB": f"{memory_gb(self.device):.1f}"} if self.device.type == "cuda" else {}),
+            left=_clock(left * (now - self._began) / self._done),
+            refresh=False,
+        )
+        if position.step % self.run.log_freq == 0 or position.step == steps:
+            self.line(
+                {
+                    "epoch": position.epoch,
+                    "step": position.step,
+                    "loss": round(step.loss, 6),
+                    "lr": lr,
+                    "grad_norm": round(step.grad_norm, 6),
+                    "samples_per_s": round(self._samples / seconds, 2),
+                    "tokens_per_s": round(self._tokens / seconds, 1),
+                    "memory_gb": round(memory_gb(self.device), 2),
+                }
+            )
+            self._window, self._samples, self._tokens = time.perf_counter(), 0, 0
+
+    def line(self, values: dict[str, Any]) -> None:
+        """One line of the log, and its numbers in TensorBoard."""
+        if not is_main():
+            return
+        self._log.write(json.dumps(values) + "\n")
+        self._log.flush()
+        if self._board is not None:
+            at = (values["epoch"] - 1) * self.run.iters_per_epoch + values["step"]
+            for key, value in values.items():
+                if key not in ("epoch", "step") and isinstance(value, int | float):
+                    self._board.add_scalar(key, value, at)
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's writer class. Raises ConfigError when it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            f"run.tensorboard is True, but tensorboard is not installed ({error}): pip install 'affectgpt[track]'"
+        ) from error
+    return SummaryWriter
+
+
+def drop_lines_after(log: Path, start: Position) -> None:
+    """Take lines of steps that are about to be done again out of a log."""
+    if not log.is_file():
+        return
+    kept = [
+        line
+        for line in log.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n") and _at(line) <= (start.epoch, start.step)
+    ]
+    write_text(log, "".join(kept))
+
+
+def _at(line: str) -> tuple[int, int]:
+    values = json.loads(line)
+    return values["epoch"], values["step"]
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory held so far, GB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def draw_training(folder: Path) -> Path | None:
+    """``training.png`` from ``log.txt``: loss, learning rate and throughput over the steps; None without a line."""
+    lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    if not steps:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    last = max(line["step"] for line in steps)  # steps of an epoch
+
+    def at(line: dict[str, Any]) -> float:
+        return line["epoch"] - 1 + line["step"] / last
+
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, lr, speed = figure.subplots(3, 1, sharex=True)
+    loss.plot([at(line) for line in steps], [line["loss"] for line in steps], label="training", linewidth=1)
+    for name in sorted({key for line in lines for key in line if key.startswith("valid_loss")}):
+        seen = [line for line in lines if name in line]
+        loss.plot([at(line) for line in seen], [line[name] for line in seen], "o-", label=name.replace("_", " "))
+    loss.set_ylabel("loss per learnt token")
+    loss.legend()
+    lr.plot([at(line) for line in steps], [line["lr"] for line in steps], linewidth=1)
+    lr.set_ylabel("learning rate")
+    speed.plot([at(line) for line in steps], [line["samples_per_s"] for line in steps], linewidth=1)
+    speed.set_ylabel("samples per second")
+    speed.set_xlabel("epoch")
+    for axes in (loss, lr, speed):
+        axes.grid(alpha=0.3)
+    path = folder / "training.png"
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    return path

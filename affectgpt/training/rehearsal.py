@@ -1,0 +1,63 @@
+"""``--dry-run``: two real steps, and what they say of the whole run."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+from affectgpt.config.schema import Config
+from affectgpt.core.types import Batch
+from affectgpt.modeling.checkpoint import wire_name
+from affectgpt.training.loop import Batches, build_stepper
+from affectgpt.training.optim import get_schedule
+from affectgpt.training.progress import memory_gb
+
+_STEPS = 2
+
+
+def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
+    """``(part, trained parameters, frozen parameters)`` of each part of the model; parts have published names."""
+    rows: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        encoder = name.startswith(("visual_encoder.", "acoustic_encoder."))
+        part = (name if encoder else wire_name(name)).split(".")[0]
+        rows.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += parameter.numel()
+    return [(part, trained, frozen) for part, (trained, frozen) in rows.items()]
+
+
+def rehearse(*, model: nn.Module, config: Config, batches: Batches, device: torch.device) -> str:
+    """Run two steps on real data and tell what a run would take: parameters, memory, hours."""
+    run = config.run
+    table = parameter_table(model)
+    stepper = build_stepper(model, config, device, resumed=None)  # type: ignore[arg-type]
+    schedule = get_schedule(run)
+    model.train()
+    stream = batches(1)
+    lines = [f"{'part':<28}{'trained':>16}{'frozen':>18}"]
+    lines += [f"{part:<28}{trained:>16,}{frozen:>18,}" for part, trained, frozen in table]
+    lines.append(f"{'in all':<28}{sum(r[1] for r in table):>16,}{sum(r[2] for r in table):>18,}")
+    groups = [(group["weight_decay"], group["params"]) for group in stepper.optimizer.param_groups]
+    for decay, parameters in groups:
+        lines.append(
+            f"weight decay {decay:g}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} numbers"
+        )
+    seconds = []
+    for number in range(min(_STEPS, run.iters_per_epoch)):
+        began = time.perf_counter()
+        fetched: list[Batch | None] = [next(stream) for _ in range(run.accum_grad_iters)]
+        waited = time.perf_counter() - began
+        step = stepper.run(fetched, lr=schedule(1, number))
+        seconds.append(time.perf_counter() - began)
+        lines.append(
+            f"step {number + 1}: loss {step.loss:.4f}, gradient {step.grad_norm:.3g}, {step.samples} samples, "
+            f"{step.tokens} tokens, {seconds[-1]:.2f} s, of it {waited:.2f} s waiting for data"
+        )
+    steps = run.max_epoch * run.iters_per_epoch
+    lines.append(f"memory: {memory_gb(device):.2f} GB at most on {device}")
+    lines.append(
+        f"{steps:,} steps at {seconds[-1]:.2f} s (the last one) are about {steps * seconds[-1] / 3600:.1f} hours; "
+        "the first steps of a run are slow, so expect less"
+    )
+    return "\n".join(lines)

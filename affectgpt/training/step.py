@@ -1,0 +1,178 @@
+"""One optimizer step: forward and backward over its micro-batches, on one process or on several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from affectgpt.config.schema import RunConfig
+from affectgpt.core.errors import ConfigError
+from affectgpt.core.runtime import logger
+from affectgpt.core.types import IGNORE_INDEX, Batch
+from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.training.distributed import last_backward, sum_over_ranks, world
+from affectgpt.training.packing import pack
+
+
+class LossSum(nn.Module):
+    """The model with its objective: the sum of the token losses of a batch.
+
+    Logits are made for learnt tokens alone: of a vocabulary of 152,000 they are most of the memory of a step.
+    """
+
+    def __init__(self, model: AffectGPT, *, packing: int = 0, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.model = model
+        self.packing = packing
+        self.attention = attention
+
+    def forward(self, batch: Batch | None) -> torch.Tensor:
+        """A scalar. None (nothing of this rank's batch could be read) gives 0 that every trained parameter is part of,
+        so that the ranks go on together."""
+        if batch is None:
+            return sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad)  # type: ignore[return-value]
+        assert batch.labels is not None
+        embeds, mask, positions, labels = self.model.embed(batch), batch.attention_mask, None, batch.labels
+        if self.packing:
+            packed = pack(inputs_embeds=embeds, attention_mask=mask, labels=labels, room=self.packing)
+            embeds, positions, labels = packed.inputs_embeds, packed.position_ids, packed.labels
+            # FlashAttention reads the borders of samples from the positions; the others take a mask to be added.
+            mask = None if self.attention == "flash_attention_2" else _additive(packed.attention_mask, embeds.dtype)
+        llm = self.model.llm
+        hidden = llm.get_decoder()(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state  # [B, L, D]
+        targets = labels[:, 1:]  # [B, L-1]: token t predicts t + 1
+        learnt = targets != IGNORE_INDEX
+        logits = llm.get_output_embeddings()(hidden[:, :-1][learnt])  # [learnt, V]
+        return F.cross_entropy(logits.float(), targets[learnt], reduction="sum")
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def learnt_tokens(batch: Batch | None) -> int:
+    """How many tokens of a batch are learnt."""
+    return 0 if batch is None or batch.labels is None else int((batch.labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+@dataclass
+class Step:
+    """What one optimizer step did, over all ranks."""
+
+    loss: float  # mean over all learnt tokens of the step
+    grad_norm: float  # of the mean's gradient, before clipping
+    samples: int
+    tokens: int  # of prompt and answer, padding not counted
+    stop: bool  # some rank was asked to stop
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the loss is one."""
+        return math.isfinite(self.loss)
+
+
+class Stepper:
+    """Runs steps. ``objective`` is LossSum, bare or wrapped for several ranks."""
+
+    def __init__(
+        self, objective: nn.Module, *, optimizer: torch.optim.Optimizer, run: RunConfig, device: torch.device
+    ) -> None:
+        self.objective = objective
+        self.optimizer = optimizer
+        self.device = device
+        self.clip = math.inf if run.clip_grad_norm is None else run.clip_grad_norm
+        self.amp_dtype = amp_dtype(run, device)
+        self.scaler = torch.amp.GradScaler("cuda") if self.amp_dtype is torch.float16 else None
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def autocast(self) -> Any:
+        """The arithmetic of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
+
+    def run(self, fetched: Sequence[Batch | None], *, lr: float, stop: bool = False) -> Step:
+        """Forward and backward over the micro-batches, one optimizer step.
+
+        The loss is the mean over all learnt tokens of the global batch, whatever the ranks and micro-batches they lie
+        in. A step whose loss or gradient is no number changes no weight.
+        """
+        learnt, samples, tokens, stops = sum_over_ranks(
+            sum(learnt_tokens(batch) for batch in fetched),
+            sum(len(batch.names) for batch in fetched if batch is not None),
+            sum(int(batch.attention_mask.sum()) for batch in fetched if batch is not None),
+            int(stop),
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        total = 0.0
+        for number, batch in enumerate(fetched):
+            if batch is None and world() == 1:
+                continue
+            with last_backward(self.objective, number + 1 == len(fetched)):
+                with self.autocast():
+                    loss = self.objective(None if batch is None else batch.to(self.device))
+                # Wrappers average gradients over ranks; the mean over tokens needs their sum.
+                scaled = loss * (world() / max(learnt, 1))
+                (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+            total += float(loss.detach())
+        (total,) = sum_over_ranks(total)
+        mean = total / learnt if learnt else 0.0
+        norm = self._update(mean) if learnt else 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        return Step(loss=mean, grad_norm=norm, samples=int(samples), tokens=int(tokens), stop=stops > 0)
+
+    def _update(self, loss: float) -> float:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)  # leaves out steps whose gradients overflowed, and lowers the scale
+            self.scaler.update()
+        elif math.isfinite(loss) and math.isfinite(length):
+            self.optimizer.step()
+        return length
+
+
+def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None on a CPU (everything is float32 there) and for ``amp: False``.
+
+    Raises ConfigError when the GPU lacks bfloat16.
+    """
+    if not run.amp or device.type != "cuda":
+        return None
+    if run.amp_dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(f"run.amp_dtype is bfloat16, which {torch.cuda.get_device_name(device)} lacks; use float16")
+    if run.amp_dtype == "float16" and torch.cuda.is_bf16_supported(including_emulation=False):
+        logger.info("this GPU has bfloat16: run.amp_dtype=bfloat16 with model.llm_dtype=bfloat16 is recommended")
+    return getattr(torch, run.amp_dtype)
+
+
+def prepare_llm(model: AffectGPT, run: RunConfig) -> None:
+    """Attention kernel, recomputation and compilation of the LLM, as the configuration asks.
+
+    Raises ConfigError when the kernel is not installed.
+    """
+    llm = model.llm
+    if run.attention != "sdpa":
+        decoder = llm.get_decoder()
+        try:
+            if hasattr(decoder, "set_attn_implementation"):
+                decoder.set_attn_implementation(run.attention)
+            else:  # transformers before 4.54 reads it at every call, unchecked
+                decoder.config._attn_implementation = run.attention
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"run.attention: {run.attention} cannot be used here: {error}") from error
+    if run.gradient_checkpointing:
+        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if run.compile:
+        for layer in llm.get_decoder().layers:  # layer by layer: they are alike, so one compilation serves all
+            layer.compile()

@@ -1,0 +1,173 @@
+"""The doctor names the first stage that deviates, what is wrong with an installation, and how far answers agree."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from affectgpt.cli import doctor
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.inference import checkup, probe
+from affectgpt.inference.agreement import CHANCE, USUAL, compare_answers, label_overlap, verdict
+from affectgpt.inference.asker import Asker
+from affectgpt.inference.results import write_answers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(world, capsys, *arguments: str) -> tuple[int, str]:
+    status = doctor.main([f"--cfg-path={world.yaml}", *arguments])
+    return status, capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def asker(world):
+    made = Asker(world.config(), device=torch.device("cpu"))
+    made.use(world.checkpoints()[0].path)
+    return made
+
+
+@pytest.fixture
+def stages(asker, tmp_path):
+    return probe.run_stages(asker, tmp_path)
+
+
+def prints(stages):
+    return {name: probe.fingerprint(values) for name, values in stages.items()}
+
+
+def test_the_probe_goes_through_every_stage(stages):
+    assert list(stages) == [
+        "decoded frames", "face crops", "sound clips", "prompt tokens", "encoder input, audio", "encoder input, face",
+        "encoder output, audio", "encoder output, face", "connector output, audio", "connector output, face",
+        "connector output, multi", "prompt embeddings", "first scores",
+    ]  # fmt: skip
+    for name, values in stages.items():
+        assert values.float().std() > 0, name
+
+
+def test_the_probe_is_the_same_twice(asker, stages, tmp_path_factory):
+    again = probe.run_stages(asker, tmp_path_factory.mktemp("again"))
+    assert probe.first_deviation(prints(again), prints(stages), tolerance=1e-12) is None
+
+
+@pytest.mark.parametrize("relative", [1e-4, 1e-2, 1.0])
+def test_the_first_deviating_stage_is_named(stages, relative):
+    recorded = prints(stages)
+    changed = dict(stages)
+    for name in ("encoder output, face", "first scores"):
+        noise = torch.randn(stages[name].shape, generator=torch.Generator().manual_seed(0))
+        changed[name] = stages[name] + relative * stages[name].norm() * noise / noise.norm()
+    deviation = probe.first_deviation(prints(changed), recorded, tolerance=1e-3)
+    if relative < 1e-3:
+        assert deviation is None
+    else:
+        assert deviation is not None and deviation.stage == "encoder output, face"
+        found = float(deviation.what.split("by ")[1].split()[0])
+        assert relative / 2 < found < relative * 2
+
+
+def test_one_pixel_and_nan_are_seen(stages):
+    pixel = stages["decoded frames"].clone()
+    pixel[3, 10, 10, 0] ^= 1
+    found = probe.first_deviation(prints({**stages, "decoded frames": pixel}), prints(stages), tolerance=1e-3)
+    assert found == probe.Deviation("decoded frames", "is not the same to the bit")
+    broken = {**stages, "encoder output, audio": stages["encoder output, audio"] * float("nan")}
+    assert probe.first_deviation(prints(broken), prints(stages), tolerance=1e-3).stage == "encoder output, audio"
+
+
+def test_command_records_and_compares(world, capsys, tmp_path):
+    file = tmp_path / "prints.json"
+    status, out = run(world, capsys, "--record", str(file))
+    assert status == 0 and "recorded" in out and "sha256" in out
+    assert list(json.loads(file.read_text("utf-8"))) == ["float32"]
+    status, out = run(world, capsys, "--fingerprints", str(file), "--no-hash")
+    assert status == 0 and "all 13 stages as on" in out
+    other = ("--options", "inference.test_epoch=11")
+    status, out = run(world, capsys, "--fingerprints", str(file), "--no-hash", *other)
+    assert status == 1
+    assert "the first stage that deviates: connector output, audio" in out and "another checkpoint" in out
+    spacing = ("--options", "model.audio_clip_spacing=7")
+    status, out = run(world, capsys, "--fingerprints", str(file), "--no-hash", *spacing)
+    assert status == 1 and "the first stage that deviates: sound clips" in out
+
+
+def test_missing_weights_are_a_finding(world, capsys, tmp_path):
+    status, out = run(world, capsys, "--options", f"paths.models_root={tmp_path}")
+    assert status == 1
+    assert out.count("FAIL") == 4 and "Download it from https://huggingface.co/Qwen" in out
+
+
+def test_tiny_weights_are_not_taken_for_the_published_ones(world, capsys):
+    status, out = run(world, capsys, "--no-model", "--no-hash")
+    assert status == 0
+    assert "'hidden_size': 3584" in out and "not Qwen2.5's vocabulary" in out
+
+
+def test_tested_ranges_are_those_of_pyproject():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    for package, allowed in checkup.TESTED.items():
+        assert f"{package}{allowed}" in listed
+
+
+def test_versions_outside_the_range_are_a_warning(monkeypatch):
+    monkeypatch.setitem(checkup.TESTED, "torch", "<1.0")
+    found = {finding.title: finding for finding in checkup.check_versions()}
+    assert found["torch"].status == checkup.WARN and found["numpy"].status == checkup.OK
+
+
+def result(path: Path, answers: dict[str, str]) -> Path:
+    write_answers(path, answers)
+    return path
+
+
+def say(*labels: str) -> str:
+    return f"The character's emotional state is {', '.join(labels)}."
+
+
+def test_agreement_sample_by_sample(tmp_path, capsys):
+    ours = result(tmp_path / "a.npz", {"x": say("happy", "calm"), "y": say("sad"), "z": "No idea.", "only": ""})
+    theirs = result(tmp_path / "b.npz", {"x": say("happy"), "y": say("sad"), "z": say("angry"), "w": say("sad")})
+    found = compare_answers(ours, theirs)
+    assert (found.common, found.only_ours, found.only_theirs) == (3, ["only"], ["w"])
+    assert found.overlap == pytest.approx((0.5 + 1 + 0) / 3)
+    assert found.same_text == pytest.approx(1 / 3)
+    assert [name for name, _, _ in found.least] == ["z", "x"]
+    assert found.ours.without_labels == 0.5 and found.ours.empty == 1
+    assert doctor.main(["--answers", str(ours), "--against", str(theirs)]) == 1  # one sample lacks
+    out = capsys.readouterr().out
+    assert "agreement of label sets: 0.500" in out and "only theirs: w" in out
+
+
+def test_agreement_of_unrelated_answers(tmp_path):
+    ours = result(tmp_path / "a.npz", {str(i): say(f"a{i}") for i in range(9)})
+    theirs = result(tmp_path / "b.npz", {str(i): say(f"b{i}") for i in range(9)})
+    assert "do not reach the model" in verdict(compare_answers(ours, theirs))
+    with pytest.raises(DataError, match="no sample in common"):
+        compare_answers(ours, result(tmp_path / "c.npz", {"q": ""}))
+
+
+def test_label_overlap():
+    assert label_overlap(say("a", "b"), say("b", "c")) == pytest.approx(1 / 3)
+    assert label_overlap("Same.", "Same.") == 1 and label_overlap("One.", "Two.") == 0
+
+
+def test_without_a_configuration_there_is_nothing_to_check():
+    with pytest.raises(ConfigError, match="--cfg-path"):
+        doctor.main([])
+
+
+@pytest.mark.parity
+def test_usual_agreement_is_that_of_the_released_checkpoints(merunibench):
+    files = sorted(p for p in (merunibench / "output" / "results-mer2023").rglob("*.npz") if "-" not in p.stem)
+    assert len(files) == 7
+    for first, second in itertools.pairwise(files):
+        found = compare_answers(first, second)
+        assert USUAL[0] <= found.overlap <= USUAL[1] + 0.005
+        assert found.ours.without_labels < 0.01
+    assert found.overlap > 3 * CHANCE

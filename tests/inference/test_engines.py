@@ -1,0 +1,192 @@
+"""The contract that every engine keeps, and what the vLLM engine asks of vLLM."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import types
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from affectgpt.core.errors import ConfigError
+from affectgpt.inference.asker import Asker
+from affectgpt.inference.engines.base import ENGINES
+
+QUESTION = "How does he feel?"
+
+
+class FakeLLM:
+    """What the engine needs of ``vllm.LLM``, done by transformers one row at a time: the merged folder must load."""
+
+    seen: ClassVar[list[dict]] = []
+
+    def __init__(self, **keywords):
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        self.seen.append(keywords)
+        self.model = AutoModelForCausalLM.from_pretrained(keywords["model"], dtype=getattr(torch, keywords["dtype"]))
+        if keywords["generation_config"] == "vllm":  # else vLLM, too, takes what the folder says
+            self.model.generation_config = GenerationConfig()
+
+    def generate(self, prompts, sampling_params, *, use_tqdm=True):
+        from transformers import GenerationConfig
+
+        outputs = []
+        for prompt, wanted in zip(prompts, sampling_params, strict=True):
+            embeds = prompt["prompt_embeds"]
+            assert embeds.ndim == 2 and embeds.shape[1] == self.model.config.hidden_size
+            drawn = wanted.get("temperature", 1.0) > 0
+            if drawn:
+                torch.manual_seed(wanted["seed"])
+            settings = GenerationConfig(
+                max_new_tokens=wanted["max_tokens"],
+                do_sample=drawn,
+                eos_token_id=wanted["stop_token_ids"],
+                pad_token_id=0,
+                **({key: wanted[key] for key in ("temperature", "top_p", "top_k")} if drawn else {}),
+            )
+            with torch.no_grad():
+                ids = self.model.generate(
+                    inputs_embeds=embeds[None],
+                    attention_mask=torch.ones(1, len(embeds), dtype=torch.long),
+                    generation_config=settings,
+                )
+            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids[0].tolist())]))
+        return outputs
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch):
+    module = types.ModuleType("vllm")
+    module.__version__ = "0.33.0"
+    module.LLM = FakeLLM
+    module.SamplingParams = lambda **keywords: keywords
+    FakeLLM.seen.clear()
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return module
+
+
+def make_asker(world, *options: str) -> Asker:
+    asker = Asker(world.config(*options), device=torch.device("cpu"))
+    asker.use(world.checkpoints()[0].path)
+    return asker
+
+
+def clips(world, asker, n: int = 6):
+    from affectgpt.data.collate import collate
+    from affectgpt.data.readers import load_samples
+    from affectgpt.data.table import get_row
+
+    samples = load_samples(get_row("OVMERDPlus"), split="test", dataset_root=world.root / "dataset")[:n]
+    dataset = asker.dataset(samples, question=QUESTION)
+    pad = asker.preparation.tokenizer.pad_token_id
+    return asker.encode(collate([dataset[i] for i in range(len(samples))], pad_token_id=pad))
+
+
+@pytest.fixture(params=["transformers", "vllm, played by transformers", "vllm"])
+def engine(request):
+    """The option that names an engine; vLLM itself where it is installed and there is a GPU."""
+    if request.param == "vllm, played by transformers":
+        request.getfixturevalue("fake_vllm")
+    elif request.param == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed")
+        if not torch.cuda.is_available():
+            pytest.skip("vLLM needs a GPU")
+    return f"inference.engine={request.param.split(',')[0]}"
+
+
+def test_every_engine_is_tested():
+    assert ENGINES.names() == ["transformers", "vllm"]
+
+
+def test_contract(world, engine):
+    """Order, stops, lengths, clean text, batch against single, seeds, the record: the same for every engine."""
+    asker = make_asker(world, engine, "inference.max_new_tokens=12")
+    examples = clips(world, asker)
+    seeds = list(range(len(examples)))
+    together = asker.answer(examples, seeds=seeds)
+    assert [asker.answer([e], seeds=[s])[0] for e, s in zip(examples, seeds, strict=True)] == together
+    assert asker.answer(examples[::-1], seeds=seeds[::-1]) == together[::-1]
+    assert asker.answer(examples, seeds=[s + 100 for s in seeds]) != together
+    for answer in together:
+        assert 1 <= answer.tokens <= 12 and answer.stopped == (answer.tokens < 12 or answer.stopped)
+        assert answer.text == answer.text.strip() and "<|im_end|>" not in answer.text and "###" not in answer.text
+    said = asker.engine.describe()
+    assert said["engine"].startswith(engine.split("=")[1])
+    assert (said["greedy"], said["max_new_tokens"], said["top_p"], said["top_k"]) == (False, 12, 0.9, 20)
+    asker.use(world.run_folder / "checkpoint_000011_loss_0.110.pth")
+    assert asker.answer(examples, seeds=seeds) != together
+
+
+def test_greedy_answers_of_merged_weights_are_those_of_lora(world, fake_vllm):
+    """LoRA merged into a folder of its own, prompt embeddings handed over: token for token the same answers."""
+    options = ("inference.decoding=greedy", "inference.max_new_tokens=12")
+    ours, theirs = make_asker(world, *options), make_asker(world, *options, "inference.engine=vllm")
+    expected = ours.answer(clips(world, ours), seeds=[0] * 6)
+    assert theirs.answer(clips(world, theirs), seeds=[1] * 6) == expected
+    assert len({answer.text for answer in expected}) > 3
+    assert FakeLLM.seen[0]["enable_prompt_embeds"] is True and FakeLLM.seen[0]["dtype"] == "float32"
+
+
+def test_a_stop_that_vllm_does_not_know_ends_the_answer(world, fake_vllm):
+    asker = make_asker(world, "inference.engine=vllm", "inference.max_new_tokens=12")
+    tokenizer = asker.preparation.tokenizer
+    pair = next(stop for stop in asker.engine.stops if len(stop) == 2)
+    ids = tokenizer("happy.", add_special_tokens=False).input_ids
+    answer = asker.engine._answer([*ids, *pair, *ids])
+    assert (answer.text, answer.tokens, answer.stopped) == ("happy.", len(ids) + 2, True)
+    full = (ids * 12)[:12]
+    assert not asker.engine._answer(full).stopped
+
+
+def test_without_vllm_the_error_says_what_to_do(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ConfigError, match=r"pip install 'affectgpt\[vllm\]'"):
+        make_asker(world, "inference.engine=vllm")
+
+
+def vllm_source(name: str) -> ast.Module:
+    """One file of vLLM, from the wheel that VLLM_WHEEL names or from the installed package; nothing is imported."""
+    wheel = os.environ.get("VLLM_WHEEL")
+    if wheel:
+        with zipfile.ZipFile(wheel) as archive:
+            return ast.parse(archive.read(f"vllm/{name}"))
+    spec = find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("vllm is not installed and VLLM_WHEEL names no wheel of it (pip download --no-deps vllm)")
+    return ast.parse((Path(spec.submodule_search_locations[0]) / name).read_text(encoding="utf-8"))
+
+
+def class_of(tree: ast.Module, name: str) -> ast.ClassDef:
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def parameters_of(tree: ast.Module, name: str, method: str) -> set[str]:
+    found = next(n for n in class_of(tree, name).body if isinstance(n, ast.FunctionDef) and n.name == method)
+    return {argument.arg for argument in found.args.args + found.args.kwonlyargs}
+
+
+def fields_of(tree: ast.Module, name: str) -> set[str]:
+    return {n.target.id for n in class_of(tree, name).body if isinstance(n, ast.AnnAssign)}
+
+
+@pytest.mark.slow
+def test_vllm_has_what_is_asked_of_it(world, request):
+    files = ("entrypoints/llm.py", "engine/arg_utils.py", "sampling_params.py", "outputs.py", "inputs/llm.py")
+    engine, arguments, sampling, outputs, inputs = map(vllm_source, files)
+    request.getfixturevalue("fake_vllm")  # only now: it hides an installed vllm
+    asker = make_asker(world, "inference.engine=vllm")
+    known = parameters_of(engine, "LLM", "__init__") | fields_of(arguments, "EngineArgs")
+    assert FakeLLM.seen[0].keys() <= known
+    assert {"prompts", "sampling_params", "use_tqdm"} <= parameters_of(engine, "LLM", "generate")
+    assert asker.engine._sampling(1).keys() <= fields_of(sampling, "SamplingParams")
+    assert "token_ids" in fields_of(outputs, "CompletionOutput")
+    assert "outputs" in parameters_of(outputs, "RequestOutput", "__init__")
+    assert "prompt_embeds" in fields_of(inputs, "EmbedsPrompt")

@@ -1,0 +1,274 @@
+"""One clip from a raw video: what is taken from it, what is asked, and what bad input leads to."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from affectgpt.cli import sample as command
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.inference import predictor as module
+from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, TURNED, Predictor
+from affectgpt.inference.subtitles import read_subtitle
+from affectgpt.prompts.questions import render_question
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAMES = "multiframe_audio_frame_text"
+FACES = "multiface_audio_face_text"
+
+
+def draw(n: int, *, face: bool) -> list[np.ndarray]:
+    """Frames uint8 [256, 256, 3]: a drawn face, or only what is behind it."""
+    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+
+    random = np.random.default_rng(1)
+    who, background = draw_identity(random), draw_background(random)
+    if not face:
+        return [background] * n
+    return [draw_frame(background, who, EXPRESSIONS["happy"], Pose(x=0.5, y=0.45, roll=i / 4)) for i in range(n)]
+
+
+def write_video(path: Path, frames: list[np.ndarray], *, sound: bool = True, times: list[int] | None = None) -> Path:
+    """An mp4 at 10 frames/s, or with frames at ``times`` (hundredths of a second)."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.height, video.width = frames[0].shape[:2]
+        video.pix_fmt = "yuv420p"
+        if times is not None:
+            video.time_base = video.codec_context.time_base = Fraction(1, 100)
+        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for i, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[i], Fraction(1, 100)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        if audio is not None:
+            seconds = len(frames) / 10 if times is None else times[-1] / 100
+            wave = (8000 * np.sin(np.arange(int(16000 * seconds)) / 10)).astype(np.int16)
+            for at in range(0, len(wave), 1024):
+                block = av.AudioFrame.from_ndarray(wave[None, at : at + 1024], format="s16", layout="mono")
+                block.rate, block.pts, block.time_base = 16000, at, Fraction(1, 16000)
+                container.mux(audio.encode(block))
+            container.mux(audio.encode())
+    return path
+
+
+def turn_by_header(source: Path, target: Path) -> Path:
+    """The same mp4 with a display matrix that turns it by 180 degrees."""
+    data = bytearray(source.read_bytes())
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", -65536, 0, 0, 0, -65536, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.fixture(scope="module")
+def predictors(world):
+    return {mode: Predictor.from_config(world.yaml, mode=mode) for mode in (FACES, FRAMES)}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    write_video(folder / "face.mp4", draw(20, face=True))
+    write_video(folder / "no_face.mp4", draw(20, face=False))
+    return folder
+
+
+def test_a_video_alone_is_enough(predictors, clips):
+    reply = predictors[FACES](clips / "face.mp4")
+    assert reply.answer and reply.question == render_question("ovlabel") and reply.subtitle == ""
+    assert reply.description != reply.answer
+    assert reply.describe().question == render_question("description")
+    assert predictors[FACES](clips / "face.mp4").answer == reply.answer
+    assert set(reply.as_dict()) == {"video", "subtitle", "question", "answer", "labels", "notes", "description"}
+
+
+def test_the_parts_of_a_clip_given_apart_are_what_is_taken_from_the_video(predictors, clips, tmp_path):
+    from affectgpt.preprocess.audio_track import extract_audio
+    from affectgpt.preprocess.faces import face_crops
+
+    video = clips / "face.mp4"
+    extract_audio(video, tmp_path / "face.wav")
+    np.save(tmp_path / "face.npy", face_crops(video))
+    whole = predictors[FACES](video, subtitle="Well.")
+    apart = predictors[FACES](video, subtitle="Well.", audio=tmp_path / "face.wav", face=tmp_path / "face.npy")
+    assert apart.answer == whole.answer
+    np.save(tmp_path / "face.npy", 255 - face_crops(video))
+    assert predictors[FACES](video, subtitle="Well.", face=tmp_path / "face.npy").answer != whole.answer
+
+
+def test_media_are_read_once_for_two_questions(predictors, clips, monkeypatch):
+    reply = predictors[FRAMES](clips / "no_face.mp4")
+    monkeypatch.setattr(module, "collate", None)  # what reads media again would call it
+    assert reply.description == reply.describe().answer
+
+
+SRT = "1\n00:00:00,000 --> 00:00:01,000\n<i>I am</i> so\n\n2\n00:00:01,000 --> 00:00:02,000\nglad &amp; calm\n"
+VTT = (
+    "WEBVTT\n\nNOTE no\n\n00:00.000 --> 00:01.000 align:start\n<v Ann>I am so\n\n"
+    "x\n00:01.000 --> 00:02.000\nglad &amp; calm\n"
+)
+
+
+@pytest.mark.parametrize(("suffix", "text"), [(".srt", SRT), (".vtt", VTT), (".srt", SRT.replace("\n", "\r\n"))])
+def test_a_subtitle_file_beside_the_video_is_read(predictors, clips, tmp_path, suffix, text):
+    video = tmp_path / "no_face.mp4"
+    video.write_bytes((clips / "no_face.mp4").read_bytes())
+    video.with_suffix(suffix).write_bytes(text.encode("utf-8-sig"))
+    reply = predictors[FRAMES](video)
+    assert reply.subtitle == "I am so glad & calm"
+    assert reply.answer == predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad & calm").answer
+    assert predictors[FRAMES](video, subtitle="").subtitle == ""  # given, and empty
+
+
+def test_a_file_that_is_no_subtitle_is_named(tmp_path):
+    (tmp_path / "a.srt").write_text("just text", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.srt: no subtitle"):
+        read_subtitle(tmp_path / "a.srt")
+    (tmp_path / "a.srt").write_bytes(SRT.encode("utf-16"))
+    with pytest.raises(DataError, match="save it as UTF-8"):
+        read_subtitle(tmp_path / "a.srt")
+
+
+def test_speech_recognition_is_the_last_resort(predictors, clips, monkeypatch, tmp_path):
+    heard = []
+    predictor = predictors[FRAMES]
+    monkeypatch.setattr(predictor, "recognise", lambda media: heard.append(media) or "I am glad.")
+    assert predictor(clips / "no_face.mp4").subtitle == "I am glad."
+    assert predictor(clips / "no_face.mp4", subtitle="No.").subtitle == "No."
+    silent = write_video(tmp_path / "silent.mp4", draw(10, face=False), sound=False)
+    assert predictor(silent).subtitle == ""
+    assert heard == [clips / "no_face.mp4"]
+
+
+@pytest.mark.parametrize("name", ["short", "silent", "changing rate", "turned by header"])
+def test_odd_videos_are_answered(predictors, clips, tmp_path, name):
+    path = tmp_path / "odd.mp4"
+    if name == "short":
+        write_video(path, draw(2, face=True))  # 0.2 s
+    elif name == "silent":
+        write_video(path, draw(10, face=True), sound=False)
+    elif name == "changing rate":
+        write_video(path, draw(12, face=True), times=[0, 3, 4, 20, 21, 60, 61, 62, 90, 120, 160, 200])
+    else:
+        turn_by_header(write_video(tmp_path / "a.mp4", [np.rot90(f, 2) for f in draw(10, face=True)]), path)
+        pytest.importorskip("decord", reason="only decord turns frames as the header says")
+    reply = predictors[FACES](path)
+    assert reply.answer
+    assert ("the video has no audio track; the model heard silence" in reply.notes) == (name == "silent")
+
+
+def test_a_video_without_a_face_is_named(predictors, clips):
+    with pytest.raises(DataError, match=r"no_face\.mp4: no face found in 20 frames; give crops with --face_npy"):
+        predictors[FACES](clips / "no_face.mp4")
+
+
+class BrightTop:
+    """A detector that sees a face where the picture's upper half is the brighter one, surest when much brighter."""
+
+    def __call__(self, image):
+        from affectgpt.preprocess.detect import Face
+
+        half = len(image) // 2
+        top, bottom = image[:half].mean(), image[half:].mean()
+        if top < bottom + 30:
+            return []
+        landmarks = np.array([[20.0, 20], [40, 20], [30, 30], [22, 40], [38, 40]])
+        return [Face(box=np.array([10.0, 10, 50, 50]), landmarks=landmarks, confidence=0.99)]
+
+
+def test_a_video_on_its_side_is_recognised(predictors, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictors[FACES], "_detector", BrightTop())
+    image = np.zeros((128, 128, 3), np.uint8)
+    image[:, 64:] = 200  # right half: a quarter turn brings it up
+    with pytest.raises(DataError, match=r"side\.mp4: no face .* turned by 90 degrees"):
+        predictors[FACES](write_video(tmp_path / "side.mp4", [image] * 10))
+
+
+def test_a_video_upside_down_gets_a_note(predictors, tmp_path, monkeypatch):
+    monkeypatch.setattr(predictors[FACES], "_detector", BrightTop())
+    upright, down = np.zeros((2, 128, 128, 3), np.uint8)
+    upright[:64], down[64:] = 200, 200
+    mixed = write_video(tmp_path / "mixed.mp4", [upright, *[down] * 7])
+    assert NOTES[TURNED] in predictors[FACES](mixed).notes
+    assert NOTES[TURNED] not in predictors[FACES](write_video(tmp_path / "up.mp4", [upright] * 8)).notes
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
+def test_what_is_no_video_is_named(predictors, tmp_path, content):
+    (tmp_path / "bad.mp4").write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.mp4"):
+        predictors[FRAMES](tmp_path / "bad.mp4")
+
+
+@pytest.mark.parametrize("argument", ["audio", "face"])
+def test_files_that_are_not_there_are_named(predictors, clips, argument):
+    with pytest.raises(DataError, match=r"gone\.x: no such file"):
+        predictors[FACES](clips / "face.mp4", **{argument: clips / "gone.x"})
+
+
+def test_only_the_released_recipes_must_begin_in_the_text(world, predictors, clips, monkeypatch):
+    reply = predictors[FRAMES](clips / "no_face.mp4")
+    assert NOTES[ODD_DESCRIPTION] not in reply.describe().notes
+    config = predictors[FRAMES].asker.config
+    object.__setattr__(config, "name", RELEASED[1])
+    try:
+        assert NOTES[ODD_DESCRIPTION] in predictors[FRAMES](clips / "no_face.mp4").describe().notes
+    finally:
+        object.__setattr__(config, "name", "tiny")
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    status = command.main(list(arguments))
+    return status, capsys.readouterr().out
+
+
+def test_command_for_one_video(world, clips, capsys):
+    published = ["--zeroshot", f"--video_path={clips / 'no_face.mp4'}", "--subtitle=Well.", f"--cfg-path={world.yaml}"]
+    mode = ["--outside_face_or_frame", FRAMES]
+    options = ["--options", "inference.test_epoch=11"]
+    status, out = run(capsys, *published, *mode, "--json", "--both", *options)
+    both = json.loads(out)
+    assert status == 0 and both["subtitle"] == "Well."
+    status, out = run(capsys, *published, *mode, *options)
+    assert out.startswith(f"answer: {both['answer']}")
+    question = f"--outside_user_message={render_question('description')}"
+    assert f"answer: {both['description']}" in run(capsys, *published, *mode, question, *options)[1]
+    with pytest.raises(ConfigError, match="give one of them"):
+        command.main([*published, *mode, "--both", question, *options])
+
+
+def test_command_for_a_folder(world, clips, capsys):
+    arguments = ["--video_path", str(clips), f"--cfg-path={world.yaml}", "--json"]
+    status, out = run(capsys, *arguments)  # faces: one of the two has none
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 1
+    assert [Path(line["video"]).name for line in lines] == ["face.mp4", "no_face.mp4"]
+    assert "answer" in lines[0] and "no face" in lines[1]["error"]
+    with pytest.raises(ConfigError, match="belongs to one video; 2 are given"):
+        command.main([*arguments, "--subtitle", "x"])
+
+
+def test_an_empty_folder_is_named(world, tmp_path):
+    with pytest.raises(DataError, match="no video in this folder"):
+        command.main(["--video_path", str(tmp_path), f"--cfg-path={world.yaml}"])
+
+
+def test_imports_of_a_single_answer_are_quick():
+    code = (
+        "import torch, transformers, time; u = time.perf_counter(); "
+        "import affectgpt.inference.predictor; print(time.perf_counter() - u)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 2.0  # beside torch and transformers

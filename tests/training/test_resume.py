@@ -1,0 +1,200 @@
+"""A run that is killed, stopped or out of disk goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_processes import Trouble, run_train
+from training_recipe import NAMES, run_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS, STEPS = 5, 12  # an epoch is one pass over the 12 samples
+
+
+@pytest.fixture
+def sixty_steps(recipe):
+    def write(name: str) -> Path:
+        return recipe(
+            name=name, mode="face_text", max_epoch=EPOCHS, iters_per_epoch=STEPS, batch_size_train=1,
+            save_state_every=5, resume_ckpt_path="auto",
+        )  # fmt: skip
+
+    return write
+
+
+def final(config_path: Path) -> dict:
+    """Weights, optimizer and the logged losses at the end of a run."""
+    folder = run_folder(config_path)
+    content = torch.load(folder / "last.state", weights_only=True)
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return {
+        "model": content["model"],
+        "optimizer": content["optimizer"]["state"],
+        "random": content["random"][0]["torch"],
+        "losses": [(line["epoch"], line["step"], line["loss"], line["lr"]) for line in lines],
+        "checkpoints": sorted(path.name for path in folder.glob("checkpoint_*")),
+    }
+
+
+def assert_same(one, other, where: str = "") -> None:
+    """Equal to the last bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    else:
+        assert one == other, where
+
+
+def killed_and_resumed(config_path: Path, *, kills: int, draw: random.Random) -> list[list[str]]:
+    """Run to the end with so many kills on the way; the samples of every step, those done twice taken once."""
+    steps = sorted(draw.sample(range(1, EPOCHS * STEPS), kills))
+    in_save = {kill for kill in range(kills) if draw.random() < 0.4} or {kills - 1}
+    print(f"killed at steps {steps}, while saving: {[steps[i] for i in sorted(in_save)]}")
+    done: dict[int, list[str]] = {}
+    for number in range(kills + 1):
+        at = position(config_path)
+        seen = config_path.with_suffix(f".seen{number}")
+        seen.touch()
+        trouble = Trouble()
+        if number < kills:
+            after = max(steps[number] - at, 1)
+            saves = after // 5 + (1 if at == 0 else 0)  # the last file that is begun before that step, or the next
+            trouble = Trouble(kill_in_save=max(saves, 1)) if number in in_save else Trouble(kill_after_step=after)
+        outcome = run_train("--cfg-path", str(config_path), seen=seen, trouble=trouble)
+        assert outcome.status == (-signal.SIGKILL if number < kills else 0), outcome.stderr
+        for step, line in enumerate(seen.read_text().splitlines(), start=at + 1):
+            assert done.setdefault(step, json.loads(line)) == json.loads(line), f"step {step} had other samples"
+    return [done[step] for step in sorted(done)]
+
+
+def position(config_path: Path) -> int:
+    """How many steps the newest state has done; 0 before there is one."""
+    states = sorted((config_path.parent / "output" / config_path.stem).glob("*/last.state"))
+    if not states:
+        return 0
+    at = torch.load(states[-1], weights_only=True)["position"]
+    return (at["epoch"] - 1) * STEPS + at["step"]
+
+
+def check_kills(sixty_steps, kills: int, seed: int) -> None:
+    undisturbed, disturbed = sixty_steps("undisturbed"), sixty_steps("disturbed")
+    assert run_train("--cfg-path", str(undisturbed)).status == 0
+    seen = killed_and_resumed(disturbed, kills=kills, draw=random.Random(seed))
+    assert len(seen) == EPOCHS * STEPS
+    for epoch in range(EPOCHS):
+        names = [name for step in seen[epoch * STEPS : (epoch + 1) * STEPS] for name in step]
+        assert sorted(names) == sorted(NAMES)
+    newest = max((disturbed.parent / "output" / "disturbed").iterdir(), key=lambda folder: folder.name)
+    for folder in newest.parent.iterdir():  # one killed before its first state has nothing to go on with
+        if folder != newest:
+            assert not (folder / "last.state").exists()
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+    assert not list(newest.glob(".*")), "a killed save left half a file behind"
+    assert_same(final(undisturbed), final(disturbed))
+
+
+def test_three_kills_change_nothing(sixty_steps):
+    check_kills(sixty_steps, kills=3, seed=random.SystemRandom().randrange(10**6))
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(sixty_steps):
+    check_kills(sixty_steps, kills=10, seed=random.SystemRandom().randrange(10**6))
+
+
+def test_ctrl_c_saves_and_leaves_within_the_step(recipe, tmp_path):
+    path = recipe(mode="face_text", save_state_every=0, resume_ckpt_path="auto")
+    seen = tmp_path / "seen"
+    outcome = run_train("--cfg-path", str(path), seen=seen, trouble=Trouble(signal_in_step=(3, signal.SIGINT)))
+    assert outcome.status == 130, outcome.stderr
+    assert "stopped after step 3 of epoch 1" in outcome.stderr
+    assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "stopped"
+    assert run_train("--cfg-path", str(path), seen=seen).status == 0
+    assert len(seen.read_text().splitlines()) == 2 * 5
+    assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "finished"
+
+
+def test_sigterm_to_the_whole_group_saves_too(recipe):
+    """A cluster signals the loader's workers as well; they must not take the run down before it has saved."""
+    path = recipe(max_epoch=1000, num_workers=2)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "--cfg-path", str(path)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    logs = path.parent / "output" / path.stem
+    deadline = time.monotonic() + 120
+    while not [log for log in logs.glob("*/log.txt") if log.stat().st_size] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert "stopped after step" in stderr and "Traceback" not in stderr
+    assert (run_folder(path) / "last.state").is_file()
+
+
+def test_full_disk_is_told_and_the_previous_checkpoint_stays(recipe):
+    path = recipe(mode="face_text", save_state_every=2, resume_ckpt_path="auto")
+    outcome = run_train("--cfg-path", str(path), trouble=Trouble(max_file_size=(4, 200_000)))
+    folder = run_folder(path)
+    assert outcome.status == 1
+    assert "last.state could not be written" in outcome.stderr and "Traceback" not in outcome.stderr
+    assert "checkpoint_000000_loss_0.000.pth and last.state stayed as before" in outcome.stderr
+    assert torch.load(folder / "last.state", weights_only=True)["position"]["step"] == 2
+    assert not list(folder.glob(".*"))
+    assert run_train("--cfg-path", str(path)).status == 0  # room again: it goes on
+
+
+def test_a_loss_that_is_no_number_stops_with_the_names(recipe, tmp_path):
+    path = recipe(mode="face_text", batch_size_train=2)
+    seen = tmp_path / "seen"
+    outcome = run_train("--cfg-path", str(path), seen=seen, trouble=Trouble(nan_from_step=3))
+    assert outcome.status == 1
+    assert "epoch 1, step 5: the loss was no number 3 steps in a row" in outcome.stderr
+    bad = json.loads((run_folder(path) / "bad_batches.json").read_text())
+    names = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert [(b["step"], b["names"]) for b in bad] == [(3, names[2]), (4, names[3]), (5, names[4])]
+
+
+def test_keep_last_keeps_epoch_0_and_the_last(recipe):
+    path = recipe(mode="textonly", max_epoch=4, iters_per_epoch=1, keep_last=2)
+    assert run_train("--cfg-path", str(path)).status == 0
+    kept = sorted(p.name[:17] for p in run_folder(path).glob("checkpoint_*"))
+    assert kept == ["checkpoint_000000", "checkpoint_000003", "checkpoint_000004"]
+
+
+def test_auto_with_nothing_left_is_done(recipe):
+    path = recipe(mode="textonly", max_epoch=1, iters_per_epoch=1, resume_ckpt_path="auto")
+    assert run_train("--cfg-path", str(path)).status == 0
+    again = run_train("--cfg-path", str(path))
+    assert again.status == 0 and "nothing is left to train" in again.stderr
+
+
+def test_a_state_of_another_recipe_is_refused_before_the_model_is_loaded(recipe, tmp_path):
+    path = recipe(mode="textonly", max_epoch=1, iters_per_epoch=1)
+    assert run_train("--cfg-path", str(path)).status == 0
+    state = run_folder(path) / "last.state"
+    for option, told in (
+        ("model.lora_r=8", "model.lora_r was 4, is 8"),
+        ("run.batch_size_train=2", "run.batch_size_train was 3, is 2"),
+        ("datasets.mercaptionplus.label_type=ovlabel", "datasets were"),
+    ):
+        outcome = run_train(
+            "--cfg-path", str(path), "--options", f"run.resume_ckpt_path={state}", "run.max_epoch=2", option
+        )
+        assert outcome.status == 1
+        assert "is of another recipe" in outcome.stderr and told in outcome.stderr
+        assert "trained parameters" not in outcome.stderr

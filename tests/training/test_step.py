@@ -1,0 +1,146 @@
+"""One step: its loss, packing, clipping, recomputation, and a golden curve."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_recipe import load_parts
+
+from affectgpt.core.types import IGNORE_INDEX
+from affectgpt.training.loop import build_stepper
+from affectgpt.training.optim import get_schedule
+from affectgpt.training.packing import pack, row_of_each
+from affectgpt.training.step import LossSum, learnt_tokens, prepare_llm
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "training_curve.json"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, tiny_models, training_set):
+    """Configuration, model and the first batches of the tiny recipe, batch 4."""
+    return load_parts(tmp_path_factory.mktemp("step"), tiny_models, training_set, batch_size_train=4)
+
+
+@pytest.fixture
+def model(parts):
+    parts.model.eval()  # no dropout: two ways of computing one thing can be compared
+    parts.model.zero_grad()
+    return parts.model
+
+
+def gradients(model, objective, batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    objective(batch).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_loss_sum_is_the_models_mean_times_its_learnt_tokens(parts, model):
+    for batch in parts.batches:
+        total = LossSum(model)(batch)
+        assert float(total) == pytest.approx(float(model(batch).loss) * learnt_tokens(batch), rel=1e-5)
+
+
+@pytest.mark.parametrize("room", [1, 300, 100_000], ids=["one-each", "some-rows", "one-row"])
+def test_packing_changes_neither_loss_nor_gradient(parts, model, room):
+    for batch in parts.batches[:2]:
+        plain, packed = LossSum(model), LossSum(model, packing=room)
+        assert float(packed(batch)) == pytest.approx(float(plain(batch)), rel=1e-5)
+        assert_close(gradients(model, packed, batch), gradients(model, plain, batch))
+
+
+def test_packed_rows_waste_less_than_a_tenth_where_padding_wastes_more(parts, model):
+    """The batches are the very same, so every sample is drawn as often, and label types mix, as without packing."""
+    padded = packed = real = 0
+    for batch in parts.batches:
+        out = pack(
+            inputs_embeds=torch.zeros(*batch.input_ids.shape, 2), attention_mask=batch.attention_mask,
+            labels=batch.labels, room=2048,
+        )  # fmt: skip
+        padded += batch.input_ids.numel()
+        packed += out.labels.numel()
+        real += int((batch.attention_mask | (batch.labels != IGNORE_INDEX)).sum())
+    assert 1 - real / padded > 0.1
+    assert 1 - real / packed < 0.1
+
+
+def test_samples_go_to_rows_with_room():
+    assert row_of_each([5, 9, 3, 2], 10) == [1, 0, 1, 1]
+    assert row_of_each([20, 1], 10) == [0, 1]  # longer than a row: one of its own
+    lengths = [17, 80, 33, 64, 5, 41, 99, 12]
+    rows = row_of_each(lengths, 100)
+    for row in set(rows):
+        assert sum(n for n, r in zip(lengths, rows, strict=True) if r == row) <= 100
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "attention"])
+def test_recomputation_and_kernels_change_no_gradient(parts, tiny_models, training_set, tmp_path, key):
+    other = load_parts(tmp_path, tiny_models, training_set, batch_size_train=4).model
+    other.load_state_dict(parts.model.state_dict())
+    run = replace(parts.config.run, **({key: True} if key != "attention" else {key: "eager"}))
+    prepare_llm(other, run)
+    for model in (parts.model, other):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    if key == "gradient_checkpointing":
+        assert all(layer.gradient_checkpointing for layer in other.llm.get_decoder().layers)
+    else:
+        assert other.llm.get_decoder().config._attn_implementation == "eager"
+    batch = parts.batches[0]
+    assert_close(gradients(other, LossSum(other), batch), gradients(parts.model, LossSum(parts.model), batch))
+
+
+def test_clipping_shortens_the_gradient_and_reports_the_whole(parts, tiny_models, training_set, tmp_path):
+    lengths = {}
+    for clip in (None, 0.01):
+        fresh = load_parts(tmp_path, tiny_models, training_set, clip_grad_norm=clip)
+        stepper = build_stepper(fresh.model.train(), fresh.config, CPU, resumed=None)
+        seen = []
+        stepper.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, seen=seen: seen.append(
+                math.sqrt(sum(float(p.grad.square().sum()) for g in optimizer.param_groups for p in g["params"]
+                              if p.grad is not None))
+            )
+        )  # fmt: skip
+        torch.manual_seed(0)
+        lengths[clip] = (stepper.run(fresh.batches[:1], lr=1e-3).grad_norm, seen[0])
+    whole, used = lengths[None]
+    assert whole == pytest.approx(used, rel=1e-4) and whole > 0.1
+    assert lengths[0.01] == (pytest.approx(whole, rel=1e-5), pytest.approx(0.01, rel=1e-3))
+
+
+def test_a_wholly_unreadable_batch_is_a_step_of_the_others(parts, tiny_models, training_set, tmp_path):
+    fresh = load_parts(tmp_path, tiny_models, training_set)
+    stepper = build_stepper(fresh.model, fresh.config, CPU, resumed=None)
+    fresh.model.eval()
+    expected = float(LossSum(fresh.model)(fresh.batches[0])) / learnt_tokens(fresh.batches[0])
+    step = stepper.run([None, fresh.batches[0]], lr=0.0)
+    assert step.loss == pytest.approx(expected, rel=1e-5)
+    assert stepper.run([None], lr=0.0).samples == 0
+
+
+def five_steps(folder, tiny_models, training_set) -> list[float]:
+    fresh = load_parts(folder, tiny_models, training_set, init_lr=5e-3)
+    stepper = build_stepper(fresh.model.train(), fresh.config, CPU, resumed=None)
+    schedule = get_schedule(fresh.config.run)
+    torch.manual_seed(42)
+    return [stepper.run([batch], lr=schedule(1, i)).loss for i, batch in enumerate(fresh.batches)]
+
+
+def test_five_steps_are_golden_and_repeatable(tmp_path, tiny_models, training_set):
+    curve = five_steps(tmp_path, tiny_models, training_set)
+    assert curve == five_steps(tmp_path, tiny_models, training_set)
+    assert curve == pytest.approx(json.loads(GOLDEN.read_text())["loss"], abs=2e-4)

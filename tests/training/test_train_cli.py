@@ -1,0 +1,194 @@
+"""train.py as a whole: what it writes, what it continues, and what it refuses before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+from training_processes import run_train
+from training_recipe import run_folder
+
+from affectgpt.cli.train import main
+from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError, DataError
+
+
+def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
+    path = recipe(mode="face_text", iters_per_epoch=4, valid_ratio=0.25, valid_splits='["valid"]', batch_size_eval=2)
+    outcome = run_train("--cfg-path", str(path))
+    assert outcome.status == 0, outcome.stderr
+    folder = run_folder(path)
+    assert folder.name.startswith("tiny_") and len(folder.name) == len("tiny_") + 11
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [(line["epoch"], line["step"]) for line in steps] == [(e, s) for e in (1, 2) for s in (1, 2, 3, 4)]
+    assert {"loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "memory_gb"} <= steps[0].keys()
+    held_out = [line["valid_loss_MERCaptionPlus_valid"] for line in lines if "loss" not in line]
+    assert len(held_out) == 2 and held_out[1] < held_out[0]
+    means = [sum(line["loss"] for line in steps if line["epoch"] == e) / 4 for e in (1, 2)]
+    expected = {
+        "checkpoint_000000_loss_0.000.pth",
+        *(f"checkpoint_{e:06d}_loss_{means[e - 1]:.3f}.pth" for e in (1, 2)),
+    }
+    assert {p.name for p in folder.glob("checkpoint_*")} == expected
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "finished" and record["checkpoint"] == max(expected)
+    assert record["data"] == {"MERCaptionPlus": 9} and record["seeds"]["run"] == 42
+    assert record["config"]["run"]["iters_per_epoch"] == 4
+    assert {"torch", "transformers", "peft"} <= record["versions"].keys()
+    content = torch.load(folder / max(expected), weights_only=True)
+    assert list(content) == ["model", "optimizer", "config", "scaler", "epoch"] and content["epoch"] == 2
+
+
+def test_scores_are_taken_during_training_and_change_nothing(recipe, monkeypatch):
+    """The model in training answers; dropout goes on where it was."""
+    from affectgpt.inference.engines.transformers import TransformersEngine
+
+    plain = recipe(name="plain", mode="face_text")
+    scored = recipe(
+        name="scored", mode="face_text", score_every=1, score_datasets='["OVMERDPlus"]', score_samples=3,
+    )  # fmt: skip
+    answered = []
+
+    def generate(self, batch, *, seeds):
+        answered.extend(batch.names)
+        assert not self.model.training
+        torch.rand(3)
+        return ["The character's emotional state is happy, sad."] * len(batch.names)
+
+    monkeypatch.setattr(TransformersEngine, "generate", generate)
+    for path in (plain, scored):
+        assert main(["--cfg-path", str(path)]) == 0
+    assert len(answered) == 2 * 3
+    lines = [
+        [json.loads(line) for line in (run_folder(path) / "log.txt").read_text().splitlines()]
+        for path in (plain, scored)
+    ]
+    scores = [line["score_OVMERDPlus"] for line in lines[1] if "score_OVMERDPlus" in line]
+    assert len(scores) == 2 and 0 < scores[0] < 1
+    losses = [[line["loss"] for line in part if "loss" in line] for part in lines]
+    assert losses[0] == losses[1]
+
+
+def test_stored_features_give_the_same_curve_without_encoders(recipe):
+    from affectgpt.cli.extract_features import main as extract_features
+
+    path = recipe(mode="multiface_audio_face_text")
+    store = ["--options", f"paths.features_root={path.parent / 'features'}", "run.device=cpu"]
+    assert extract_features(["--cfg-path", str(path), *store]) == 0
+    curves = []
+    for policy in ("off", "require"):
+        options = [*store, f"datasets.mercaptionplus.features={policy}", f"paths.output_root={path.parent / policy}"]
+        assert main(["--cfg-path", str(path), *options]) == 0
+        [log] = (path.parent / policy).glob("tiny/*/log.txt")
+        curves.append([json.loads(line)["loss"] for line in log.read_text().splitlines()])
+    assert curves[0] == curves[1]
+
+
+def test_tensorboard_gets_the_lines(recipe):
+    pytest.importorskip("tensorboard", reason="the extra [track] is not installed")
+    path = recipe(mode="textonly", iters_per_epoch=2, max_epoch=1, tensorboard=True)
+    assert run_train("--cfg-path", str(path)).status == 0
+    assert list((run_folder(path) / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_that_is_not_installed_is_told(recipe, monkeypatch):
+    monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    path = recipe(mode="textonly", tensorboard=True)
+    with pytest.raises(ConfigError, match=r"run.tensorboard .* pip install 'affectgpt\[track\]'"):
+        main(["--cfg-path", str(path)])
+
+
+def test_dry_run_tells_and_leaves_nothing(recipe, capsys):
+    path = recipe(mode="face_text", iters_per_epoch=1000)
+    assert main(["--cfg-path", str(path), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    for expected in (
+        "llama_model",
+        "affectgpt_proj",
+        "weight decay 0.05: ",
+        "step 2: loss ",
+        "memory: ",
+        "2,000 steps",
+    ):
+        assert expected in told
+    assert not (path.parent / "output").exists()
+
+
+def test_an_epochs_checkpoint_is_gone_on_with_in_a_new_folder(recipe):
+    path = recipe(mode="face_text", max_epoch=1)
+    assert run_train("--cfg-path", str(path)).status == 0
+    first = run_folder(path)
+    [checkpoint] = first.glob("checkpoint_000001*")
+    options = ["run.max_epoch=2", f"run.resume_ckpt_path={checkpoint}"]
+    outcome = run_train("--cfg-path", str(path), "--options", *options)
+    assert outcome.status == 0, outcome.stderr
+    [second] = [folder for folder in first.parent.iterdir() if folder != first]
+    assert [p.name[:17] for p in second.glob("checkpoint_*")] == ["checkpoint_000002"]
+    before, after = (torch.load(p, weights_only=True) for p in (checkpoint, next(second.glob("checkpoint_*"))))
+    steps = [next(iter(c["optimizer"]["state"].values()))["step"] for c in (before, after)]
+    assert [int(s) for s in steps] == [5, 10]
+
+
+@pytest.mark.parity
+def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
+    [checkpoint] = (golden / "attention").glob("checkpoint_*.pth")
+    path = recipe(mode="face_text", max_epoch=6, iters_per_epoch=2)
+    options = [f"run.resume_ckpt_path={checkpoint}", f"paths.models_root={golden / 'models'}", "model.lora_r=16"]
+    outcome = run_train("--cfg-path", str(path), "--options", *options)
+    assert outcome.status == 0, outcome.stderr
+    assert [p.name[:17] for p in run_folder(path).glob("checkpoint_*")] == ["checkpoint_000006"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        (["run.lr_sched=linear_warmup_cosin_lr"], ConfigError, "Did you mean 'linear_warmup_cosine_lr'"),
+        (["run.device=cuda"], ConfigError, "torch sees no GPU"),
+        (["run.resume_ckpt_path=nowhere/x.pth"], CheckpointError, "nowhere/x.pth: no such checkpoint"),
+        (["paths.dataset_root=/nowhere"], DataError, "/nowhere"),
+        (["paths.models_root=/nowhere"], CheckpointError, "no model folder"),
+        (["paths.output_root=/proc/output"], ConfigError, "paths.output_root: /proc/output cannot be written to"),
+        (["run.parallel=fsdp2"], ConfigError, "start it with torchrun"),
+        (["run.valid_splits=[valid]"], ConfigError, "'valid' has no sample"),
+        (["run.train_splits=[test]"], ConfigError, "run.train_splits"),
+        (["datasets.mercaptionplu.label_type=hybird"], DataError, "Did you mean 'MERCaptionPlus'"),
+    ],
+    ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_told_before_the_model_is_loaded(recipe, monkeypatch, options, error, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    path = recipe(mode="face_text")
+    with pytest.raises(error) as raised:
+        main(["--cfg-path", str(path), "--options", *options])
+    assert told in str(raised.value)
+
+
+def test_too_little_memory_is_told_before_the_model_is_loaded(recipe, monkeypatch):
+    monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("affectgpt.training.preflight._free_cpu", lambda: 100_000)
+    with pytest.raises(ConfigError, match=r"need 0\.\d GB in float32 on a CPU, and 0\.0 GB are free"):
+        main(["--cfg-path", str(recipe(mode="face_text"))])
+
+
+def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch):
+    def run(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("affectgpt.training.step.Stepper.run", run)
+    path = recipe(mode="textonly")
+    with pytest.raises(AffectGPTError, match=r"lower run\.batch_size_train"):
+        main(["--cfg-path", str(path)])
+    assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output_folder_is_told(recipe, tmp_path):
+    (tmp_path / "output").mkdir(mode=0o500)
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        main(["--cfg-path", str(recipe(mode="textonly"))])
