@@ -28,7 +28,7 @@ def training_scores(
     from affectgpt.evaluation.answers import direct_items
     from affectgpt.evaluation.lexicon import find_lexicon
     from affectgpt.evaluation.score import Truth, make_metric, score_items
-    from affectgpt.inference.benchmark import training_mode
+    from affectgpt.inference.asker import ENCODE_BATCH, training_mode
     from affectgpt.inference.decoding import sample_seed
     from affectgpt.inference.engines.base import ENGINES, Decoding
     from affectgpt.prompts.questions import render_question
@@ -63,6 +63,8 @@ def training_scores(
         model, tokenizer=preparation.tokenizer, decoding=Decoding.from_config(config.inference)
     )
 
+    batch_size = config.inference.batch_size or ENCODE_BATCH
+
     def score(checkpoint: Path) -> dict[str, float]:
         scores = {}
         model.eval()
@@ -70,12 +72,13 @@ def training_scores(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
             for row, truth, metric, asked in sets:
                 answers: dict[str, str] = {}
-                for batch in question_loader(asked, batch_size=config.inference.batch_size, num_workers=0):
+                for batch in question_loader(asked, batch_size=batch_size, num_workers=0):
                     seeds = [
                         sample_seed(config.inference.seed, row.name, name, question, checkpoint.name)
                         for name in batch.names
                     ]
-                    answers.update(zip(batch.names, engine.generate(batch, seeds=seeds), strict=True))
+                    replies = engine.generate(batch, seeds=seeds)
+                    answers.update((name, reply.text) for name, reply in zip(batch.names, replies, strict=True))
                 answers = {name: answer for part in gather(answers) for name, answer in part.items()}
                 items, _ = direct_items(answers, polarity=metric.polarity)
                 result = score_items(

@@ -103,7 +103,7 @@ def _convert(value: Any, hint: Any, key: str, source: Origins) -> Any:
         if value in _UNSET if isinstance(value, str | None) else False:
             return None
         return _convert(value, next(a for a in args if a is not type(None)), key, source)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _build(hint, value, key, source)
     if origin is typing.Literal:
         if isinstance(value, bool) and value not in args:  # YAML reads the words on and off as True and False

@@ -45,7 +45,8 @@ def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
 
 def test_scores_are_taken_during_training_and_change_nothing(recipe, monkeypatch):
     """The model in training answers; dropout goes on where it was."""
-    from affectgpt.inference.engines.transformers import TransformersEngine
+    from affectgpt.inference.engines.base import Answer
+from affectgpt.inference.engines.transformers import TransformersEngine
 
     plain = recipe(name="plain", mode="face_text")
     scored = recipe(
@@ -57,7 +58,8 @@ def test_scores_are_taken_during_training_and_change_nothing(recipe, monkeypatch
         answered.extend(batch.names)
         assert not self.model.training
         torch.rand(3)
-        return ["The character's emotional state is happy, sad."] * len(batch.names)
+        text = "The character's emotional state is happy, sad."
+        return [Answer(text=text, tokens=9, stopped=True)] * len(batch.names)
 
     monkeypatch.setattr(TransformersEngine, "generate", generate)
     for path in (plain, scored):
