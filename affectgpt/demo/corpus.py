@@ -24,7 +24,7 @@ from affectgpt.data.table import DatasetRow, get_row
 from affectgpt.demo.clips import CHANNELS, TEXTS, ClipPlan, draw_person, make_clip, plan_clip
 from affectgpt.demo.language import EMOTIONS, FELT
 
-VERSION = 1  # raise when a clip would come out differently
+VERSION = 2  # raise when a clip would come out differently
 MARKER = "synthetic_corpus.json"
 NEEDED_MB = 300
 TRAIN_PERSONS, HELDOUT_PERSONS = 32, 20

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SIZE = 256  # pixels, width and height of a frame
 CROP = 112  # pixels, width and height of a face crop, as OpenFace writes them
 _SHIFT = 4  # cv2's fixed-point bits
+_EYES = -0.045  # height of the eyes in head coordinates, see _Painter
 SKINS = ((255, 224, 196), (241, 194, 150), (224, 172, 125), (198, 134, 92), (150, 98, 66), (118, 80, 56))
 HAIRS = ((30, 24, 20), (70, 45, 25), (120, 75, 35), (200, 160, 90), (150, 60, 30), (150, 150, 155))
 HAIR_STYLES = ("short", "long", "bun", "bald")
@@ -143,19 +144,30 @@ def draw_frame(background: np.ndarray, who: Identity, expression: Expression, po
     return canvas
 
 
-def crop_face(frame: np.ndarray, who: Identity, pose: Pose) -> np.ndarray:
-    """The face, uint8 ``[CROP, CROP, 3]``: a square around the head as drawn, straightened by the known roll."""
+# Where eyes, nose and mouth corners lie in a 112 × 112 crop: the usual template of aligned face sets.
+_TEMPLATE = ((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2))
+
+
+def crop_face(frame: np.ndarray, who: Identity, pose: Pose, *, zoom: float = 1.0) -> np.ndarray:
+    """The face, uint8 ``[CROP, CROP, 3]``: turned, scaled and shifted so that its parts meet the usual template.
+
+    The parts are where the drawing puts them at rest, whatever the expression. ``zoom`` above 1 takes in less.
+    """
     import cv2
     import numpy as np
 
-    half = who.head_h * 0.95 * SIZE
+    eye, mouth = who.eye_gap, 0.9 * who.mouth_w
+    tip = 0.065 + who.nose / 2
+    parts = np.array([(-eye, _EYES), (eye, _EYES), (0, tip), (-mouth, who.mouth_y), (mouth, who.mouth_y)])
+    wanted = np.array(_TEMPLATE)
+    centred = parts - parts.mean(axis=0)
+    pixels = zoom * (centred * (wanted - wanted.mean(axis=0))).sum() / (centred**2).sum()  # of the crop per frame width
     angle = np.deg2rad(pose.roll)
-    cos, sin = np.cos(angle), np.sin(angle)
-    scale = 2 * half / CROP
-    # output pixel (u, v) → frame: centre + R·(u - CROP/2, v - CROP/2)·scale
-    matrix = np.array([[cos * scale, -sin * scale, 0], [sin * scale, cos * scale, 0]])
-    centre = np.array([pose.x * SIZE, pose.y * SIZE])
-    matrix[:, 2] = centre - matrix[:, :2] @ np.array([CROP / 2, CROP / 2])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # crop pixel c → head coordinates (c - middle) / pixels + parts' mean → frame
+    linear = turn * SIZE / pixels
+    middle = turn @ parts.mean(axis=0) * SIZE + np.array([pose.x, pose.y]) * SIZE
+    matrix = np.column_stack([linear, middle - linear @ wanted.mean(axis=0)])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(frame, matrix, (CROP, CROP), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
@@ -235,7 +247,7 @@ class _Painter:
 
     def _eye(self, side: int) -> None:
         w, ex = self.who, self.ex
-        x, y = side * w.eye_gap, -0.045
+        x, y = side * w.eye_gap, _EYES
         openness = max(0.06, (0.62 + 0.5 * ex.lid) * (1 - self.pose.blink))
         height = w.eye_size * openness
         self._ellipse(x, y, w.eye_size * 1.1, height, (250, 250, 250))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,10 @@ def draw_lessons(*, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         x, y, roll = rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.49), rng.normal(0, 4)
         pose = faces.Pose(x=x, y=y, roll=roll, blink=float(rng.random() < 0.06))
         frame = faces.draw_frame(faces.draw_background(rng), who, shown, pose)
-        crops.append(faces.crop_face(frame, who, pose))
+        # From exact to as far off as a face detector is on drawn faces: it finds them to the right, lower and larger.
+        part = rng.random()
+        off = replace(pose, x=x + 0.014 * part + rng.normal(0, 0.003), y=y + 0.008 * part + rng.normal(0, 0.003))
+        crops.append(faces.crop_face(frame, who, off, zoom=1 - 0.04 * part + rng.normal(0, 0.02)))
         labels.append(label)
     return np.stack(crops), np.array(labels)
 
