@@ -46,7 +46,7 @@ def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
 def test_scores_are_taken_during_training_and_change_nothing(recipe, monkeypatch):
     """The model in training answers; dropout goes on where it was."""
     from affectgpt.inference.engines.base import Answer
-from affectgpt.inference.engines.transformers import TransformersEngine
+    from affectgpt.inference.engines.transformers import TransformersEngine
 
     plain = recipe(name="plain", mode="face_text")
     scored = recipe(
