@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -91,10 +92,13 @@ def wrap(objective: nn.Module, run: RunConfig, device: torch.device) -> nn.Modul
     """The objective, its gradients averaged over the ranks."""
     if world() == 1 or run.parallel == "fsdp2":  # shards average their gradients themselves
         return objective
+    # No buffer changes in training. torch renamed the argument that leaves them alone.
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return nn.parallel.DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
+        **{leave_buffers: False},
         # Which branches a batch uses depends on its mode; a branch without a gradient on any rank keeps none.
         find_unused_parameters=True,
     )
