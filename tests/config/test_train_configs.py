@@ -99,7 +99,6 @@ def test_an_ablation_changes_what_its_name_says(name, expected):
 def test_shipped_file_builds_with_tiny_parts(path, tiny_models):
     """Every part that a file names exists and fits the others; only the demo's files need models that it makes."""
     from affectgpt.modeling.build import build_empty_model
-    from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS
 
     options = [f"paths.models_root={tiny_models}"]
     if "baichuan2" in path.stem:
