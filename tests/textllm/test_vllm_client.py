@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import os
 import sys
 import types
-import zipfile
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from vllm_source import fields_of, parameters_of, vllm_source
 
 from affectgpt.textllm import vllm_client
 from affectgpt.textllm.base import Reply, Sampling, TextLLMError, open_client, seed_for
@@ -77,39 +73,14 @@ def test_without_vllm_the_error_says_what_to_do(folder, monkeypatch):
         open_client("vllm", model=folder).chat_many(TALKS, sampling=SAMPLING)
 
 
-def _source(name: str) -> ast.Module:
-    """One file of vLLM, from the wheel that VLLM_WHEEL names or from the installed package."""
-    wheel = os.environ.get("VLLM_WHEEL")
-    if wheel:
-        with zipfile.ZipFile(wheel) as archive:
-            return ast.parse(archive.read(f"vllm/{name}"))
-    spec = find_spec("vllm")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("vllm is not installed and VLLM_WHEEL names no wheel of it")
-    return ast.parse((Path(spec.submodule_search_locations[0]) / name).read_text(encoding="utf-8"))
-
-
-def _class(tree: ast.Module, name: str) -> ast.ClassDef:
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
-def _parameters(tree: ast.Module, name: str, method: str) -> set[str]:
-    found = next(n for n in _class(tree, name).body if isinstance(n, ast.FunctionDef) and n.name == method)
-    return {argument.arg for argument in found.args.args + found.args.kwonlyargs}
-
-
-def _fields(tree: ast.Module, name: str) -> set[str]:
-    return {n.target.id for n in _class(tree, name).body if isinstance(n, ast.AnnAssign)}
-
-
 @pytest.mark.slow
 def test_vllm_has_what_is_asked_of_it(folder, request):
     """vLLM's own source, read and not run, against the recorded calls."""
-    engine, sampling, outputs = map(_source, ("entrypoints/llm.py", "sampling_params.py", "outputs.py"))
+    engine, sampling, outputs = map(vllm_source, ("entrypoints/llm.py", "sampling_params.py", "outputs.py"))
     calls = request.getfixturevalue("calls")  # only now: it hides an installed vllm
     open_client("vllm", model=folder).chat_many(TALKS, sampling=SAMPLING)
-    assert calls["LLM"][0].keys() <= _parameters(engine, "LLM", "__init__")
-    assert calls["chat"][0].keys() <= _parameters(engine, "LLM", "chat")
-    assert calls["SamplingParams"][0].keys() <= _fields(sampling, "SamplingParams")
-    assert {"text", "finish_reason"} <= _fields(outputs, "CompletionOutput")
-    assert "outputs" in _parameters(outputs, "RequestOutput", "__init__")
+    assert calls["LLM"][0].keys() <= parameters_of(engine, "LLM", "__init__")
+    assert calls["chat"][0].keys() <= parameters_of(engine, "LLM", "chat")
+    assert calls["SamplingParams"][0].keys() <= fields_of(sampling, "SamplingParams")
+    assert {"text", "finish_reason"} <= fields_of(outputs, "CompletionOutput")
+    assert "outputs" in parameters_of(outputs, "RequestOutput", "__init__")
