@@ -92,30 +92,11 @@ def _belongs_to_a_module(name: str) -> bool:
     return "." in name  # sorting is stable: all else stays in its order
 
 
-def save_checkpoint(
-    path: str | os.PathLike[str],
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    scaler: Any,
-    config: Mapping[str, Any],
-    epoch: int,
-) -> Path:
-    """Write a checkpoint of the published layout: to a temporary name, fsynced, renamed."""
-    content = {
-        "model": {name: tensor.detach().cpu() for name, tensor in trained_state(model).items()},
-        "optimizer": None if optimizer is None else optimizer.state_dict(),
-        "config": dict(config),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "epoch": epoch,
-    }
-    return write_checkpoint(path, content)
-
-
 def write_checkpoint(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
-    """Write the content of a checkpoint file; keys of the published layout that it lacks are None."""
-    with atomic_path(path) as temporary:
-        torch.save({**dict.fromkeys(_LAYOUT), **content}, temporary)
+    """Write a checkpoint: to a temporary name, fsynced, renamed. What it lacks of the published layout is None."""
+    # Through a Python file: torch's own writer ends the process when the disk is full.
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        torch.save({**dict.fromkeys(_LAYOUT), **content}, handle)
     return Path(path)
 
 

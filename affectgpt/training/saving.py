@@ -13,8 +13,7 @@ from torch import nn
 
 from affectgpt.config.paths import checkpoint_name, list_checkpoints
 from affectgpt.core.errors import AffectGPTError
-from affectgpt.core.files import atomic_path
-from affectgpt.modeling.checkpoint import trained_state
+from affectgpt.modeling.checkpoint import trained_state, write_checkpoint
 from affectgpt.training.distributed import gather, is_main, whole
 from affectgpt.training.resume import STATE, Position, random_state
 
@@ -83,9 +82,7 @@ class Saver:
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         """To a temporary name, fsynced, renamed. Raises AffectGPTError when the disk does not take it."""
         try:
-            # Through a Python file: torch's own writer ends the process when the disk is full.
-            with atomic_path(path) as temporary, temporary.open("wb") as handle:
-                torch.save(dict(content), handle)
+            write_checkpoint(path, content)
         except (OSError, RuntimeError) as error:
             cause = error if isinstance(error, OSError) else error.__context__ or error
             free = shutil.disk_usage(self.folder).free / 1e9

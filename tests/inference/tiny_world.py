@@ -39,7 +39,7 @@ def write_run(folder: Path, config, epochs: tuple[int, ...]) -> Path:
     import torch
 
     from affectgpt.modeling.build import build_model, build_preparation
-    from affectgpt.modeling.checkpoint import save_checkpoint
+    from affectgpt.modeling.checkpoint import trained_state, write_checkpoint
 
     for epoch in epochs:
         torch.manual_seed(epoch)
@@ -48,10 +48,8 @@ def write_run(folder: Path, config, epochs: tuple[int, ...]) -> Path:
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     parameter.normal_(std=0.3 if "lora" not in name else 0.1)
-        save_checkpoint(
-            folder / f"checkpoint_{epoch:06d}_loss_{epoch / 100:.3f}.pth",
-            model=model, optimizer=None, scaler=None, config={}, epoch=epoch,
-        )  # fmt: skip
+        path = folder / f"checkpoint_{epoch:06d}_loss_{epoch / 100:.3f}.pth"
+        write_checkpoint(path, {"model": trained_state(model), "config": {}, "epoch": epoch})
     return folder
 
 

@@ -12,7 +12,7 @@ from affectgpt.cli.common import run_cli
 from affectgpt.config.load import to_dict
 from affectgpt.core.errors import CheckpointError
 from affectgpt.modeling.build import build_empty_model, build_model, load_checkpoint
-from affectgpt.modeling.checkpoint import read_checkpoint, save_checkpoint, trained_state
+from affectgpt.modeling.checkpoint import read_checkpoint, trained_state, write_checkpoint
 
 QFORMER = {"video_fusion_type": "qformer", "audio_fusion_type": "qformer", "multi_fusion_type": "qformer"}
 
@@ -27,7 +27,7 @@ def saved(make, tiny_models, tmp_path_factory):
         path = folder / f"{'-'.join(map(str, keys.values())) or 'released'}.pth"
         if not path.is_file():
             config = to_dict(tiny_config(tiny_models, name="taught", **keys))
-            save_checkpoint(path, model=model, optimizer=None, scaler=None, config=config, epoch=3)
+            write_checkpoint(path, {"model": trained_state(model), "config": config, "epoch": 3})
         return model, path
 
     return get

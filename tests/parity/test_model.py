@@ -15,7 +15,7 @@ from affectgpt.inference.decoding import StopSequences
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine
 from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
-from affectgpt.modeling.checkpoint import save_checkpoint, trained_state, wire_name
+from affectgpt.modeling.checkpoint import trained_state, wire_name, write_checkpoint
 from affectgpt.modeling.encoders.pixels import PixelTransform
 from affectgpt.modeling.encoders.speech import WaveNormalize
 from affectgpt.modeling.tokenizer import stop_sequences
@@ -178,7 +178,7 @@ def test_a_saved_checkpoint_has_the_published_names_shapes_and_dtypes(golden, mo
     expected = (golden / "attention" / "checkpoint_keys.txt").read_text().splitlines()
     ours = [f"{name}\t{tuple(t.shape)}\t{t.dtype}" for name, t in trained_state(model).items()]
     assert ours == expected
-    save_checkpoint(tmp_path / "c.pth", model=model, optimizer=None, scaler=None, config={"run": {}}, epoch=5)
+    write_checkpoint(tmp_path / "c.pth", {"model": trained_state(model), "config": {"run": {}}, "epoch": 5})
     again = torch.load(tmp_path / "c.pth", weights_only=True)
     published = torch.load(golden / CHECKPOINT, weights_only=True)
     assert set(again) == set(published)
