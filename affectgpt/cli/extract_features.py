@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def _mode_of(config: Any, name: str) -> str:
     from affectgpt.core.errors import ConfigError
 
-    spec = config.datasets.get(name) or config.datasets.get(name.lower())
+    spec = next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), None)
     if spec is not None:
         return spec.face_or_frame
     modes = {spec.face_or_frame for spec in config.datasets.values()}

@@ -33,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--dataset",
         default="inferenceData",
         metavar="NAMES",
-        help="data sets separated by commas, or inferenceData: the nine of MER-UniBench (default)",
+        help="data sets separated by commas, of the table or of datasets: in the configuration; inferenceData: the "
+        "nine of MER-UniBench (default)",
     )
     parser.add_argument(
         "--both",
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.both and args.outside_user_message:
         raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
     config = load_config(args.cfg_path, args.options)
-    names = parse_names(args.dataset)
+    names = parse_names(args.dataset, own=config.datasets)
     checkpoints = select_checkpoints(config)
     rank, world_size = parse_shard(args.shard)
 

@@ -231,10 +231,13 @@ def question_loader(
 
 def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[Sample]]:
     """A data set's name as written in stores and results, and its samples: of the table, or the user's own."""
-    spec = config.datasets.get(name) or config.datasets.get(name.lower()) or DatasetConfig()
+    name = next((key for key in config.datasets if key.lower() == name.lower()), name)
+    spec = config.datasets.get(name) or DatasetConfig()
     if split == "train":
         title, samples, _, _ = training_source(name, spec, config.paths.dataset_root)
         return title, samples
+    if name.lower() not in DATASETS and spec != DatasetConfig():
+        return name, load_own_samples(name, spec, dataset_root=config.paths.dataset_root, split=split, labels=False)
     row = get_row(name)
     return row.name, load_samples(row, split=split, dataset_root=config.paths.dataset_root)
 

@@ -9,6 +9,7 @@ datasets:
     label_type: hybird
 ```
 
+``test_path`` names a second file, with clips to answer (``--dataset mine``): of it no label is read.
 Columns: ``name`` (needed), ``subtitle``; labels ``emotion``, ``ovlabel``, ``description``, ``valence``; ``question``
 with ``answer``, taken verbatim; ``caption``, with a question of a few wordings. ``file`` names the media file where it
 is another (several questions about one image). Folders: ``video``, ``audio``, ``face``, ``image``.
@@ -74,6 +75,16 @@ def own_label_types(key: str, spec: DatasetConfig) -> tuple[str, ...]:
     where = f"datasets.{key}"
     if not spec.path:
         raise ConfigError(f"{where}: is no data set of the table; give its label file as {where}.path")
+    columns = _columns(where, spec)
+    types = tuple(dict.fromkeys(t for column in columns for t in _LABELS.get(column, ())))
+    if not types:
+        raise ConfigError(f"{where}.columns: nothing to learn; give one of {', '.join(_LABELS)}")
+    return types
+
+
+def _columns(where: str, spec: DatasetConfig) -> dict[str, str]:
+    """Role → heading, checked. Raises ConfigError naming the key."""
+    check_name(where.partition(".")[2], source="datasets:")  # results and stored features have folders of this name
     for kind, given, known in (("columns", spec.columns, _COLUMNS), ("folders", spec.folders, _SUFFIXES)):
         for name in given:
             if name not in known:
@@ -83,22 +94,26 @@ def own_label_types(key: str, spec: DatasetConfig) -> tuple[str, ...]:
         raise ConfigError(f"{where}.columns: question and answer belong together")
     if "answer" in columns and "caption" in columns:
         raise ConfigError(f"{where}.columns: give question and answer, or caption, not both")
-    types = tuple(dict.fromkeys(t for column in columns for t in _LABELS.get(column, ())))
-    if not types:
-        raise ConfigError(f"{where}.columns: nothing to learn; give one of {', '.join(_LABELS)}")
-    return types
+    return columns
 
 
-def load_own_samples(key: str, spec: DatasetConfig, *, dataset_root: Path | str) -> list[Sample]:
-    """The samples of a block, in file order.
+def load_own_samples(
+    key: str, spec: DatasetConfig, *, dataset_root: Path | str, split: str = "train", labels: bool = True
+) -> list[Sample]:
+    """The samples of a block in file order: ``train`` those of ``path``, ``test`` of ``test_path`` (else ``path``).
 
+    Without ``labels`` a file needs no column of them.
     Raises ConfigError naming the key, DataError naming file and sample.
     """
-    own_label_types(key, spec)
+    columns = _columns(f"datasets.{key}", spec)
+    if labels:
+        own_label_types(key, spec)
+    file = spec.path if split == "train" else spec.test_path or spec.path
+    if not file:
+        raise ConfigError(f"datasets.{key}: is no data set of the table; give its file as datasets.{key}.test_path")
     root = Path(dataset_root)
-    path = root / str(spec.path)
-    columns = {"name": "name", **spec.columns}
-    wanted = [role for role in columns if role != "name"]
+    path = root / file
+    wanted = [role for role in columns if role != "name" and (labels or role in ("subtitle", "file"))]
     table = _read(path, key=columns["name"], columns=tuple(columns[role] for role in wanted))
     folders = {medium: Folder(root / folder, suffixes=_SUFFIXES[medium]) for medium, folder in spec.folders.items()}
     samples = []

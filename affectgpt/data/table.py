@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,24 +100,28 @@ DATASETS: Mapping[str, DatasetRow] = {row.name.lower(): row for row in _ROWS}
 MER_UNIBENCH = ("MER2023", "MER2024", "MELD", "IEMOCAPFour", "CMUMOSI", "CMUMOSEI", "SIMS", "SIMSv2", "OVMERDPlus")
 
 
-def get_row(name: str) -> DatasetRow:
-    """The row of a data set, by its name in any case; DataError with the nearest name otherwise."""
+def get_row(name: str, *, others: Iterable[str] = ()) -> DatasetRow:
+    """The row of a data set, by its name in any case; DataError with the nearest name (or of ``others``) otherwise."""
     try:
         return DATASETS[name.strip().lower()]
     except KeyError:
-        raise DataError(
-            f"unknown data set {name!r}.{did_you_mean(name.strip(), [row.name for row in DATASETS.values()])}"
-        ) from None
+        known = [*(row.name for row in DATASETS.values()), *others]
+        raise DataError(f"unknown data set {name!r}.{did_you_mean(name.strip(), known)}") from None
 
 
-def parse_names(text: str) -> list[str]:
-    """Data set names from ``A,B`` or ``inferenceData`` (the nine of MER-UniBench), in canonical spelling."""
+def parse_names(text: str, *, own: Iterable[str] = ()) -> list[str]:
+    """Data set names from ``A,B`` or ``inferenceData`` (the nine of MER-UniBench), in canonical spelling.
+
+    ``own``: names that the table lacks and that are taken as they are. Raises DataError with the nearest name.
+    """
+    others = {name.lower(): name for name in own if name.lower() not in DATASETS}
     names: list[str] = []
     for part in (p.strip() for p in text.split(",")):
         if part.lower() in ("inferencedata", "all"):
             names += [n for n in MER_UNIBENCH if n not in names]
         elif part:
-            names += [n for n in [get_row(part).name] if n not in names]
+            name = others.get(part.lower()) or get_row(part, others=others.values()).name
+            names += [n for n in [name] if n not in names]
     if not names:
         raise DataError("no data set named; give names separated by commas, or inferenceData")
     return names

@@ -10,6 +10,7 @@ from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import rank, world_size
 from affectgpt.data.held_out import hold_out
 from affectgpt.data.loader import BatchStream, labelled, training_source
+from affectgpt.data.own import load_own_samples
 from affectgpt.data.readers import load_samples
 from affectgpt.data.sampler import SequentialBatches
 from affectgpt.data.table import DATASETS, get_row
@@ -33,6 +34,8 @@ def validation_batches(
                 _, samples = hold_out(samples, config)
             elif name.lower() in DATASETS and split in get_row(name).splits:
                 samples = load_samples(get_row(name), split=split, dataset_root=config.paths.dataset_root)
+            elif name.lower() not in DATASETS and split == "test" and dataset.test_path:
+                samples = load_own_samples(name, dataset, dataset_root=config.paths.dataset_root, split=split)
             else:
                 continue
             if not samples:

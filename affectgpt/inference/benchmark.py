@@ -20,10 +20,8 @@ from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.dataset import Example
 from affectgpt.data.features import stored_features
-from affectgpt.data.loader import BatchStream, FailureLog
-from affectgpt.data.readers import load_samples
+from affectgpt.data.loader import BatchStream, FailureLog, named_samples
 from affectgpt.data.sampler import SequentialBatches
-from affectgpt.data.table import get_row
 from affectgpt.data.video import video_reader
 from affectgpt.inference.asker import ENCODE_BATCH, Asker, FeatureOf, training_mode
 from affectgpt.inference.decoding import sample_seed
@@ -67,7 +65,7 @@ class Benchmark:
     def samples(self, dataset: str) -> list[Sample]:
         """The test split. Raises DataError when it is empty."""
         if dataset not in self._samples:
-            found = load_samples(get_row(dataset), split="test", dataset_root=self.config.paths.dataset_root)
+            _, found = named_samples(self.config, dataset, split="test")
             if not found:
                 raise DataError(f"{dataset}: the test split is empty, there is nothing to answer")
             self._samples[dataset] = found

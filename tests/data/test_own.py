@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, Modality
-from affectgpt.data.loader import training_batches
+from affectgpt.data.loader import named_samples, training_batches
 from affectgpt.data.own import load_own_samples
+from affectgpt.data.validation import validation_batches
 
 N_TOKENS = dict.fromkeys(Modality, 1)
 
@@ -102,6 +104,26 @@ def test_own_candidates_and_range(build, make, tmp_path):
     prompts = {p for epoch in range(1, 9) for b in batches(epoch) for p in b.prompts}
     assert any("candidate labels: glad,sad." in p for p in prompts)
     assert any("ranging from -2.0 to 1.5." in p for p in prompts)
+
+
+def test_clips_to_answer_and_the_loss_on_them(build, make, tokenizer, transforms, tmp_path):
+    make.csv(tmp_path / "a.csv", ["name", "e", "said"], [["x", "sad", "No."], ["y", "glad", "Yes."]])
+    make.csv(tmp_path / "b.csv", ["name", "said", "e"], [["z", "Well.", "glad"]])
+    make.csv(tmp_path / "c.csv", ["name", "said"], [["z", "Well."]])  # not labelled: enough for answers
+    block = "mine: {path: a.csv, test_path: b.csv, face_or_frame: textonly, columns: {emotion: e, subtitle: said}}"
+    config, batches = build(block)
+    assert batches.counts == {"mine": 2}
+    parts = {"tokenizer": tokenizer, "transforms": transforms, "n_tokens": N_TOKENS}
+    splits = dataclasses.replace(config, run=dataclasses.replace(config.run, valid_splits=("test",)))
+    (batch,) = validation_batches(splits, **parts)["mine_test"]
+    assert batch.names == ["z"] and "glad" in tokenizer.decode(batch.labels[0][batch.labels[0] != IGNORE_INDEX])
+    assert [s.name for s in named_samples(config, "MINE", split="train")[1]] == ["x", "y"]
+    spec = dataclasses.replace(config.datasets["mine"], test_path="c.csv")
+    config = dataclasses.replace(config, datasets={"mine": spec})
+    title, (sample,) = named_samples(config, "MINE", split="test")
+    assert (title, sample.name, sample.subtitle) == ("mine", "z", "Well.")
+    spec = dataclasses.replace(spec, test_path=None)  # no other file: those of path
+    assert len(named_samples(dataclasses.replace(config, datasets={"mine": spec}), "mine", split="test")[1]) == 2
 
 
 def test_a_set_published_without_a_file_name_takes_it_from_path(build, make, tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 
 import pytest
 
 from affectgpt.cli import infer
-from affectgpt.core.errors import CheckpointError, ConfigError
+from affectgpt.core.errors import CheckpointError, ConfigError, DataError
 from affectgpt.inference.results import beside, read_answers, read_meta
 from affectgpt.prompts.questions import render_question
 
@@ -71,6 +72,32 @@ def test_inference_data_names_the_nine_sets(world, tmp_path):
     """The first whose files are not there ends the run before any model is loaded."""
     with pytest.raises(Exception, match=r"mer2023-dataset-process"):
         infer.main(["--zeroshot", "--dataset=inferenceData", f"--cfg-path={world.yaml}"])
+
+
+def test_a_data_set_of_ones_own_is_answered_like_one_of_the_table(world, tmp_path):
+    """Unlabelled clips under other headings and another name; greedy answers do not depend on the name."""
+    data = world.root / "dataset"
+    with (data / "ovmerdplus-process" / "subtitle_eng.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    with (data / "clips.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("clip", "said"), *reversed(rows)])
+    own = world.root / "own.yaml"
+    media = "audio: ovmerdplus-process/audio, face: ovmerdplus-process/openface_face"
+    own.write_text(
+        "extends: tiny.yaml\n"
+        "datasets:\n"
+        f"  mine: {{test_path: clips.csv, columns: {{name: clip, subtitle: said}}, folders: {{{media}}}}}\n"
+        f"inference: {{ckpt_root: {world.run_folder}, decoding: greedy}}\n"
+    )
+    options = ["--options", f"inference.base_root={tmp_path}/results", "inference.max_new_tokens=6"]
+    assert infer.main(["--dataset=MINE,OVMERDPlus", f"--cfg-path={own}", *options]) == 0
+    theirs, ours = (read_answers(tmp_path / name) for name in reversed(written(tmp_path)))
+    assert ours == theirs and list(ours) == [name for name, _ in reversed(rows)] and len(ours) == 10
+    assert written(tmp_path)[0] == f"results-mine/{RUN}/checkpoint_000012_loss_0.120.npz"
+    with pytest.raises(DataError, match=r"unknown data set 'mein'\. Did you mean 'mine'"):
+        infer.main(["--dataset=mein", f"--cfg-path={own}"])
+    with pytest.raises(DataError, match=r"gone\.csv: no such file"):
+        infer.main(["--dataset=mine", f"--cfg-path={own}", "--options", "datasets.mine.test_path=gone.csv"])
 
 
 def test_shards_by_flag(world, tmp_path):
