@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, FrozenEncoder, read_preprocessor
+from affectgpt.modeling.encoders.conv_stack import WaveConvolutions
 from affectgpt.modeling.pretrained import load_pretrained
 
 _VARIANCE_FLOOR = 1e-7
@@ -40,6 +41,7 @@ class SpeechEncoder(FrozenEncoder):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
+        model.feature_extractor = WaveConvolutions(model.feature_extractor)
         self.width = model.config.hidden_size
         self.freeze()
 
