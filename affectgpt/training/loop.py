@@ -125,6 +125,7 @@ def train(
             logger.info("epoch %d: loss %.3f, saved %s", at.epoch, at.loss_sum / max(at.loss_count, 1), latest)
             if held_out and at.epoch % run.valid_every == 0:
                 losses = {f"valid_loss_{k}": mean_loss(stepper, part()) for k, part in held_out.items()}
+                logger.info("epoch %d: %s", at.epoch, ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
                 progress.line({"epoch": at.epoch, "step": at.step, **losses})
             if score is not None and run.score_every and at.epoch % run.score_every == 0:
                 progress.line({"epoch": at.epoch, "step": at.step, **score(latest)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.files import atomic_path, write_text
+from affectgpt.core.runtime import logger
 from affectgpt.training.distributed import is_main
 from affectgpt.training.resume import Position
 from affectgpt.training.step import Step
 
 LOG = "log.txt"
+_BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
+_FEW = 40  # points of a curve that are marked one by one
 
 
 class Progress:
@@ -30,6 +34,7 @@ class Progress:
         self._bar: Any = None
         self._log: Any = None
         self._board: Any = None
+        self._around = ExitStack()
         self._began = self._window = time.perf_counter()
         self._done = self._samples = self._tokens = 0
 
@@ -40,12 +45,16 @@ class Progress:
         self._log = (self.folder / LOG).open("a", encoding="utf-8")
         if self.run.tensorboard:
             self._board = tensorboard_writer()(self.folder / "tensorboard")
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        self._around.enter_context(logging_redirect_tqdm(loggers=[logger]))  # log lines stand above the bar
         return self
 
     def __exit__(self, *exc: object) -> None:
         for part in (self._bar, self._log, self._board):
             if part is not None:
                 part.close()
+        self._around.close()
 
     def epoch(self, epoch: int, step: int) -> None:
         """A new bar for an epoch of which ``step`` steps are done."""
@@ -56,7 +65,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         self._bar = tqdm(
-            total=self.run.iters_per_epoch, initial=step, desc=f"epoch {epoch}/{self.run.max_epoch}", unit="step",
+            total=self.run.iters_per_epoch, initial=step, desc=f"epoch {epoch}/{self.run.max_epoch}", bar_format=_BAR,
             disable=None,
         )  # fmt: skip
 
@@ -71,16 +80,16 @@ class Progress:
         steps = self.run.iters_per_epoch
         left = (self.run.max_epoch - position.epoch + 1) * steps - position.step
         seconds = max(now - self._window, 1e-9)
-        self._bar.update()
-        self._bar.set_postfix(
-            loss=f"{step.loss:.3f}",
-            lr=f"{lr:.1e}",
-            samples_s=f"{self._samples / seconds:.1f}",
-            tokens_s=f"{self._tokens / seconds:.0f}",
-            **({"GB": f"{memory_gb(self.device):.1f}"} if self.device.type == "cuda" else {}),
-            left=_clock(left * (now - self._began) / self._done),
-            refresh=False,
+        shown = (
+            f"loss {step.loss:.3f}",
+            f"lr {lr:.1e}",
+            f"{_clock(left * (now - self._began) / self._done)} left",  # of the whole run
+            f"{self._samples / seconds:.1f} samples/s",
+            f"{self._tokens / seconds:.0f} tokens/s",
+            f"{memory_gb(self.device):.1f} GB",
         )
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._bar.update()
         if position.step % self.run.log_freq == 0 or position.step == steps:
             self.line(
                 {
@@ -168,18 +177,21 @@ def draw_training(folder: Path) -> Path | None:
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(folder.name, fontsize="medium")
     loss, lr, speed = figure.subplots(3, 1, sharex=True)
-    loss.plot([at(line) for line in steps], [line["loss"] for line in steps], label="training", linewidth=1)
+    style = {"linewidth": 1, "marker": "." if len(steps) < _FEW else ""}
+    where = [at(line) for line in steps]
+    loss.plot(where, [line["loss"] for line in steps], label="training", **style)
     for name in sorted({key for line in lines for key in line if key.startswith("valid_loss")}):
         seen = [line for line in lines if name in line]
         loss.plot([at(line) for line in seen], [line[name] for line in seen], "o-", label=name.replace("_", " "))
     loss.set_ylabel("loss per learnt token")
     loss.legend()
-    lr.plot([at(line) for line in steps], [line["lr"] for line in steps], linewidth=1)
+    lr.plot(where, [line["lr"] for line in steps], **style)
     lr.set_ylabel("learning rate")
-    speed.plot([at(line) for line in steps], [line["samples_per_s"] for line in steps], linewidth=1)
+    speed.plot(where, [line["samples_per_s"] for line in steps], **style)
     speed.set_ylabel("samples per second")
-    speed.set_xlabel("epoch")
+    speed.set_xlabel("epochs done")
     for axes in (loss, lr, speed):
         axes.grid(alpha=0.3)
     path = folder / "training.png"

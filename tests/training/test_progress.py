@@ -1,0 +1,89 @@
+"""What is shown while a run goes on: a bar on a terminal, log lines above it, curves at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+
+import pytest
+import torch
+
+from affectgpt.config.schema import RunConfig
+from affectgpt.core.runtime import logger, setup_logging
+from affectgpt.training.progress import Progress, draw_training
+from affectgpt.training.resume import Position
+from affectgpt.training.step import Step
+
+CPU = torch.device("cpu")
+RUN = RunConfig(max_epoch=2, iters_per_epoch=3, log_freq=2)
+
+
+def go(folder) -> None:
+    """An epoch of three steps, with a log line in the middle."""
+    with Progress(folder, run=RUN, start=Position(), device=CPU) as progress:
+        progress.epoch(1, 0)
+        for number in (1, 2, 3):
+            step = Step(loss=4 / number, grad_norm=1.0, samples=3, tokens=400, stop=False)
+            progress.step(Position(step=number), step, lr=1e-5)
+            if number == 2:
+                logger.info("something happened")
+
+
+@pytest.fixture
+def shown(monkeypatch, tmp_path) -> list[str]:
+    """The lines of an epoch on a terminal, carriage returns as line ends."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # rows, columns
+    with os.fdopen(slave, "w", buffering=1) as screen, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", screen)
+        patch.setattr(logger, "handlers", [])
+        setup_logging()
+        go(tmp_path)
+        screen.flush()
+        lines = os.read(master, 100_000).decode().replace("\r", "\n").split("\n")
+    os.close(master)
+    return lines
+
+
+def test_the_bar_tells_loss_rate_speed_memory_and_time_left(shown):
+    last = [line for line in shown if line.startswith("epoch 1/2")][-1]
+    assert "100%" in last and "3/3" in last
+    told = r"loss 1\.333, lr 1\.0e-05, \d+:\d\d left, \d+\.\d samples/s, \d+ tokens/s, \d+\.\d GB"
+    assert re.search(told, last), last
+
+
+def test_a_log_line_has_a_line_of_its_own_above_the_bar(shown):
+    [at] = [number for number, line in enumerate(shown) if "something happened" in line]
+    assert shown[at].endswith("I something happened") and "epoch" not in shown[at]
+    assert any(line.startswith("epoch 1/2") for line in shown[at:])
+
+
+def test_no_bar_without_a_terminal(tmp_path, monkeypatch):
+    quiet = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", quiet)
+    go(tmp_path)
+    assert "epoch" not in quiet.getvalue()
+
+
+def test_the_log_has_every_second_step_and_the_last(tmp_path):
+    go(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert [(line["step"], line["loss"], line["lr"]) for line in lines] == [(2, 2.0, 1e-5), (3, 1.333333, 1e-5)]
+    assert all(line["samples_per_s"] > 0 and line["tokens_per_s"] > 0 and line["memory_gb"] > 0 for line in lines)
+
+
+def test_curves_are_drawn_from_the_log(tmp_path):
+    from PIL import Image
+
+    assert not (tmp_path / "training.png").exists()
+    go(tmp_path)
+    with Image.open(draw_training(tmp_path)) as picture:
+        assert picture.size == (960, 960)
+        assert len(picture.convert("RGB").getcolors(maxcolors=10**6)) > 10
