@@ -9,6 +9,8 @@ from pathlib import Path
 
 from affectgpt.cli.common import run_cli
 
+_SAVE_EVERY = 30  # seconds of speech recognition that a kill may cost
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
@@ -24,11 +26,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--channels", choices=("rgb", "bgr"), default="rgb",
-        help="channel order of the stored crops (default rgb); models read them as they are stored",
+        help="channel order of the stored crops. Crops are read as they are stored, by training and inference alike: "
+        "rgb (default) as CLIP was trained and as inference_sample.py makes them; bgr to match crops that OpenCV wrote",
     )  # fmt: skip
     parser.add_argument("--sheet", action="store_true", help="also a picture of the crops per clip, sheets/NAME.png")
     parser.add_argument(
-        "--asr", metavar="FOLDER", help="Whisper model folder (faster-whisper), for clips without .srt or .vtt"
+        "--asr", metavar="FOLDER",
+        help="Whisper model folder (Hugging Face's format, or faster-whisper's with the extra [asr]) that hears the "
+        "subtitle of clips without .srt or .vtt beside them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--asr-language", metavar="CODE", help="language that is spoken, e.g. en or zh (default: heard, clip by clip)"
     )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="clips at once (default 2)")
     parser.add_argument("--time-limit", type=float, default=120, metavar="S", help="seconds to decode a part of a clip")
@@ -40,21 +48,25 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     from tqdm import tqdm
 
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.errors import AffectGPTError, ConfigError
     from affectgpt.core.runtime import logger, setup_logging
-    from affectgpt.preprocess.clip import NO_SOUND, Places, find_videos, process, start_worker
-    from affectgpt.preprocess.subtitles import Transcriber
+    from affectgpt.preprocess.asr import Transcriber
+    from affectgpt.preprocess.clip import NO_SOUND, Places, claim, find_videos, process, start_worker
 
     setup_logging()
     if args.frames < 0 or args.workers < 1:
         raise ConfigError("--frames must be 0 or more, --workers 1 or more")
     videos = find_videos(args.video_dir)
     places = Places(args.out)
-    transcribe = Transcriber(args.asr) if args.asr else None
+    if args.asr_language and not args.asr:
+        raise ConfigError("--asr-language goes with --asr FOLDER")
+    claim(places, {"frames": args.frames, "channels": args.channels})
+    transcribe = Transcriber(args.asr, language=args.asr_language) if args.asr else None
     options = {
         "n_frames": args.frames,
         "sheet": args.sheet,
@@ -63,16 +75,21 @@ def main(argv: list[str] | None = None) -> int:
     }
     failures: list[tuple[str, str]] = []
     silent = 0
-    with ProcessPoolExecutor(
-        max_workers=min(args.workers, len(videos)),
-        mp_context=get_context("spawn"),
-        initializer=start_worker,
-        initargs=(places, options),
-    ) as pool:
-        results = pool.map(process, videos)
-        for outcome in tqdm(results, total=len(videos), desc="faces and sound", unit="clip", disable=None):
-            failures += [(outcome.name, error) for error in outcome.errors]
-            silent += NO_SOUND in outcome.notes
+    try:
+        with ProcessPoolExecutor(
+            max_workers=min(args.workers, len(videos)),
+            mp_context=get_context("spawn"),
+            initializer=start_worker,
+            initargs=(places, options),
+        ) as pool:
+            results = pool.map(process, videos)
+            for outcome in tqdm(results, total=len(videos), desc="faces and sound", unit="clip", disable=None):
+                failures += [(outcome.name, error) for error in outcome.errors]
+                silent += NO_SOUND in outcome.notes
+    except BrokenProcessPool:
+        raise AffectGPTError(
+            "a worker process was killed (out of memory?); run the same command again to go on, with fewer --workers"
+        ) from None
     written = write_subtitles(videos, places, transcribe, failures)
     failed_file = args.out / "failed.csv"
     if failures:
@@ -91,16 +108,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple[str, str]]) -> int:
     """Write subtitle.csv for the clips whose words are known; how many. Rows that are there are kept."""
+    import time
+
     from tqdm import tqdm
 
     from affectgpt.core.errors import DataError
     from affectgpt.data.csvfile import read_table
     from affectgpt.preprocess.subtitles import beside
 
+    def save() -> None:
+        if known:
+            _write_csv(places.subtitles, ("name", "english"), sorted(known.items()))
+
     known: dict[str, str] = {}
     if places.subtitles.exists():
         known = {name: cell for name, (cell,) in read_table(places.subtitles, key="name", columns=("english",)).items()}
     missing = [video for video in videos if video.stem not in known]
+    saved = time.monotonic()
     try:
         for video in tqdm(missing, desc="subtitles", unit="clip", disable=None if transcribe else True):
             try:
@@ -113,9 +137,11 @@ def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple
                 continue
             if text is not None:
                 known[video.stem] = text
+            if time.monotonic() - saved > _SAVE_EVERY:
+                save()
+                saved = time.monotonic()
     finally:  # an interrupted transcription goes on where it was
-        if known:
-            _write_csv(places.subtitles, ("name", "english"), sorted(known.items()))
+        save()
     return len(known)
 
 

@@ -7,6 +7,7 @@ the file; the loader's worker lives on, and the next file gets a fresh helper.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import select
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from affectgpt.data.video import VideoInfo
 
 _HEADER = struct.Struct("<Q")
+_GRACE = 10  # seconds beyond the time limit after which a helper whose caller is gone ends by itself
 
 
 class Decoder:
@@ -75,7 +77,7 @@ class Decoder:
         self.close()
 
     def _call(self, function: str, path: Path | str, options: dict[str, Any]) -> Any:
-        request = pickle.dumps((function, str(path), options))
+        request = pickle.dumps((function, str(path), options, self.time_limit))
         deadline = time.monotonic() + self.time_limit
         try:
             helper = self._running()
@@ -143,7 +145,8 @@ def _serve() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # native libraries that print must not print into the answers
     while header := requests.read(_HEADER.size):
-        function, path, options = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        function, path, options, time_limit = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+        signal.alarm(math.ceil(time_limit) + _GRACE)  # ends it in whatever native code, should nobody be left to
         answer: tuple[str | None, Any]
         try:
             answer = (None, functions[function](path, **options))
@@ -151,6 +154,7 @@ def _serve() -> None:
             answer = (str(error), None)
         except MemoryError:
             answer = (f"{path}: decoding it needs more memory than there is", None)
+        signal.alarm(0)
         data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
         answers.write(_HEADER.pack(len(data)) + data)
         answers.flush()

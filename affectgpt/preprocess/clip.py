@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from affectgpt.core.errors import DataError
-from affectgpt.core.files import atomic_path
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.files import atomic_path, write_json
 from affectgpt.data.csvfile import check_name
 from affectgpt.data.guard import Decoder
 from affectgpt.preprocess.audio_track import extract_audio
@@ -44,6 +47,24 @@ class Places:
     def subtitles(self) -> Path:
         """``subtitle.csv``: name, english."""
         return self.root / "subtitle.csv"
+
+
+def claim(places: Places, settings: dict[str, Any]) -> None:
+    """Note how the crops of a folder are made; ConfigError when crops are there that were made otherwise."""
+    record = places.root / "preprocess.json"
+    crops = places.face("x").parent
+    if record.is_file() and crops.is_dir() and any(crops.glob("*.npy")):
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{record}: no JSON ({error}); remove it and {crops}") from error
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise ConfigError(
+                    f"{crops}: its crops were made with --{name} {found.get(name)}, this run has --{name} {value}; "
+                    "keep to that, or remove the folder"
+                )
+    write_json(record, settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +152,19 @@ _processor: dict[int, ClipProcessor] = {}  # process id → its processor: what 
 
 
 def start_worker(places: Places, options: dict) -> None:
-    """Initialise a pool's worker."""
+    """Initialise a pool's worker; it ends when its parent does, however that was ended."""
     import cv2
 
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     _processor[os.getpid()] = ClipProcessor(places, **options)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def process(video: Path) -> Outcome:

@@ -1,4 +1,4 @@
-"""What is said in a clip: from a subtitle file beside it, or by a Whisper model folder (extra ``asr``)."""
+"""What is said in a clip, by a subtitle file beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import re
 from pathlib import Path
 
-from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.errors import DataError
 
 _TIMES = re.compile(r"^\s*(?:\d+:)?\d+:\d+[.,]\d+\s*-->")
 _TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
@@ -49,26 +49,3 @@ def read_subtitle_file(path: Path) -> str:
     if not cues:
         raise DataError(f"{path}: holds no subtitle cue (a line with 00:00:01,000 --> 00:00:02,000)")
     return " ".join(spoken)
-
-
-class Transcriber:
-    """Speech to text by a Whisper folder in CTranslate2's format. Raises ConfigError when it cannot be loaded."""
-
-    def __init__(self, folder: Path | str, *, device: str = "auto") -> None:
-        try:
-            from faster_whisper import WhisperModel
-        except ImportError:
-            raise ConfigError("--asr needs the package faster-whisper: pip install 'affectgpt[asr]'") from None
-        if not (Path(folder) / "model.bin").is_file():
-            raise ConfigError(f"--asr {folder}: no Whisper folder for faster-whisper (it has no model.bin)")
-        try:
-            self._model = WhisperModel(str(folder), device=device, compute_type="default", local_files_only=True)
-        except Exception as error:  # CTranslate2 raises RuntimeError and ValueError with its own words
-            raise ConfigError(f"--asr {folder}: cannot be loaded ({error})") from error
-
-    def __call__(self, wav: Path) -> str:
-        """The text of a 16 kHz wav file; the empty string where nothing is said."""
-        from affectgpt.data.audio import read_wave
-
-        segments, _ = self._model.transcribe(read_wave(wav), beam_size=5, vad_filter=False)
-        return " ".join(text for segment in segments if (text := segment.text.strip()))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from affectgpt.cli.preprocess import main
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.data.video import read_faces
 from affectgpt.preprocess.audio_track import extract_audio
 from affectgpt.preprocess.clip import find_videos, write_sheet
@@ -135,3 +136,49 @@ def test_command_and_restart(tmp_path):
     assert main(arguments) == 0  # makes what is missing, keeps what is there
     assert (out / "audio" / "said.wav").exists() and not (out / "failed.csv").exists()
     assert (out / "openface_face" / "said.npy").stat().st_mtime_ns == stamp
+
+
+def test_crops_of_other_settings_are_not_mixed(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    write_clip(videos / "a.mp4")
+    arguments = ["--video-dir", str(videos), "--out", str(out), "--frames", "2"]
+    assert main(arguments) == 0
+    with pytest.raises(ConfigError, match="made with --channels rgb, this run has --channels bgr"):
+        main([*arguments, "--channels", "bgr"])
+    rgb = np.load(out / "openface_face" / "a.npy")
+    (out / "openface_face" / "a.npy").unlink()
+    assert main([*arguments, "--channels", "bgr"]) == 0
+    np.testing.assert_array_equal(np.load(out / "openface_face" / "a.npy"), rgb[..., ::-1])
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """Else they would wait for work for ever, each with a detector in memory."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    code = (
+        "import concurrent.futures as f, multiprocessing as m, os, pathlib, signal\n"
+        "from affectgpt.preprocess.clip import Places, start_worker\n"
+        "if __name__ == '__main__':\n"
+        "    options = dict(n_frames=1, sheet=False, channels='rgb', time_limit=9)\n"
+        "    pool = f.ProcessPoolExecutor(1, m.get_context('spawn'), start_worker, (Places(pathlib.Path()), options))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "parent.py").write_text(code)
+    run = subprocess.run([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert run.returncode == -signal.SIGKILL
+    worker = int(run.stdout)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            state = (Path("/proc") / str(worker) / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":  # ended; nobody has asked for its status yet
+            return
+        time.sleep(0.05)
+    pytest.fail(f"worker {worker} outlived its parent")

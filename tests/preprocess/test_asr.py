@@ -1,0 +1,122 @@
+"""Speech to text by a Whisper folder of either format.
+
+With AFFECTGPT_WHISPER=FOLDER[:FOLDER…] real ones are tried on synthesised English (pytest -m weights).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from affectgpt.core.errors import ConfigError
+from affectgpt.preprocess.asr import Transcriber
+
+SENTENCES = ("I don't know where my sister went yesterday.", "Please open the window, it is very warm in this room.")
+FOLDERS = [folder for folder in os.environ.get("AFFECTGPT_WHISPER", "").split(os.pathsep) if folder]
+
+
+@pytest.fixture(scope="module")
+def random_whisper(tmp_path_factory):
+    """A folder in Hugging Face's format: two random layers and a tokenizer of letters."""
+    import torch
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+    folder = tmp_path_factory.mktemp("whisper")
+    words = ["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "<|startoftranscript|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    config = WhisperConfig(
+        vocab_size=len(words), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, decoder_start_token_id=28, eos_token_id=0,
+        pad_token_id=0, bos_token_id=0, max_target_positions=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config)
+    settings = model.generation_config
+    settings.no_timestamps_token_id = 27
+    settings.suppress_tokens = settings.begin_suppress_tokens = None
+    settings.eos_token_id, settings.max_length = None, 8
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_of_hugging_face_needs_no_other_package(random_whisper, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faster_whisper", None)
+    transcribe = Transcriber(random_whisper, device="cpu")
+    wave = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "a.wav", wave, 16_000)
+    text = transcribe(tmp_path / "a.wav")
+    assert text and text == transcribe(tmp_path / "a.wav")
+
+
+def test_silence_says_nothing(random_whisper, tmp_path):
+    from affectgpt.demo.clips import write_video
+
+    transcribe = Transcriber(random_whisper, device="cpu")
+    soundfile.write(tmp_path / "a.wav", np.zeros(32_000, np.float32), 16_000)
+    assert transcribe(tmp_path / "a.wav") == ""
+    write_video(tmp_path / "a.mp4", np.zeros((10, 64, 64, 3), np.uint8), np.zeros(16_000, np.float32))
+    assert transcribe(tmp_path / "a.mp4") == ""
+
+
+def test_what_is_no_folder_of_either_format(random_whisper, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="gone: no Whisper folder"):
+        Transcriber(tmp_path / "gone")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="no Whisper folder"):
+        Transcriber(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        Transcriber(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, "faster_whisper", None)
+    with pytest.raises(ConfigError, match=r"needs faster-whisper: pip install 'affectgpt\[asr\]'"):
+        Transcriber(tmp_path)
+    with pytest.raises(ConfigError, match="knows English only, the language asked for is zh"):
+        Transcriber(random_whisper, language="zh")
+
+
+def word_errors(heard: str, said: str) -> int:
+    """Edit distance in words, without case and punctuation."""
+    a, b = (re.findall(r"[a-z']+", text.lower()) for text in (heard, said))
+    row = list(range(len(b) + 1))
+    for i, word in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1]
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("folder", FOLDERS or [None])
+def test_spoken_english_becomes_subtitles(folder, tmp_path):
+    """From clips to subtitle.csv by the command itself."""
+    if folder is None:
+        pytest.skip("AFFECTGPT_WHISPER names no Whisper folder")
+    import csv
+
+    from affectgpt.cli.preprocess import main
+    from affectgpt.demo.clips import write_video
+    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+    from affectgpt.demo.speech import Manner, Voice, speak
+
+    (tmp_path / "videos").mkdir()
+    for i, sentence in enumerate(SENTENCES):
+        voice, rng = Voice("en-us", "m3", 50, 1.0), np.random.default_rng(1)
+        pose = Pose(x=0.5, y=0.45, roll=0.0)
+        face = draw_frame(draw_background(rng), draw_identity(rng), EXPRESSIONS["happy"], pose)
+        wave = speak(text=sentence, voice=voice, manner=Manner(), rng=rng, longest=8)
+        write_video(tmp_path / "videos" / f"{i}.mp4", np.stack([face] * int(len(wave) / 1600)), wave)
+    out = tmp_path / "out"
+    assert main(["--video-dir", str(tmp_path / "videos"), "--out", str(out), "--frames", "4", "--asr", folder]) == 0
+    with (out / "subtitle.csv").open(newline="", encoding="utf-8") as file:
+        heard = dict(csv.reader(file))
+    errors = sum(word_errors(heard[str(i)], sentence) for i, sentence in enumerate(SENTENCES))
+    assert errors <= 2, heard
