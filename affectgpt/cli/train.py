@@ -82,13 +82,14 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.training.interrupt import Interrupted
     from affectgpt.training.loop import train
     from affectgpt.training.optim import get_schedule
-    from affectgpt.training.preflight import check_memory, out_of_memory
+    from affectgpt.training.preflight import check_compiler, check_memory, out_of_memory
     from affectgpt.training.progress import draw_training, tensorboard_writer
     from affectgpt.training.record import Record
     from affectgpt.training.rehearsal import rehearse
     from affectgpt.training.resume import find_resume
 
     get_schedule(config.run)
+    check_compiler(config.run, device)
     if config.run.tensorboard:
         tensorboard_writer()
     with process_group(config.run, device):

@@ -1,15 +1,17 @@
-"""What can be told before gigabytes are loaded: whether the weights fit into memory."""
+"""What can be told before gigabytes are loaded: whether the weights fit, and whether code can be compiled."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
 from pathlib import Path
 
 import torch
 
 from affectgpt.config.paths import model_folder
-from affectgpt.config.schema import Config
+from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.training.distributed import world
 
@@ -53,6 +55,22 @@ def check_memory(config: Config, device: torch.device) -> None:
             f"{needed / 1e9:.1f} GB in {where}, and {free / 1e9:.1f} GB are free on {device}. "
             "Set model.llama_model to a smaller LLM, "
             + ("use a GPU (run.device=cuda)." if device.type == "cpu" else "or spread it: run.parallel=fsdp2.")
+        )
+
+
+def check_compiler(run: RunConfig, device: torch.device) -> None:
+    """Raises ConfigError when ``run.compile`` asks for code that no installed compiler can make.
+
+    torch.compile calls a C++ compiler for a CPU, and Triton a C compiler for a GPU.
+    """
+    if not run.compile:
+        return
+    kind, variable, names = ("C", "CC", "gcc clang") if device.type == "cuda" else ("C++", "CXX", "g++ clang++")
+    wanted = [os.environ[variable]] if os.environ.get(variable) else names.split()
+    if not any(shutil.which(name) for name in wanted):
+        raise ConfigError(
+            f"run.compile is True, but there is no {kind} compiler (looked for {', '.join(wanted)}): install one "
+            f"(Debian, Ubuntu: apt-get install {names.split()[0]}), or leave run.compile out"
         )
 
 

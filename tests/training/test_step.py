@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,23 +86,52 @@ def test_samples_go_to_rows_with_room():
         assert sum(n for n, r in zip(lengths, rows, strict=True) if r == row) <= 100
 
 
-@pytest.mark.parametrize("key", ["gradient_checkpointing", "attention"])
-def test_recomputation_and_kernels_change_no_gradient(parts, tiny_models, training_set, tmp_path, key):
-    other = load_parts(tmp_path, tiny_models, training_set, batch_size_train=4).model
-    other.load_state_dict(parts.model.state_dict())
-    run = replace(parts.config.run, **({key: True} if key != "attention" else {key: "eager"}))
-    prepare_llm(other, run)
-    for model in (parts.model, other):
-        model.train()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+KERNELS = {"gradient_checkpointing": True, "attention": "eager", "compile": True}
+
+
+@pytest.fixture
+def changed(parts, tiny_models, training_set, tmp_path):
+    """``changed(key)``: a copy of the model prepared with KERNELS[key]; both in train mode, without dropout."""
+
+    def make(key: str):
+        other = load_parts(tmp_path, tiny_models, training_set, batch_size_train=4).model
+        other.load_state_dict(parts.model.state_dict())
+        prepare_llm(other, replace(parts.config.run, **{key: KERNELS[key]}))
+        for model in (parts.model, other):
+            model.train()
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+        return other
+
+    return make
+
+
+def assert_same_gradients(other, parts) -> None:
+    for batch in parts.batches[:2]:  # of different lengths
+        assert_close(gradients(other, LossSum(other), batch), gradients(parts.model, LossSum(parts.model), batch))
+
+
+@pytest.mark.parametrize("key", KERNELS)
+def test_recomputation_kernels_and_compilation_change_no_gradient(parts, changed, monkeypatch, key):
+    if key == "compile":  # the graphs of forward and backward, run by torch as they are: no compiler needed
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    other = changed(key)
+    decoder = other.llm.get_decoder()
     if key == "gradient_checkpointing":
-        assert all(layer.gradient_checkpointing for layer in other.llm.get_decoder().layers)
+        assert all(layer.gradient_checkpointing for layer in decoder.layers)
+    elif key == "attention":
+        assert decoder.config._attn_implementation == "eager"
     else:
-        assert other.llm.get_decoder().config._attn_implementation == "eager"
-    batch = parts.batches[0]
-    assert_close(gradients(other, LossSum(other), batch), gradients(parts.model, LossSum(parts.model), batch))
+        assert all(layer._compiled_call_impl is not None for layer in decoder.layers)
+    assert_same_gradients(other, parts)
+
+
+@pytest.mark.slow
+def test_compiled_kernels_change_no_gradient(parts, changed):
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
+    assert_same_gradients(changed("compile"), parts)
 
 
 def test_clipping_shortens_the_gradient_and_reports_the_whole(parts, tiny_models, training_set, tmp_path):

@@ -178,6 +178,15 @@ def test_too_little_memory_is_told_before_the_model_is_loaded(recipe, monkeypatc
         main(["--cfg-path", str(recipe(mode="face_text"))])
 
 
+@pytest.mark.parametrize("variable", [None, "/nowhere/g++"])
+def test_compiling_without_a_compiler_is_told_before_the_model_is_loaded(recipe, monkeypatch, variable):
+    monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CXX", variable) if variable else monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"run\.compile .* no C\+\+ compiler .* apt-get install g\+\+"):
+        main(["--cfg-path", str(recipe(mode="textonly", compile=True))])
+
+
 def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch):
     def run(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
