@@ -1,7 +1,8 @@
 """Frames, face crops and images: from a file to uint8 arrays, sampled and resized as the released models saw them.
 
 Pixels depend on the reader: decord 0.6 scales bilinearly, decord2 bicubically, ``frame.reformat`` of PyAV differs from
-both; PyAV's filter graph as used here equals decord 0.6. So runs record ``video_reader()``.
+both; PyAV's filter graph as used here equals decord 0.6. So runs record ``video_reader()``. Videos that phones mark as
+turned are turned upright by either.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import IMAGE_SIZE, N_FRAMES
@@ -27,7 +29,7 @@ class VideoInfo:
     """What a container says of itself, without decoding. ``frames`` is the container's count (0: it has none)."""
 
     seconds: float
-    width: int  # pixels
+    width: int  # pixels, as stored: a video that is shown turned by a quarter has them swapped
     height: int
     frames: int
     frames_per_second: float
@@ -98,6 +100,8 @@ def read_native_frames(
     info = probe_video(path)
     scale = min(1.0, longest_side / max(info.width, info.height, 1))
     width, height = (max(2, round(length * scale)) for length in (info.width, info.height))
+    if _turn(path) in (90, 270):
+        width, height = height, width
     pick = partial(_window, n_frames=n_frames, start=start, count=count)
     return _read(Path(path), width=width, height=height, reader=None, pick=pick)
 
@@ -253,22 +257,57 @@ def _pick_frames(path: Path, wanted: set[int], width: int, height: int) -> tuple
 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        graph = av.filter.Graph()
-        # this chain, not frame.reformat(), gives decord's pixels
-        nodes = [
-            graph.add_buffer(template=stream),
-            graph.add("scale", f"{width}:{height}:flags=bilinear"),
-            graph.add("format", "rgb24"),
-            graph.add("buffersink"),
-        ]
-        for left, right in itertools.pairwise(nodes):
-            left.link_to(right)
-        graph.configure()
+        graph: av.filter.Graph | None = None
         frames: dict[int, np.ndarray] = {}
         decoded = 0
         for frame in container.decode(stream):
             if decoded in wanted:
+                graph = graph or _scaler(stream, width, height, turn=_turn_of(frame))
                 graph.push(frame)
                 frames[decoded] = graph.pull().to_ndarray()
             decoded += 1
     return frames, decoded
+
+
+# Degrees clockwise → FFmpeg's filters that turn a picture by them; any other angle is left alone, as decord does.
+_TRANSPOSE = {90: ("1",), 180: ("1", "1"), 270: ("2",)}
+
+
+def _scaler(stream: Any, width: int, height: int, *, turn: int) -> Any:
+    """A filter graph from frames of a stream to RGB pictures; this chain, not ``frame.reformat()``, is decord's."""
+    import av
+
+    graph = av.filter.Graph()
+    nodes = [
+        graph.add_buffer(template=stream),
+        *(graph.add("transpose", direction) for direction in _TRANSPOSE.get(turn, ())),
+        graph.add("scale", f"{width}:{height}:flags=bilinear"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    ]
+    for left, right in itertools.pairwise(nodes):
+        left.link_to(right)
+    graph.configure()
+    return graph
+
+
+def _turn(path: Path | str) -> int:
+    """Degrees clockwise by which a video is to be turned when it is shown, as phones note them; 0 where unknown."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return _turn_of(next(container.decode(video=0)))
+    except (av.FFmpegError, StopIteration):  # whoever decodes it next says what is wrong with it
+        return 0
+
+
+def _turn_of(frame: Any) -> int:
+    """The same of a decoded frame: the angle of its display matrix, in whole degrees from 0 to 359."""
+    import numpy as np
+
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0
+    a, b = np.frombuffer(matrix, dtype=np.int32)[:2]
+    return round(math.degrees(math.atan2(b, a))) % 360

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -49,6 +51,55 @@ def test_both_readers_give_the_same_pixels(make, tmp_path):
     pytest.importorskip("decord")
     path = make.video(tmp_path / "clip.mp4", frames=17, width=90, height=70)
     np.testing.assert_array_equal(read_frames(path, reader="decord"), read_frames(path, reader="pyav"))
+
+
+def turned(path, degrees: int, *, width: int, height: int):
+    """Mark an mp4 as to be shown turned clockwise, as phones do: the matrix of its track header."""
+    one = 1 << 16
+    turn_and_shift = {
+        90: (0, one, 0, -one, 0, 0, height * one, 0),
+        180: (-one, 0, 0, 0, -one, 0, width * one, height * one),
+        270: (0, -one, 0, one, 0, 0, 0, width * one),
+    }[degrees]
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # behind the box's name, version 0
+    data[at : at + 36] = struct.pack(">9i", *turn_and_shift, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_video_is_turned_upright_by_either_reader(degrees, make, tmp_path):
+    upright = read_frames(make.video(tmp_path / "a.mp4", width=96, height=64), reader="pyav")
+    path = turned(make.video(tmp_path / "b.mp4", width=96, height=64), degrees, width=96, height=64)
+    frames = read_frames(path, reader="pyav")
+    expected = np.rot90(upright, -degrees // 90, axes=(1, 2)).astype(int)
+    assert np.abs(frames - expected)[:, 20:-20, 20:-20].mean() < 3 < np.abs(frames - upright.astype(int)).mean()
+    part, _ = read_native_frames(path, n_frames=1, start=0, count=1, longest_side=1280)
+    assert part.shape == ((1, 64, 96, 3) if degrees == 180 else (1, 96, 64, 3))  # a face in it keeps its shape
+    pytest.importorskip("decord")
+    np.testing.assert_array_equal(read_frames(path, reader="decord"), frames)
+
+
+def test_frames_are_counted_not_timed(tmp_path):
+    """Variable frame rate: both readers take frames by number, as the published loader does."""
+    import av
+
+    pytest.importorskip("decord")
+    path, moment = tmp_path / "clip.mp4", 0
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 12 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = moment, Fraction(1, 1000)
+            moment += 10 + 97 * i % 400
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = read_frames(path, reader="pyav")
+    np.testing.assert_array_equal(read_frames(path, reader="decord"), frames)
+    np.testing.assert_allclose(frames[:, 100, 100, 1], [12 * i for i in uniform_indices(20)], atol=6)
 
 
 def test_the_reader_is_recorded_with_its_version():
