@@ -29,6 +29,10 @@ class Share:
         self._journal = Journal(self._path(rank), key=key)
         done = self._entries()
         self.pending = {name for name in mine if "answer" not in done.get(name, {})}
+        self._attempts: dict[str, int] = {}
+        for name in sorted(self.pending & set(done)):  # failed before: no failure until this attempt has failed too
+            self._attempts[name] = done[name].get("attempt", 0) + 1
+            self._journal.add(name, {"attempt": self._attempts[name]})
         if len(self.pending) < len(mine):
             logger.info("%s: %d of %d answers are there already", target, len(mine) - len(self.pending), len(mine))
 
@@ -39,11 +43,11 @@ class Share:
         return sorted(self.target.parent.glob(self._path("*").name.replace("[", "[[]")))
 
     def _entries(self) -> dict[str, Any]:
-        """What all processes have finished: an answer of any counts more than a failure of another."""
+        """What all processes have noted: an answer of any counts most, then the latest attempt."""
         entries: dict[str, Any] = {}
         for part in self._parts():
             for name, value in Journal.read(part, key=self.key).items():
-                if "answer" not in entries.get(name, {}):
+                if name not in entries or _weight(value) > _weight(entries[name]):
                     entries[name] = value
         return entries
 
@@ -53,7 +57,7 @@ class Share:
 
     def fail(self, name: str, reason: str) -> None:
         """Note a sample that cannot be read; the next attempt tries it again."""
-        self._journal.add(name, {"failed": reason})
+        self._journal.add(name, {"failed": reason, "attempt": self._attempts.get(name, 0)})
 
     def finish(self, *, dataset: str, order: Sequence[str], write_meta: Callable[[Mapping[str, Any]], None]) -> bool:
         """Write the result file if nothing lacks any more; False when other processes still work.
@@ -65,7 +69,8 @@ class Share:
             if self.target.exists():  # another process was the last
                 return True
             entries = self._entries()
-            lacking = len(set(self.names) - set(entries))
+            finished = {name for name, entry in entries.items() if "answer" in entry or "failed" in entry}
+            lacking = len(set(self.names) - finished)
             if lacking:
                 logger.info("%s: %d answers of other processes are awaited", self.target, lacking)
                 return False
@@ -87,6 +92,10 @@ class Share:
 
     def __exit__(self, *exc: object) -> None:
         self._journal.close()
+
+
+def _weight(entry: Mapping[str, Any]) -> tuple[bool, int, bool]:
+    return "answer" in entry, entry.get("attempt", 0), "failed" in entry
 
 
 def _write_failed(path: Path, dataset: str, failed: Mapping[str, str]) -> None:

@@ -212,6 +212,59 @@ def test_clips_that_were_put_right_are_answered_by_the_next_attempt(world, broke
     assert read_answers(shares[2].run(DATASET, checkpoint)) == reference
 
 
+def test_a_failure_that_another_process_tries_again_is_awaited(tmp_path):
+    from affectgpt.inference.share import Share
+
+    target = tmp_path / "results" / "checkpoint.npz"
+    names = ["a", "b", "c", "d"]
+    written = []
+
+    def open_share(rank):
+        return Share(target, names=names, key="k", rank=rank, world_size=2)
+
+    def finish(share):
+        return share.finish(dataset=DATASET, order=names, write_meta=written.append)
+
+    with Share(target, names=names, key="k") as alone:  # a run of one process, ended after two clips
+        alone.add("a", answer="[calm]", flags=(), tokens=3)
+        alone.fail("b", "no such file")
+    first, second = open_share(0), open_share(1)
+    assert (first.pending, second.pending) == ({"c"}, {"b", "d"})
+    first.add("c", answer="[happy]", flags=(), tokens=3)
+    second.add("d", answer="[sad]", flags=(), tokens=3)
+    assert not finish(first)  # "b" is being tried again
+    second.fail("b", "still no such file")
+    assert finish(second)
+    assert written[0]["b"]["failed"] == "still no such file"
+    assert list(read_answers(target)) == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "AcceleratorError"])
+def test_a_vanished_gpu_says_that_the_answers_are_kept(world, reference, tmp_path, monkeypatch, kind):
+    import torch
+
+    from affectgpt.core.errors import AffectGPTError
+    from affectgpt.inference.engines.transformers import TransformersEngine
+
+    generate = TransformersEngine.generate
+    calls = []
+
+    def failing(self, batch, *, seeds):
+        calls.append(len(batch.names))
+        if len(calls) == 2:
+            raise getattr(torch, kind, RuntimeError)("CUDA error: unspecified launch failure\nand much more")
+        return generate(self, batch, seeds=seeds)
+
+    checkpoint = world.checkpoints()[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersEngine, "generate", failing)
+        with pytest.raises(AffectGPTError, match=r"the GPU failed: CUDA error: .*are kept beside .*again to go on"):
+            world.benchmark(tmp_path).run(DATASET, checkpoint)
+    asked = count_clips(monkeypatch)
+    assert read_answers(world.benchmark(tmp_path).run(DATASET, checkpoint)) == reference
+    assert sum(asked) == len(reference) - calls[0]
+
+
 def test_a_batch_that_does_not_fit_is_halved(world, reference, tmp_path, monkeypatch):
     import torch
 
