@@ -19,15 +19,19 @@ class WaveConvolutions(nn.Module):
     def __init__(self, feature_encoder: nn.Module) -> None:
         super().__init__()
         self.conv_layers = feature_encoder.conv_layers
-        self._original = [feature_encoder]
+        self._original = [feature_encoder]  # in a list: as a child its parameters would be there twice
         self._known = all(_is_known(layer) for layer in self.conv_layers)
+
+    @property
+    def original(self) -> nn.Module:
+        """transformers' own feature encoder with the same layers."""
+        return self._original[0]
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         """``[N, samples]`` → ``[N, C, time]``."""
         if wave.device.type != "cpu" or torch.is_grad_enabled() or not self._known:
-            original = self._original[0]
-            original.training = self.training  # not a child, so that its parameters are not there twice
-            return original(wave)
+            self.original.training = self.training
+            return self.original(wave)
         return torch.stack([self._clip(clip) for clip in wave]).transpose(1, 2)
 
     def _clip(self, wave: torch.Tensor) -> torch.Tensor:
