@@ -131,7 +131,12 @@ def test_recomputation_kernels_and_compilation_change_no_gradient(parts, changed
 def test_compiled_kernels_change_no_gradient(parts, changed):
     if not shutil.which("g++"):
         pytest.skip("no C++ compiler")
-    assert_same_gradients(changed("compile"), parts)
+    other = changed("compile")
+    for batch in parts.batches[:2]:
+        ours, theirs = (gradients(model, LossSum(model), batch) for model in (other, parts.model))
+        assert ours.keys() == theirs.keys()
+        for name, gradient in theirs.items():  # fused kernels round otherwise, by the largest terms of a sum
+            assert (ours[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
 
 
 def test_clipping_shortens_the_gradient_and_reports_the_whole(parts, tiny_models, training_set, tmp_path):

@@ -92,9 +92,17 @@ def test_stored_features_give_the_same_curve_without_encoders(recipe):
 
 def test_tensorboard_gets_the_lines(recipe):
     pytest.importorskip("tensorboard", reason="the extra [track] is not installed")
-    path = recipe(mode="textonly", iters_per_epoch=2, max_epoch=1, tensorboard=True)
-    assert run_train("--cfg-path", str(path)).status == 0
-    assert list((run_folder(path) / "tensorboard").glob("events.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = recipe(mode="textonly", iters_per_epoch=2, tensorboard=True)
+    assert main(["--cfg-path", str(path)]) == 0
+    folder = run_folder(path)
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {"loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "memory_gb"} <= set(events.Tags()["scalars"])
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(step, pytest.approx(line["loss"])) for step, line in enumerate(lines, start=1)]
+    assert len(shown) == 4
 
 
 def test_tensorboard_that_is_not_installed_is_told(recipe, monkeypatch):
