@@ -3,30 +3,41 @@
 ```yaml
 datasets:
   mine:                                    # any name that the table does not have
-    path: mine/labels.csv                  # .csv, .json or .jsonl; relative to paths.dataset_root
+    path: mine/labels.csv                  # .csv, .xlsx, .json or .jsonl; relative to paths.dataset_root
     columns: {name: clip, subtitle: text, description: why, ovlabel: labels}
     folders: {video: mine/video, audio: mine/audio, face: mine/faces}
     label_type: hybird
 ```
 
 ``test_path`` names a second file, with clips to answer (``--dataset mine``): of it no label is read.
-Columns: ``name`` (needed), ``subtitle``; labels ``emotion``, ``ovlabel``, ``description``, ``valence``; ``question``
-with ``answer``, taken verbatim; ``caption``, with a question of a few wordings. ``file`` names the media file where it
-is another (several questions about one image). Folders: ``video``, ``audio``, ``face``, ``image``.
+Columns: ``name``, ``subtitle``; labels ``emotion``, ``ovlabel``, ``description``, ``valence``; ``question`` with
+``answer``, taken verbatim, or ``dialogue``, a list of both; ``caption``, with a question of a few wordings. ``file``
+names the media file where it is another (several questions about one image). Folders: ``video``, ``audio``, ``face``,
+``image``.
+
+The sets of the paper's table 3, from the files as they are published (each with ``path`` and a media folder):
+
+| set | data_type, face_or_frame, label_type | columns |
+|---|---|---|
+| MiniGPT-4 (filter_cap.json) | image, image, qa | name: image_id, caption: caption |
+| LLaVA, EmoVIT | image, image, qa | file: image, dialogue: conversations |
+| VideoChat (videochat_instruct_11k.json) | video, frameonly, qa | file: video, dialogue: QA |
+| WavCaps (json_files) | audio, audioonly, qa | name: id, caption: caption |
+| MAFW (a table) | video, any with audio and face, description | name, description: their headings |
+| MERR-Coarse, MERR-Fine | video, the same, description | description: caption, smp_reason_caption |
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from affectgpt.config.schema import DatasetConfig
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.types import Labels, Sample
-from affectgpt.data.csvfile import check_name, read_table
+from affectgpt.data.annotations import DIALOGUE, read_annotations
+from affectgpt.data.csvfile import check_name
 from affectgpt.data.readers import Folder, parse_label_list
 from affectgpt.data.seeds import seeded
 
@@ -37,6 +48,7 @@ _LABELS: Mapping[str, tuple[str, ...]] = {  # column → label types that it giv
     "valence": ("valence", "sentiment"),
     "answer": ("qa",),
     "caption": ("qa",),
+    DIALOGUE: ("qa",),
 }
 _COLUMNS = ("name", "subtitle", "file", "question", *_LABELS)
 _SUFFIXES = {
@@ -92,8 +104,8 @@ def _columns(where: str, spec: DatasetConfig) -> dict[str, str]:
     columns = {"name": "name", **spec.columns}
     if ("question" in columns) != ("answer" in columns):
         raise ConfigError(f"{where}.columns: question and answer belong together")
-    if "answer" in columns and "caption" in columns:
-        raise ConfigError(f"{where}.columns: give question and answer, or caption, not both")
+    if len([role for role in ("answer", "caption", DIALOGUE) if role in columns]) > 1:
+        raise ConfigError(f"{where}.columns: give question and answer, or caption, or dialogue, not two of them")
     return columns
 
 
@@ -113,12 +125,10 @@ def load_own_samples(
         raise ConfigError(f"datasets.{key}: is no data set of the table; give its file as datasets.{key}.test_path")
     root = Path(dataset_root)
     path = root / file
-    wanted = [role for role in columns if role != "name" and (labels or role in ("subtitle", "file"))]
-    table = _read(path, key=columns["name"], columns=tuple(columns[role] for role in wanted))
+    wanted = {role: heading for role, heading in columns.items() if labels or role in ("name", "subtitle", "file")}
     folders = {medium: Folder(root / folder, suffixes=_SUFFIXES[medium]) for medium, folder in spec.folders.items()}
     samples = []
-    for name, values in table.items():
-        cells = dict(zip(wanted, values, strict=True))
+    for name, cells in read_annotations(path, wanted):
         where = f"{path}, sample {name!r}"
         stem = _stem(cells.get("file") or name, where)
         samples.append(
@@ -146,6 +156,8 @@ def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> 
     question, answer = cells.get("question"), cells.get("answer")
     if cells.get("caption"):
         question, answer = seeded("caption", name).choice(_DESCRIBE[data_type]), cells["caption"]
+    if answer and not question:
+        raise DataError(f"{where}: an answer without a question")
     return Labels(
         emotion=cells.get("emotion") or None,
         ovlabels=parse_label_list(cells["ovlabel"]) if "ovlabel" in cells else None,
@@ -163,38 +175,3 @@ def _stem(file: str, where: str) -> str:
         raise DataError(f"{where}: file {file!r} must lie below the media folder")
     known = {suffix for suffixes in _SUFFIXES.values() for suffix in suffixes}
     return str(Path(file).with_suffix("")) if Path(file).suffix.lower() in known else file
-
-
-def _read(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    if path.suffix.lower() == ".csv":
-        return read_table(path, key=key, columns=columns)
-    if path.suffix.lower() not in (".json", ".jsonl"):
-        raise DataError(f"{path}: expected a .csv, .json or .jsonl file")
-    table: dict[str, tuple[str, ...]] = {}
-    for number, record in enumerate(_records(path), start=1):
-        for column in (key, *columns):
-            if not isinstance(record, dict) or column not in record:
-                known = record if isinstance(record, dict) else ()
-                raise DataError(f"{path}, record {number}: no {column!r}.{did_you_mean(column, known)}")
-        name = check_name(str(record[key]), source=f"{path}, record {number}")
-        if name in table:
-            raise DataError(f"{path}, record {number}: sample {name!r} is there twice; remove one")
-        table[name] = tuple("" if record[c] is None else str(record[c]) for c in columns)
-    return table
-
-
-def _records(path: Path) -> list[Any]:
-    """The objects of a JSON list, of ``{"annotations": [...]}``, or of one JSON text a line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        content = json.loads(text)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no UTF-8 JSON ({error})") from error
-    content = content.get("annotations") if isinstance(content, dict) else content
-    if not isinstance(content, list):
-        raise DataError(f"{path}: expected a list of objects, or an object with such a list under 'annotations'")
-    return content

@@ -113,13 +113,22 @@ class Folder:
 
     def __init__(self, path: Path, *, suffixes: tuple[str, ...]) -> None:
         self.path, self.suffixes = path, suffixes
+        self._below: dict[str, Folder] = {}
         try:
             self.files = frozenset(os.listdir(path))  # noqa: PTH208 - names, not paths
         except OSError:  # absent or unreadable: whoever opens a file in it says so by name
             self.files = frozenset()
 
     def find(self, name: str) -> Path:
-        """``NAME.suffix`` in the order of the suffixes, or ``NAME/NAME.suffix``; the first if none is there."""
+        """``NAME.suffix`` in the order of the suffixes, or ``NAME/NAME.suffix``; the first if none is there.
+
+        The name may lie in a folder below (``part1/0001``), which is then listed once too.
+        """
+        below, _, leaf = name.rpartition("/")
+        if below:
+            if below not in self._below:
+                self._below[below] = Folder(self.path / below, suffixes=self.suffixes)
+            return self._below[below].find(leaf)
         for suffix in self.suffixes:
             if name + suffix in self.files:
                 return self.path / (name + suffix)

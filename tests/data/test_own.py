@@ -134,6 +134,114 @@ def test_a_set_published_without_a_file_name_takes_it_from_path(build, make, tmp
     assert "Hi." in next(batches(1)).prompts[0]
 
 
+DIALOGUE = [
+    {"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."},
+    {"from": "human", "value": "Is it glad?\n<image>"}, {"from": "gpt", "value": "It is."},
+]  # fmt: skip
+IMAGE = "data_type: image, face_or_frame: image, folders: {image: media}"
+AUDIO = "data_type: audio, face_or_frame: audioonly, folders: {audio: media}"
+VIDEO = "face_or_frame: frameonly, folders: {video: media}"
+# set of the paper's table 3 → file, its content as published, its block, media files, (sample, file, question, answer)
+PUBLISHED = {
+    "minigpt4": (
+        "filter_cap.json", {"annotations": [{"image_id": "2", "caption": "A cat."}]},
+        f"columns: {{name: image_id, caption: caption}}, {IMAGE}", ["2.jpg"], [("2", "2.jpg", None, "A cat.")],
+    ),
+    "llava": (  # one image several times, another suffix
+        "llava_instruct_150k.json",
+        [{"id": "33", "image": "33.png", "conversations": DIALOGUE},
+         {"id": "33", "image": "33.png", "conversations": DIALOGUE[:2]}],
+        f"columns: {{file: image, dialogue: conversations}}, {IMAGE}", ["33.png"],
+        [("00000001_1", "33.png", "What is it?", "A cat."), ("00000001_2", "33.png", "Is it glad?", "It is."),
+         ("00000002_1", "33.png", "What is it?", "A cat.")],
+    ),
+    "emovit": (
+        "emovit.json", [{"id": "a", "image": "amusement/a.jpg", "conversations": DIALOGUE[2:]}],
+        f"columns: {{name: id, file: image, dialogue: conversations}}, {IMAGE}", ["amusement/a.jpg"],
+        [("a_1", "amusement/a.jpg", "Is it glad?", "It is.")],
+    ),
+    "videochat": (
+        "videochat_instruct_11k.json", [{"video": "000_050/77.mp4", "QA": [{"q": "Who?", "a": "He."}]}],
+        f"columns: {{file: video, dialogue: QA}}, {VIDEO}", ["000_050/77.mp4"],
+        [("00000001_1", "000_050/77.mp4", "Who?", "He.")],
+    ),
+    "wavcaps": (  # ids of its AudioSet part end in .wav, the files in .flac
+        "as_final.json", {"num_captions_per_audio": 1, "data": [{"id": "Yx.wav", "caption": "Rain.", "title": "x"}]},
+        f"columns: {{name: id, caption: caption}}, {AUDIO}", ["Yx.flac"], [("Yx.wav", "Yx.flac", None, "Rain.")],
+    ),
+    "mafw": (
+        "descriptions.xlsx", [["video_name", "Chinese", "English"], ["00001.mp4", "他笑了。", "He smiles."]],
+        f"label_type: description, columns: {{name: video_name, description: English}}, {VIDEO}", ["00001.mp4"],
+        [("00001.mp4", "00001.mp4", None, "He smiles.")],
+    ),
+    "merr": (
+        "MERR_fine_grained.json",
+        {"sample_7": {"text": "No!", "AU_list": ["AU04"], "smp_reason_caption": "He frowns."}},
+        f"label_type: description, columns: {{description: smp_reason_caption, subtitle: text}}, {VIDEO}",
+        ["sample_7.mp4"], [("sample_7", "sample_7.mp4", None, "He frowns.")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sets_of_table_3_are_read_from_their_published_files(name, build, make, tokenizer, tmp_path):
+    file, content, block, media, expected = PUBLISHED[name]
+    if file.endswith(".xlsx"):
+        from openpyxl import Workbook
+
+        book = Workbook()
+        for row in content:
+            book.active.append(row)
+        book.save(tmp_path / file)
+    else:
+        (tmp_path / file).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    for medium in media:
+        path = tmp_path / "media" / medium
+        if path.suffix == ".mp4":
+            make.video(path)
+        elif path.suffix == ".flac":
+            make.sound(path)
+        else:
+            from PIL import Image
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30, 20)).save(path)
+    config, batches = build(f"{name}: {{path: {file}, {block}}}")
+    samples = load_own_samples(name, config.datasets[name], dataset_root=tmp_path)
+    kind = {"image": "image", "audio": "audio", "video": "video"}[config.datasets[name].data_type]
+    assert [s.name for s in samples] == [e[0] for e in expected]
+    assert [str(getattr(s, kind).relative_to(tmp_path / "media")) for s in samples] == [e[1] for e in expected]
+    for sample, (_, _, question, answer) in zip(samples, expected, strict=True):
+        assert answer in (sample.labels.answer, sample.labels.description)
+        assert question in (None, sample.labels.question)
+    assert answers(batches, tokenizer) <= {e[3] for e in expected}  # media are read, prompts rendered
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            [{"c": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]}],
+            "record 1: expected turns of human",
+        ),
+        ([{"c": DIALOGUE}, {"c": DIALOGUE[:3]}], "record 2: the dialogue has 3 turns"),
+        ([{"c": [{"q": "x"}]}], "a turn is {'q': 'x'}, expected q and a"),
+        ([{"c": "x"}], "the dialogue is 'x', expected a list of turns"),
+        ([{"c": [{"q": "<image>", "a": "x"}]}], "an answer without a question"),
+        ([{"d": DIALOGUE}], "record 1: no 'c'. Known: d."),
+        ({"a": [1], "b": [2]}, "expected a list of objects"),
+        ([3], "record 1: expected an object with name, c; found 3"),
+        ([{"name": None, "c": DIALOGUE}], "sample name ''"),
+        ([{"name": "x", "c": DIALOGUE}] * 2, "record 2: sample 'x_1' is there twice"),
+    ],
+)
+def test_dialogues_that_are_none(content, message, build, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(DataError) as raised:
+        build("mine: {path: a.json, columns: {dialogue: c}, " + IMAGE + "}")
+    assert message in str(raised.value) and "a.json" in str(raised.value)
+
+
 @pytest.mark.parametrize(
     "block, error, message",
     [
@@ -150,6 +258,12 @@ def test_a_set_published_without_a_file_name_takes_it_from_path(build, make, tmp
         ("mine: {path: a.csv, columns: {file: n, emotion: e}}", DataError, "file '../x' must lie below"),
         ("mine: {path: a.json, columns: {caption: c}}", DataError, "record 2: no 'c'"),
         ("mine: {path: b.json, columns: {caption: c}}", DataError, "no UTF-8 JSON"),
+        ("mine: {path: a.csv, columns: {dialogue: e}}", DataError, "a dialogue column needs a JSON file"),
+        ("mine: {path: a.csv, columns: {caption: e, dialogue: e}}", ConfigError, "not two of them"),
+        ("mine: {path: c.json, columns: {caption: c}}", DataError, "'c' is ['x'], expected a text"),
+        ("mine: {path: a.txt, columns: {caption: c}}", DataError, "expected a .csv, .xlsx, .json or .jsonl file"),
+        ("mine: {path: a.xlsx, columns: {caption: c}}", DataError, "cannot be read as an Excel file"),
+        ("a/b: {path: a.csv, columns: {emotion: e}}", DataError, "'a/b' is no file stem"),
         ("mercaptionplus: {path: a.csv}", ConfigError, "has files of its own"),
     ],
 )
@@ -157,6 +271,8 @@ def test_wrong_blocks(block, error, message, build, make, tmp_path):
     make.csv(tmp_path / "a.csv", ["name", "n", "e"], [["x", "../x", "sad"]])
     (tmp_path / "a.json").write_text('[{"name": "x", "c": "y"}, {"name": "z"}]')
     (tmp_path / "b.json").write_text("[{]")
+    (tmp_path / "c.json").write_text('[{"name": "x", "c": ["x"]}]')
+    (tmp_path / "a.xlsx").write_text("no zip")
     assert isinstance(tmp_path, Path)
     with pytest.raises(error) as raised:
         build(block)
