@@ -1,9 +1,9 @@
 """Annotation files of others, as they are published → one row of cells per sample.
 
 Tables (.csv, .xlsx), and JSON in the shapes that instruction sets come in: a list of objects (LLaVA, EmoVIT,
-VideoChat), such a list inside an object (MiniGPT-4, WavCaps), an object name → object (MERR), an object per line (.jsonl).
-A ``dialogue`` cell holds several questions about one file; each becomes a sample: ``[{"from": "human", "value": …},
-{"from": "gpt", "value": …}]`` as LLaVA has it, or ``[{"q": …, "a": …}]`` as VideoChat has it.
+VideoChat), such a list inside an object (MiniGPT-4, WavCaps), an object name → object (MERR), and an object per line
+(.jsonl). A ``dialogue`` cell holds several questions about one file; each becomes a sample: LLaVA has them as
+``[{"from": "human", "value": …}, {"from": "gpt", "value": …}]``, VideoChat as ``[{"q": …, "a": …}]``.
 """
 
 from __future__ import annotations
