@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectgpt.cli.common import run_cli
 
 if TYPE_CHECKING:
+    from affectgpt.config.schema import Config
     from affectgpt.data.check import SplitReport
 
 
@@ -21,12 +23,18 @@ def build_parser() -> argparse.ArgumentParser:
         description="Look at every label, subtitle, video, audio and face file of data sets; exit status 1 when "
         "something is missing, unreadable or not as many as published.",
     )
-    parser.add_argument("--datasets", required=True, nargs="+", metavar="NAME", help="names, or all")
-    parser.add_argument("--dataset-root", default="../dataset", metavar="DIR", help="default: ../dataset")
+    parser.add_argument(
+        "--datasets", nargs="+", default=[], metavar="NAME", help="names, or all; default: those of --cfg-path"
+    )
+    parser.add_argument(
+        "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets, and where data lie"
+    )
+    parser.add_argument("--dataset-root", metavar="DIR", help="default: that of --cfg-path, else ../dataset")
     parser.add_argument("--splits", nargs="+", choices=("train", "test"), default=["train", "test"])
     parser.add_argument(
-        "--media", nargs="+", choices=("video", "audio", "face", "none"), default=["video", "audio", "face"]
-    )
+        "--media", nargs="+", choices=("video", "audio", "face", "image", "none"),
+        default=["video", "audio", "face", "image"],
+    )  # fmt: skip
     parser.add_argument("--decode", action="store_true", help="read every file as training would, not its header only")
     parser.add_argument("--any-count", action="store_true", help="do not compare with the published sample counts")
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="files looked at at once (default 4)")
@@ -38,33 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     """Check, print a table, write the CSV; 1 when something is wrong."""
     args = build_parser().parse_args(argv)
 
-    from tqdm import tqdm
+    from affectgpt.config.load import load_config
+    from affectgpt.config.schema import Config
+    from affectgpt.core.errors import ConfigError
 
-    from affectgpt.data.check import check_split
-    from affectgpt.data.table import DATASETS, get_row
-
-    words = [word for item in args.datasets for word in item.split(",") if word]
-    if any(word.lower() == "all" for word in words):
-        rows = [row for row in DATASETS.values() if row.label_file or row.openset_file or row.reason_file]
-    else:
-        rows = [get_row(word) for word in words]
-    reports = []
-    for row in rows:
-        for split in (s for s in args.splits if s in row.splits):
-            reports.append(
-                check_split(
-                    row,
-                    split=split,
-                    dataset_root=args.dataset_root,
-                    media=[m for m in args.media if m != "none"],
-                    decode=args.decode,
-                    counts=not args.any_count,
-                    workers=args.workers,
-                    progress=lambda items, total, name=f"{row.name} {split}": tqdm(
-                        items, total=total, desc=name, unit="clip", disable=None, leave=False
-                    ),
-                )
-            )
+    config = load_config(args.cfg_path) if args.cfg_path else Config(name="")
+    words = [word for item in args.datasets for word in item.split(",") if word] or list(config.datasets)
+    if not words:
+        raise ConfigError("which data sets? Give --datasets NAME … or all, or --cfg-path FILE")
+    if args.workers < 1:
+        raise ConfigError(f"--workers {args.workers}: must be 1 or more")
+    reports = list(check_all(words, config, args))
     print_table(reports)
     problems = [problem for report in reports for problem in report.problems]
     if args.csv is not None:
@@ -79,6 +71,40 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if problems else 0
 
 
+def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Iterator[SplitReport]:
+    """A report per split of the named data sets."""
+    from tqdm import tqdm
+
+    from affectgpt.config.schema import DatasetConfig
+    from affectgpt.data.check import Look, check_own, check_split
+    from affectgpt.data.loader import configured_row
+    from affectgpt.data.table import DATASETS, parse_names
+
+    if any(word.lower() == "all" for word in words):
+        words = [row.name for row in DATASETS.values() if row.label_file or row.openset_file or row.reason_file]
+    root = args.dataset_root or config.paths.dataset_root
+    for name in parse_names(",".join(words), own=config.datasets):
+        spec = next((s for key, s in config.datasets.items() if key.lower() == name.lower()), DatasetConfig())
+        row = configured_row(name, spec) if name.lower() in DATASETS else None
+        for split in args.splits:
+            if split not in (
+                row.splits if row else [s for s, p in (("train", spec.path), ("test", spec.test_path)) if p]
+            ):
+                continue
+            look = Look(
+                media=tuple(m for m in args.media if m != "none"),
+                decode=args.decode,
+                workers=args.workers,
+                progress=lambda items, total, title=f"{name} {split}": tqdm(  # type: ignore[misc]
+                    items, total=total, desc=title, unit="clip", disable=None, leave=False
+                ),
+            )
+            if row is None:
+                yield check_own(name, spec, split=split, dataset_root=root, look=look)
+            else:
+                yield check_split(row, split=split, dataset_root=root, counts=not args.any_count, look=look)
+
+
 def print_table(reports: list[SplitReport]) -> None:
     """One line per data set and split."""
     from rich.console import Console
@@ -87,13 +113,16 @@ def print_table(reports: list[SplitReport]) -> None:
     from affectgpt.data.check import MEDIA
 
     table = Table(title="Data sets: problems by medium (missing / zero bytes / unreadable)", title_justify="left")
-    for heading in ("data set", "split", "expected", "found", "video", "audio", "face", "subtitle", "label"):
+    columns = [
+        what for what in (*MEDIA, "subtitle", "label") if what != "image" or any("image" in r.media for r in reports)
+    ]
+    for heading in ("data set", "split", "expected", "found", *columns):
         table.add_column(heading, justify="left" if heading in ("data set", "split") else "right")
     for heading in ("no sound track", "seconds (min/mean/max)", "hours"):
         table.add_column(heading, justify="right")
     for report in reports:
         cells = []
-        for what in ("video", "audio", "face", "subtitle", "label"):
+        for what in columns:
             counts = [report.count(what, kind) for kind in ("missing", "zero bytes", "unreadable")]
             unknown = not report.found or (what in MEDIA and what not in report.media)
             cells.append(" / ".join(map(str, counts)) if any(counts) else "–" if unknown else "ok")

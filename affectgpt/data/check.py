@@ -8,16 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from affectgpt.config.schema import DatasetConfig
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Sample
 from affectgpt.data.audio import probe_audio, read_wave
 from affectgpt.data.csvfile import read_table
 from affectgpt.data.guard import Decoder
+from affectgpt.data.own import load_own_samples
 from affectgpt.data.readers import load_labels, place_samples
 from affectgpt.data.table import DatasetRow
-from affectgpt.data.video import probe_faces, read_faces
+from affectgpt.data.video import probe_faces, probe_image, read_faces, read_image
 
-MEDIA = ("video", "audio", "face")
+MEDIA = ("video", "audio", "face", "image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Problem:
     dataset: str
     split: str
     sample: str
-    what: str  # files, count, label, subtitle, video, audio, face
+    what: str  # files, count, label, subtitle, video, audio, face, image
     kind: str  # missing, zero bytes, unreadable, count
     reason: str
 
@@ -50,30 +52,49 @@ class SplitReport:
         return sum(p.what == what and kind in (None, p.kind) for p in self.problems)
 
 
-def check_split(
-    row: DatasetRow,
-    *,
-    split: str,
-    dataset_root: Path | str,
-    media: Iterable[str] = MEDIA,
-    decode: bool = False,
-    counts: bool = True,
-    workers: int = 4,
-    progress: Callable[[Iterable, int], Iterable] | None = None,
-) -> SplitReport:
-    """Check one split of a data set.
+@dataclass(frozen=True)
+class Look:
+    """How to look: at which ``media``, how deep (``decode``: as training reads them, else headers only), how many at
+    once; ``progress`` wraps an iterable and its length."""
 
-    ``media``: which files to look at. ``decode``: read them as training would (else their headers only). ``counts``:
-    compare with the published number of samples. ``progress`` wraps an iterable and its length.
-    """
-    report = SplitReport(row.name, split, expected=row.counts.get(split) if counts else None, media=tuple(media))
-    samples = _samples(row, split, Path(dataset_root), report)
+    media: tuple[str, ...] = MEDIA
+    decode: bool = False
+    workers: int = 4
+    progress: Callable[[Iterable, int], Iterable] | None = None
+
+
+def check_split(
+    row: DatasetRow, *, split: str, dataset_root: Path | str, counts: bool = True, look: Look | None = None
+) -> SplitReport:
+    """Check one split of a data set of the table. ``counts``: compare with the published number of samples."""
+    look = look or Look()
+    expected = row.counts.get(split) if counts else None
+    report = SplitReport(row.name, split, expected=expected, media=tuple(m for m in look.media if m != "image"))
+    return _checked(report, _samples(row, split, Path(dataset_root), report), look)
+
+
+def check_own(
+    key: str, spec: DatasetConfig, *, split: str, dataset_root: Path | str, look: Look | None = None
+) -> SplitReport:
+    """Check a user's own data set: its file, and what its media folders hold for it. Raises ConfigError."""
+    look = look or Look()
+    report = SplitReport(key, split, expected=None, media=tuple(m for m in look.media if m in spec.folders))
+    samples: list[Sample] = []
+    try:
+        samples = load_own_samples(key, spec, dataset_root=dataset_root, split=split, labels=split == "train")
+    except DataError as error:
+        kind = "missing" if str(error).endswith("no such file") else "unreadable"
+        report.problems.append(Problem(key, split, "", "label", kind, str(error)))
+    return _checked(report, samples, look)
+
+
+def _checked(report: SplitReport, samples: list[Sample], look: Look) -> SplitReport:
+    """A report with what the samples' files are like."""
     report.found = len(samples)
     if samples and report.expected not in (None, report.found):
-        report.problems.append(
-            Problem(row.name, split, "", "count", "count", f"expected {report.expected} samples, found {report.found}")
-        )
-    for problems, seconds, silent, name in _parallel(samples, split, report.media, decode, workers, progress):
+        reason = f"expected {report.expected} samples, found {report.found}"
+        report.problems.append(Problem(report.dataset, report.split, "", "count", "count", reason))
+    for problems, seconds, silent, name in _parallel(samples, report.split, report.media, look):
         report.problems += problems
         report.seconds += [seconds] if seconds is not None else []
         report.without_audio += [name] if silent else []
@@ -105,16 +126,16 @@ def _samples(row: DatasetRow, split: str, dataset_root: Path, report: SplitRepor
         for name in labels:
             if name not in table:
                 problem("subtitle", f"{path}: no row for it", sample=name, kind="missing")
+    if row.openset_file and row.reason_file:
+        for name, label in labels.items():
+            for value, file in ((label.ovlabels, row.openset_file), (label.description, row.reason_file)):
+                if value is None:
+                    problem("label", f"{root / file}: no row for it", sample=name, kind="missing")
     return place_samples(row, labels, subtitles={}, dataset_root=dataset_root)
 
 
 def _parallel(
-    samples: list[Sample],
-    split: str,
-    media: tuple[str, ...],
-    decode: bool,
-    workers: int,
-    progress: Callable[[Iterable, int], Iterable] | None,
+    samples: list[Sample], split: str, media: tuple[str, ...], look: Look
 ) -> Iterator[tuple[list[Problem], float | None, bool, str]]:
     local = threading.local()
     decoders: list[Decoder] = []
@@ -123,11 +144,11 @@ def _parallel(
         if not hasattr(local, "decoder"):
             local.decoder = Decoder()
             decoders.append(local.decoder)
-        return _check_sample(sample, split, media, decode, local.decoder)
+        return _check_sample(sample, split, media, look.decode, local.decoder)
 
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+    with ThreadPoolExecutor(max_workers=max(1, look.workers)) as pool:
         results: Iterable = pool.map(check, samples)
-        yield from progress(results, len(samples)) if progress else results
+        yield from look.progress(results, len(samples)) if look.progress else results
     for decoder in decoders:
         decoder.close()
 
@@ -160,4 +181,5 @@ def _check_sample(
             seconds = sound.seconds  # type: ignore[attr-defined]
             look("audio", sample.audio, read_wave if decode or seconds == 0 else probe_audio)
     look("face", sample.face, read_faces if decode else probe_faces)
+    look("image", sample.image, read_image if decode else probe_image)
     return problems, seconds, silent, sample.name

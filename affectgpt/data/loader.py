@@ -295,15 +295,19 @@ def training_source(
     if name.lower() not in DATASETS and spec.path:
         own = load_own_samples(name, spec, dataset_root=dataset_root)
         return name, own, own_label_types(name, spec), partial(own_context, own)
-    row = get_row(name)
-    if spec.columns or spec.folders or (spec.path and row.reason_file):
-        raise ConfigError(f"datasets.{name}: {row.name} has files of its own; path, columns and folders are for others")
-    if spec.path:  # published without a fixed file name
-        row = replace(row, reason_file=spec.path)
+    row = configured_row(name, spec)
     if "train" not in row.splits:
         raise ConfigError(f"datasets.{name}: {row.name} has no training split; it can only be tested on")
     samples = load_samples(row, split="train", dataset_root=dataset_root)
     return row.name, samples, row.label_types, partial(question_context, row, dataset_root=dataset_root)
+
+
+def configured_row(name: str, spec: DatasetConfig) -> DatasetRow:
+    """A row of the table, with the label file of its block where it is published without a fixed file name."""
+    row = get_row(name)
+    if spec.columns or spec.folders or spec.test_path or (spec.path and row.reason_file):
+        raise ConfigError(f"datasets.{name}: {row.name} has files of its own; path, columns and folders are for others")
+    return replace(row, reason_file=spec.path) if spec.path else row
 
 
 def own_context(samples: Sequence[Sample], label_types: Sequence[str]) -> Context:

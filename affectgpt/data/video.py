@@ -169,6 +169,18 @@ def probe_faces(path: Path | str) -> tuple[int, int, int]:
     return n, height, width
 
 
+def probe_image(path: Path | str) -> tuple[int, int]:
+    """Width and height of an image, by its header. Raises DataError."""
+    from PIL import Image
+
+    path = check_file(path)
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as an image ({short_error(error)})") from error
+
+
 def short_error(error: BaseException) -> str:
     """The first line of a native library's error; decord appends a stack trace."""
     lines = str(error).strip().splitlines()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from affectgpt.cli.check_data import main
+from affectgpt.core.errors import ConfigError
 from affectgpt.core.npz import write_npz
-from affectgpt.data.check import check_split
+from affectgpt.data.check import Look, check_split
 from affectgpt.data.table import get_row
 
 ROW = get_row("SIMS")
@@ -21,7 +22,7 @@ def layout(make, tmp_path):
 
 
 def check(root, **options):
-    return check_split(ROW, split="test", dataset_root=root, workers=2, **{"counts": False, **options})
+    return check_split(ROW, split="test", dataset_root=root, counts=False, look=Look(workers=2, **options))
 
 
 def test_a_whole_data_set(layout):
@@ -51,7 +52,7 @@ def test_every_fault_is_named(layout, make, tmp_path):
     }
     assert all(p.sample in p.reason for p in report.problems if p.what != "subtitle")
     assert report.without_audio == [names[2]]
-    assert {p.what for p in check(tmp_path, media=["audio"]).problems} == {"audio", "subtitle"}
+    assert {p.what for p in check(tmp_path, media=("audio",)).problems} == {"audio", "subtitle"}
 
 
 def test_damage_behind_the_header_needs_decoding(layout, make):
@@ -84,3 +85,45 @@ def test_absent_and_contradictory_files(tmp_path, capsys):
     write_npz(tmp_path / ROW.root / ROW.label_file, other={})
     report = check(tmp_path)
     assert [(p.what, p.kind) for p in report.problems] == [("label", "unreadable")]
+
+
+def test_a_label_of_one_kind_only_is_named(make, tmp_path):
+    row = get_row("OVMERD")
+    layout = make.layout(row, tmp_path)
+    make.csv(layout.root / row.reason_file, ["name", "reason"], [[n, "x"] for n in make.names[1:]])
+    report = check_split(row, split="train", dataset_root=tmp_path, counts=False, look=Look(media=()))
+    assert [(p.sample, p.what, p.kind) for p in report.problems] == [(make.names[0], "label", "missing")]
+
+
+def test_own_data_sets_of_a_configuration(make, tmp_path, capsys):
+    """Clips and images; a broken image shows when it is decoded, a truncated table at once."""
+    from PIL import Image
+
+    make.csv(tmp_path / "a.csv", ["name", "why"], [["x", "He is glad."], ["y", "She is sad."]])
+    make.csv(tmp_path / "b.csv", ["name"], [["z"]])
+    make.video(tmp_path / "v" / "x.mp4")
+    make.video(tmp_path / "v" / "z.mp4")
+    (tmp_path / "p").mkdir()
+    for name in "xy":
+        Image.effect_noise((60, 40), 50).save(tmp_path / "p" / f"{name}.png")
+    damaged = (tmp_path / "p" / "y.png").read_bytes()[:-900]
+    (tmp_path / "p" / "y.png").write_bytes(damaged)
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "datasets:\n"
+        "  clips: {path: a.csv, test_path: b.csv, columns: {description: why}, folders: {video: v}}\n"
+        "  pictures: {path: a.csv, columns: {caption: why}, data_type: image, folders: {image: p}}\n"
+        f"paths: {{dataset_root: {tmp_path}}}\n"
+    )
+    assert main(["--cfg-path", str(config)]) == 1
+    shown = capsys.readouterr().out
+    assert "clips train: video missing" in shown and "y.mp4: no such file" in shown and "problems: 1" in shown
+    assert main(["--cfg-path", str(config), "--datasets", "pictures", "--decode"]) == 1
+    assert "pictures train: image unreadable" in capsys.readouterr().out
+    assert main(["--cfg-path", str(config), "--datasets", "Clips", "--splits", "test"]) == 0
+    capsys.readouterr()
+    (tmp_path / "a.csv").write_text("name\n")
+    assert main(["--cfg-path", str(config), "--datasets", "clips"]) == 1
+    assert "no column 'why'" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="which data sets"):
+        main([])
