@@ -2,7 +2,8 @@
 
     python benchmarks/inference.py                  ratios on this CPU, models of medium size, random weights
     python benchmarks/inference.py --memory         peak memory of 64 and of 2,610 clips, tiny models
-    python benchmarks/inference.py --size real --device cuda --cfg-path FILE   tokens/s with real model folders
+    python benchmarks/inference.py --size real      tokens/s of an engine on a GPU, published sizes, random weights,
+                                                    and how many answers change with the batch
 
 Both ways run in the same process, with the same model and clips. "One by one" is the published way: media read,
 encoders run (transformers' own convolutions) and one answer generated per clip, question and checkpoint; for seven
@@ -28,52 +29,72 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "inference"
 
 TOKENS = {"labels": 24, "description": 120}  # of an answer; random weights never stop
 CHECKPOINTS = 7
+N_ALONE = 64  # answers that are asked for again one by one: outside float32 on a CPU some differ
 
 
-def make_medium_models(root: Path) -> Path:
-    """Qwen2 512 wide with 8 layers, CLIP and HuBERT 384 wide with 6 layers: large enough that arithmetic counts."""
+# Hidden size, layers, heads and so on of LLM, CLIP's vision part and HuBERT.
+SIZES = {
+    "medium": (
+        {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
+         "num_key_value_heads": 8, "vocab_size": 1600},
+        {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 6,
+         "patch_size": 16},
+        {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536},
+    ),
+    "real": (
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+         "num_key_value_heads": 4, "vocab_size": 152064},
+        {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+         "patch_size": 14},
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    ),
+}  # fmt: skip
+
+
+def make_models(root: Path, size: str, *, device: str = "cpu") -> Path:
+    """Folders with random weights: medium, large enough that arithmetic counts, or of the published sizes (17 GB)."""
     import torch
     from tiny import make_tiny_models, make_tokenizer
     from transformers import CLIPConfig, CLIPModel, HubertConfig, HubertModel, Qwen2Config, Qwen2ForCausalLM
 
     make_tiny_models(root)
-    torch.manual_seed(0)
-    CLIPModel(
-        CLIPConfig(
-            text_config={"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 60},
-            vision_config={"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6,
-                           "num_hidden_layers": 6, "patch_size": 16, "image_size": 224},
-            projection_dim=384,
-        )
-    ).save_pretrained(root / "clip-vit-large-patch14")  # fmt: skip
-    HubertModel(
-        HubertConfig(
-            hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536,
-            feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
-        )
-    ).save_pretrained(root / "chinese-hubert-large")  # fmt: skip
+    language, vision, speech = SIZES[size]
     folder = root / "Qwen2.5-7B-Instruct"
     generation = (folder / "generation_config.json").read_text("utf-8")
     make_tokenizer(folder)
-    Qwen2ForCausalLM(
-        Qwen2Config(
-            hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8,
-            num_key_value_heads=8, vocab_size=1600, max_position_embeddings=4096, tie_word_embeddings=False,
-        )
-    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32 if size == "medium" else torch.bfloat16)
+    with torch.device(device):
+        text = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 60}
+        made = {
+            "clip-vit-large-patch14": CLIPModel(
+                CLIPConfig(
+                    text_config=text,
+                    vision_config={**vision, "image_size": 224},
+                    projection_dim=vision["hidden_size"] if size == "medium" else 768,
+                )
+            ),
+            "chinese-hubert-large": HubertModel(
+                HubertConfig(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, **speech)
+            ),
+            folder.name: Qwen2ForCausalLM(
+                Qwen2Config(max_position_embeddings=4096, tie_word_embeddings=False, **language)
+            ),
+        }
+    torch.set_default_dtype(torch.float32)
+    for name, model in made.items():
+        model.save_pretrained(root / name)
     (folder / "generation_config.json").write_text(generation, "utf-8")
     return root
 
 
-def make_world(root: Path, *, n_clips: int, medium: bool):
-    """Models, clips and checkpoints: see tests/inference/tiny_world.py."""
-    from tiny import make_tiny_models
+def make_world(root: Path, *, n_clips: int, models: Path, n_checkpoints: int = 1):
+    """Clips and checkpoints: see tests/inference/tiny_world.py."""
     from tiny_world import World, write_corpus, write_run
 
-    models = (make_medium_models if medium else make_tiny_models)(root / "models")
     world = World(root, models)
     write_corpus(root / "dataset", n_clips)
-    write_run(world.run_folder, world.config(), tuple(range(11, 11 + (CHECKPOINTS if medium else 1))))
+    write_run(world.run_folder, world.config(), tuple(range(11, 11 + n_checkpoints)))
     return world
 
 
@@ -87,7 +108,9 @@ def ratios(n_clips: int, threads: int) -> dict:
     torch.set_num_threads(threads)
     questions = {"labels": render_question("ovlabel"), "description": render_question("description")}
     with tempfile.TemporaryDirectory() as folder:
-        world = make_world(Path(folder), n_clips=n_clips, medium=True)
+        root = Path(folder)
+        models = make_models(root / "models", "medium")
+        world = make_world(root, n_clips=n_clips, models=models, n_checkpoints=CHECKPOINTS)
         checkpoints = world.checkpoints(f"inference.test_epochs=11-{10 + CHECKPOINTS}")
 
         def measure(name: str, used, asked, *options: str, published: bool = False) -> tuple[float, float]:
@@ -150,11 +173,12 @@ def memory_of(n_clips: int) -> None:
     import resource
 
     import torch
+    from tiny import make_tiny_models
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        world = make_world(root, n_clips=4, medium=False)
+        world = make_world(root, n_clips=4, models=make_tiny_models(root / "models"))
         folder = root / "dataset" / "ovmerdplus-process"
         names = [f"clip_{i:06d}" for i in range(n_clips)]
         for i, clip in enumerate(names):
@@ -180,8 +204,21 @@ def memory() -> dict:
     return found
 
 
-def real(cfg_path: str, device: str, engine: str, n_prompts: int) -> dict:
-    """Tokens/s of an engine with the model folders of a configuration; encoder outputs are drawn at random."""
+def throughput(cfg_path: str | None, size: str, *, device: str, engine: str, n_prompts: int) -> dict:
+    """Tokens/s of an engine, with the model folders of a configuration or random weights; media are not read."""
+    options = [f"run.device={device}", f"inference.engine={engine}", "inference.batch_size=null"]
+    if cfg_path is not None:
+        return measure_throughput(cfg_path, options, n_prompts=n_prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        from tiny_world import World
+
+        world = World(Path(folder), make_models(Path(folder) / "models", size, device=device))
+        options += [f"inference.max_new_tokens={TOKENS['labels']}"]
+        return measure_throughput(str(world.yaml), options, n_prompts=n_prompts)
+
+
+def measure_throughput(cfg_path: str, options: list[str], *, n_prompts: int) -> dict:
+    """Answers and tokens per second; encoder outputs are drawn at random."""
     import torch
 
     from affectgpt.config.load import load_config
@@ -189,7 +226,7 @@ def real(cfg_path: str, device: str, engine: str, n_prompts: int) -> dict:
     from affectgpt.inference.asker import Asker, inference_device
     from affectgpt.prompts.modes import get_mode
 
-    config = load_config(cfg_path, [f"run.device={device}", f"inference.engine={engine}", "inference.batch_size=null"])
+    config = load_config(cfg_path, options)
     asker = Asker(config, device=inference_device(config))
     widths = {"audio": asker.model.acoustic_encoder.width}
 
@@ -203,12 +240,19 @@ def real(cfg_path: str, device: str, engine: str, n_prompts: int) -> dict:
     examples = [dataset[i] for i in range(n_prompts)]
     size = asker.batch_size(len(examples[0].input_ids))
     asker.answer(examples[:2], seeds=[0, 1])
-    started, tokens = time.perf_counter(), 0
+    started, answers = time.perf_counter(), []
     for at in range(0, n_prompts, size):
-        group = examples[at : at + size]
-        tokens += sum(answer.tokens for answer in asker.answer(group, seeds=list(range(len(group)))))
+        answers += asker.answer(examples[at : at + size], seeds=list(range(at, min(at + size, n_prompts))))
     seconds = time.perf_counter() - started
-    return {"engine": engine, "batch": size, "answers/s": n_prompts / seconds, "tokens/s": tokens / seconds}
+    alone = [asker.answer([examples[i]], seeds=[i])[0] for i in range(min(n_prompts, N_ALONE))]
+    differing = sum(a.text != b.text for a, b in zip(alone, answers, strict=False))
+    return {
+        "engine": config.inference.engine,
+        "batch": size,
+        "answers/s": n_prompts / seconds,
+        "tokens/s": sum(answer.tokens for answer in answers) / seconds,
+        "answers that differ from those of a batch of one": f"{differing} of {len(alone)}",
+    }
 
 
 def main() -> None:
@@ -218,8 +262,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--size", choices=("medium", "real"), default="medium")
-    parser.add_argument("--cfg-path")
+    parser.add_argument("--throughput", action="store_true", help="tokens/s instead of ratios")
+    parser.add_argument("--size", choices=tuple(SIZES), default="medium", help="real: always with --throughput")
+    parser.add_argument("--cfg-path", help="a configuration with model folders, instead of random weights")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--prompts", type=int, default=512)
@@ -228,8 +273,9 @@ def main() -> None:
         memory_of(args.memory_of)
     elif args.memory:
         print(json.dumps(memory(), indent=1))
-    elif args.size == "real":
-        print(json.dumps(real(args.cfg_path, args.device, args.engine, args.prompts), indent=1))
+    elif args.throughput or args.size == "real":
+        found = throughput(args.cfg_path, args.size, device=args.device, engine=args.engine, n_prompts=args.prompts)
+        print(json.dumps(found, indent=1))
     else:
         print(json.dumps(ratios(args.clips, args.threads), indent=1))
 

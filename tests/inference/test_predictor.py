@@ -169,6 +169,15 @@ def test_odd_videos_are_answered(predictors, clips, tmp_path, name):
     assert ("the video has no audio track; the model heard silence" in reply.notes) == (name == "silent")
 
 
+@pytest.mark.slow
+def test_a_video_of_two_hours_is_answered(predictors, tmp_path):
+    frames = draw(60, face=True)
+    seconds = range(2 * 3600)
+    path = write_video(tmp_path / "long.mp4", [frames[i % 60] for i in seconds], times=[100 * i for i in seconds])
+    for predict in predictors.values():
+        assert predict(path).answer
+
+
 def test_a_video_without_a_face_is_named(predictors, clips):
     with pytest.raises(DataError, match=r"no_face\.mp4: no face found in 20 frames; give crops with --face_npy"):
         predictors[FACES](clips / "no_face.mp4")
