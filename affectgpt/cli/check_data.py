@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from affectgpt.data.check import SplitReport
 
 
+_WORDS = {"missing": "missing", "zero bytes": "empty", "unreadable": "bad"}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     parser = argparse.ArgumentParser(
@@ -64,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"every problem, one a line: {args.csv}")
     else:
         for problem in problems[:20]:
-            print(f"{problem.dataset} {problem.split}: {problem.what} {problem.kind}: {problem.reason}")
+            where = " ".join(filter(None, (problem.dataset, problem.split, problem.sample)))
+            print(f"{where}: {problem.what} {problem.kind}: {problem.reason}")
         if len(problems) > 20:
             print(f"… and {len(problems) - 20} more; --csv FILE writes them all")
     print("everything is there" if not problems else f"problems: {len(problems)}")
@@ -107,39 +111,39 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
 
 def print_table(reports: list[SplitReport]) -> None:
     """One line per data set and split."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from affectgpt.data.check import MEDIA
 
-    table = Table(title="Data sets: problems by medium (missing / zero bytes / unreadable)", title_justify="left")
-    columns = [
-        what for what in (*MEDIA, "subtitle", "label") if what != "image" or any("image" in r.media for r in reports)
-    ]
-    for heading in ("data set", "split", "expected", "found", *columns):
-        table.add_column(heading, justify="left" if heading in ("data set", "split") else "right")
-    for heading in ("no sound track", "seconds (min/mean/max)", "hours"):
-        table.add_column(heading, justify="right")
+    has_images = any("image" in report.media for report in reports)
+    kinds = [what for what in (*MEDIA, "subtitle", "label") if what != "image" or has_images]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True)
+    for heading in ("data set", "split", "samples", *kinds, "no sound", "seconds", "hours"):
+        right = heading in ("samples", "no sound", "seconds", "hours")
+        fixed = heading in ("data set", "split", "samples")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold", no_wrap=fixed)
     for report in reports:
         cells = []
-        for what in columns:
-            counts = [report.count(what, kind) for kind in ("missing", "zero bytes", "unreadable")]
+        for what in kinds:
+            counts = [f"{n:,} {word}" for kind, word in _WORDS.items() if (n := report.count(what, kind))]
             unknown = not report.found or (what in MEDIA and what not in report.media)
-            cells.append(" / ".join(map(str, counts)) if any(counts) else "–" if unknown else "ok")
+            cells.append("\n".join(counts) or ("–" if unknown else "ok"))
         times = report.seconds
         table.add_row(
             report.dataset,
             report.split,
-            "–" if report.expected is None else f"{report.expected:,}",
-            f"{report.found:,}",
+            f"{report.found:,}" + ("" if report.expected is None else f" of {report.expected:,}"),
             *cells,
-            str(len(report.without_audio)),
+            f"{len(report.without_audio):,}",
             f"{min(times):.1f} / {sum(times) / len(times):.1f} / {max(times):.1f}" if times else "–",
             f"{sum(times) / 3600:.1f}" if times else "–",
         )
     # a file or pipe gets the whole width: nothing is cut
     console = Console()
     Console(width=None if console.is_terminal else 160).print(table)
+    print("bad: unreadable · no sound: videos without a sound track · seconds: shortest / mean / longest clip")
 
 
 def write_problems(path: Path, reports: list[SplitReport]) -> None:

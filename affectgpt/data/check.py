@@ -30,7 +30,7 @@ class Problem:
     split: str
     sample: str
     what: str  # files, count, label, subtitle, video, audio, face, image
-    kind: str  # missing, zero bytes, unreadable, count
+    kind: str  # missing, zero bytes, unreadable; of a count: wrong
     reason: str
 
 
@@ -93,7 +93,7 @@ def _checked(report: SplitReport, samples: list[Sample], look: Look) -> SplitRep
     report.found = len(samples)
     if samples and report.expected not in (None, report.found):
         reason = f"expected {report.expected} samples, found {report.found}"
-        report.problems.append(Problem(report.dataset, report.split, "", "count", "count", reason))
+        report.problems.append(Problem(report.dataset, report.split, "", "count", "wrong", reason))
     for problems, seconds, silent, name in _parallel(samples, report.split, report.media, look):
         report.problems += problems
         report.seconds += [seconds] if seconds is not None else []
