@@ -203,8 +203,8 @@ def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
 def _csv_labels(row: DatasetRow, root: Path) -> dict[str, Labels]:
     if row.openset_file is None and row.reason_file is None:
         raise DataError(
-            f"{row.name} has no published label file name; give openset_file (columns name, openset) or reason_file "
-            "(name, reason) in its configuration"
+            f"{row.name} has no published label file name; give yours, a table with name and reason below {root}: "
+            f'--options "datasets.{row.name.lower()}.path=FILE"'
         )
     opensets = _ovlabels(root, row.openset_file)
     reasons = _column(root, row.reason_file, "reason")
