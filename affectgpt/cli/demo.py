@@ -79,12 +79,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demo in the clone."""
     args = build_parser().parse_args(argv)
 
+    from affectgpt.core.files import locked
     from affectgpt.core.runtime import setup_logging
-    from affectgpt.demo.report import write_report
 
     setup_logging()
-    started = time.perf_counter()
     place = Place(workers=max(args.workers, 1))
+    place.root.mkdir(parents=True, exist_ok=True)
+    with locked(place.root, wait=False) as alone:
+        if not alone:
+            raise ConfigError(f"another demo is running in {place.root}: wait for it or end it")
+        run(place)
+    return 0
+
+
+def run(place: Place) -> None:
+    """All steps, then the report."""
+    from affectgpt.demo.report import write_report
+
+    started = time.perf_counter()
     print(
         "AffectGPT demo: everything in it is synthetic (drawn faces, synthetic voices, invented sentences).", flush=True
     )
@@ -105,7 +117,6 @@ def main(argv: list[str] | None = None) -> int:
         seconds=seconds if fresh else 0.0,
     )
     print(f"\n{format_table(results)}\n\nreport: {report}   ({seconds / 60:.1f} minutes)\n{next_commands(place)}")
-    return 0
 
 
 def prepare(place: Place) -> bool:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from affectgpt.core.files import atomic_path
+from affectgpt.core.files import atomic_path, locked
 from affectgpt.core.journal import Journal
 from affectgpt.core.runtime import logger
 from affectgpt.inference.results import beside, write_answers
@@ -65,7 +63,7 @@ class Share:
         ``order``: the names as the file lists them. ``write_meta`` gets name → entry of everything.
         """
         self._journal.close()
-        with _locked(self.target.parent):
+        with locked(self.target.parent):
             if self.target.exists():  # another process was the last
                 return True
             entries = self._entries()
@@ -103,19 +101,3 @@ def _write_failed(path: Path, dataset: str, failed: Mapping[str, str]) -> None:
         writer = csv.writer(handle)
         writer.writerow(("dataset", "sample", "reason"))
         writer.writerows((dataset, name, reason) for name, reason in failed.items())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder; the other processes of a run wait the moment that writing takes."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ import pytest
 from affectgpt.cli import demo
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import ConfigError
-from affectgpt.core.files import write_json
+from affectgpt.core.files import locked, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = demo.Place(recipes=ROOT / "train_configs")
@@ -64,3 +64,11 @@ def _models():
     from affectgpt.demo.models import RECIPES
 
     return RECIPES
+
+
+def test_two_demos_in_one_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = demo.Place().root
+    root.mkdir(parents=True)
+    with locked(root), pytest.raises(ConfigError, match="another demo is running"):
+        demo.main([])
