@@ -1,4 +1,4 @@
-"""The wave convolutions of the wav2vec 2.0 family as matrix products: on a CPU 2.4 times as fast as Conv1d."""
+"""The wave convolutions of the wav2vec 2.0 family as matrix products, for CPUs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ class WaveConvolutions(nn.Module):
 
     A convolution with kernel k and stride s over ``[time, C]`` is a product of its windows ``[time', k·C]`` with the
     kernel. Channels come last, so layer norms need no transposition; clip by clip, since the activations of one
-    2-second clip (13 MB) stay in the cache and in the allocator's reach. Only without gradients and on a CPU; anything
-    else, and layers of an unknown kind, goes through the original.
+    2-second clip (13 MB) stay in the cache and in the allocator's reach. That takes 0.45 of the original's time with
+    layer norms, 0.75 with HuBERT-base's group norm. Only without gradients and on a CPU; anything else, and layers of
+    an unknown kind, goes through the original.
     """
 
     def __init__(self, feature_encoder: nn.Module) -> None:
@@ -43,8 +44,8 @@ class WaveConvolutions(nn.Module):
             windows = x.unfold(0, k, s).transpose(1, 2).flatten(1)  # [time', k·C]
             x = F.linear(windows, kernel, conv.bias)  # [time', C']
             norm = getattr(layer, "layer_norm", None)
-            if isinstance(norm, nn.GroupNorm):  # over time
-                x = norm(x.T[None])[0].T
+            if isinstance(norm, nn.GroupNorm):  # a group per channel: over time, as batch norm does it for a "batch"
+                x = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
             elif norm is not None:
                 x = norm(x)
             x = layer.activation(x)
