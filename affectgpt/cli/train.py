@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.cli.common import add_config_arguments, run_cli
-from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,6 +55,15 @@ def check_writable(root: Path) -> None:
         ) from error
 
 
+def check_data_root(root: Path) -> None:
+    """Raises DataError when there is no folder for data sets at all."""
+    if not root.is_dir():
+        raise DataError(
+            f"paths.dataset_root: no folder {root}; the data sets go there, or set it to where they are (affectgpt "
+            "check_data tells what is missing)"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse, check what can be checked before weights are loaded, build, train."""
     args = build_parser().parse_args(argv)
@@ -69,7 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     if config.run.train_splits != ("train",):
         raise ConfigError(f"run.train_splits is {list(config.run.train_splits)}; allowed: ['train']")
     device = pick_device(config.run.device)
-    if not args.dry_run:
+    check_data_root(Path(config.paths.dataset_root))
+    writes = not args.dry_run and not config.run.evaluate
+    if writes:
         check_writable(Path(config.paths.output_root))
 
     import torch
@@ -79,10 +90,11 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.data.validation import validation_batches
     from affectgpt.modeling.build import build_model, build_preparation
     from affectgpt.training.distributed import process_group
+    from affectgpt.training.evaluate import evaluate
     from affectgpt.training.interrupt import Interrupted
     from affectgpt.training.loop import train
     from affectgpt.training.optim import get_schedule
-    from affectgpt.training.preflight import check_compiler, check_memory, out_of_memory
+    from affectgpt.training.preflight import check_attention, check_compiler, check_memory, out_of_memory
     from affectgpt.training.progress import draw_training, tensorboard_writer
     from affectgpt.training.record import Record
     from affectgpt.training.rehearsal import rehearse
@@ -90,11 +102,12 @@ def main(argv: list[str] | None = None) -> int:
 
     get_schedule(config.run)
     check_compiler(config.run, device)
+    check_attention(config.run, device)
     if config.run.tensorboard:
         tensorboard_writer()
     with process_group(config.run, device):
         resumed = None if args.dry_run else find_resume(config, world_size=world_size())
-        if resumed is not None and resumed.position.epoch > config.run.max_epoch:
+        if writes and resumed is not None and resumed.position.epoch > config.run.max_epoch:
             done = (
                 f"{resumed.path} is of epoch {resumed.position.epoch - 1}, and run.max_epoch is {config.run.max_epoch}"
             )
@@ -109,6 +122,13 @@ def main(argv: list[str] | None = None) -> int:
             logger.info("%s: %d training samples", name, count)
         for name, part in held_out.items():
             logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
+        scored = None
+        if not args.dry_run:
+            scored = training_scores(config, preparation=build_preparation(config), device=device)
+        if config.run.evaluate and not held_out and scored is None:
+            raise ConfigError(
+                "run.evaluate: nothing to measure; set run.valid_splits, or run.score_every with run.score_datasets"
+            )
         check_memory(config, device)
         seed_everything(config.run.seed)  # the same connectors on every rank
         place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
@@ -119,9 +139,8 @@ def main(argv: list[str] | None = None) -> int:
             encoders=bool(needed) or config.run.score_every > 0,
         )  # fmt: skip
         seed_everything(config.run.seed + rank())
-        score = None
-        if not args.dry_run:
-            score = training_scores(config, model=model, preparation=build_preparation(config), device=device)
+        score = scored(model) if scored is not None else None
+        held_out_batches = {name: part.__iter__ for name, part in held_out.items()}
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
         if args.dry_run:
@@ -131,6 +150,13 @@ def main(argv: list[str] | None = None) -> int:
                 raise out_of_memory(error) from error
             if rank() == 0:
                 print(report)
+            return 0
+        if config.run.evaluate:
+            values = evaluate(
+                model=model, config=config, device=device, resumed=resumed, held_out=held_out_batches, score=score
+            )
+            if rank() == 0:
+                print("\n".join(f"{name:<40} {value:.4f}" for name, value in values.items()))
             return 0
 
         output_dir = _job_folder(config, resumed)
@@ -144,8 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             latest = train(
                 model=model, config=config, batches=batches, output_dir=output_dir, device=device, resumed=resumed,
-                held_out={name: part.__iter__ for name, part in held_out.items()},
-                score=score,
+                held_out=held_out_batches, score=score,
             )  # fmt: skip
         except Interrupted as interrupted:
             record.end("stopped")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError
 
+Score = Callable[[Path], dict[str, float]]
 
-def training_scores(
-    config: Config, *, model: Any, preparation: Any, device: Any
-) -> Callable[[Path], dict[str, float]] | None:
-    """A function checkpoint → ``score_<data set>`` in 0..1 for ``run.score_datasets``; None when none is asked for.
+
+def training_scores(config: Config, *, preparation: Any, device: Any) -> Callable[[Any], Score] | None:
+    """A function model → (checkpoint → ``score_<data set>`` in 0..1) for ``run.score_datasets``; None: none asked for.
 
     The model in training answers, as it is at the end of the epoch; the answers are read without a language model.
-    Samples, truth and lexicon are read here, so that what is missing is told before training. Raises ConfigError.
+    Samples, truth and lexicon are read here, so that what is missing is told before a model is loaded. Raises
+    ConfigError and DataError.
     """
     import torch
 
@@ -59,13 +61,9 @@ def training_scores(
             audio_clip_spacing=config.model.audio_clip_spacing,
         )  # fmt: skip
         sets.append((row, truth, make_metric(row, grouping), asked))
-    engine = ENGINES.get("transformers")(
-        model, tokenizer=preparation.tokenizer, decoding=Decoding.from_config(config.inference)
-    )
-
     batch_size = config.inference.batch_size or ENCODE_BATCH
 
-    def score(checkpoint: Path) -> dict[str, float]:
+    def score(model: Any, engine: Any, checkpoint: Path) -> dict[str, float]:
         scores = {}
         model.eval()
         # Sampling has streams of its own; the stream that dropout goes on with stays where it is.
@@ -89,4 +87,9 @@ def training_scores(
         logger.info("%s: %s", checkpoint.name, ", ".join(f"{k} {100 * v:.2f}" for k, v in scores.items()))
         return scores
 
-    return score
+    def of(model: Any) -> Score:
+        decoding = Decoding.from_config(config.inference)
+        engine = ENGINES.get("transformers")(model, tokenizer=preparation.tokenizer, decoding=decoding)
+        return partial(score, model, engine)
+
+    return of

@@ -108,7 +108,7 @@ class RunConfig:
     accum_grad_iters: int = 1
     log_freq: int = 50  # steps between two log lines
     resume_ckpt_path: str | None = None
-    evaluate: bool = False
+    evaluate: bool = False  # train nothing; print the losses of valid_splits and the scores of score_datasets
     train_splits: tuple[str, ...] = ("train",)
     valid_splits: tuple[str, ...] = ()  # splits whose loss is measured: valid (see valid_ratio), or one of a data set
     on_error: Literal["raise", "skip"] = "raise"  # ours: a sample that cannot be read ends the run, or is left out

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MANY = 12  # known names that are too many to list beside a near one
+
 
 class AffectGPTError(Exception):
     """Something the user gave is wrong or missing. The command line prints the message without a traceback."""
@@ -23,9 +25,13 @@ class CheckpointError(AffectGPTError):
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """A sentence that helps after an unknown name: the nearest known one, and what is known."""
+    """A sentence that helps after an unknown name: the nearest known one, and what is known (a long list only where
+    nothing is near)."""
     known = sorted(known)
     folded = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(wrong.lower(), list(folded), n=1, cutoff=0.5)
+    stem = wrong.lower().partition(".")[0]
+    begin = [name for name in folded if name.startswith(stem)] if len(stem) > 2 else []
+    near = difflib.get_close_matches(wrong.lower(), list(folded), n=1, cutoff=0.7) or begin[:1]
+    near = near or difflib.get_close_matches(wrong.lower(), list(folded), n=1, cutoff=0.5)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
-    return f"{hint} Known: {', '.join(known) or 'none'}."
+    return hint if near and len(known) > _MANY else f"{hint} Known: {', '.join(known) or 'none'}."

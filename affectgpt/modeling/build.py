@@ -109,6 +109,10 @@ def build_model(
     """
     model = config.model
     row = _llm_row(config)
+    checkpoints = [(key, getattr(model, key)) for key in ("ckpt", "ckpt_2", "ckpt_3") if getattr(model, key)]
+    for key, path in checkpoints:
+        if not Path(path).exists():
+            raise CheckpointError(f"model.{key}: {path}: no such checkpoint")
     encoder_dtype, llm_dtype = (
         torch.float32 if device.type == "cpu" else getattr(torch, name)
         for name in (model.encoder_dtype, model.llm_dtype)
@@ -142,10 +146,8 @@ def build_model(
     )
     if not encoders:
         parts.visual_encoder = parts.acoustic_encoder = None
-    for key in ("ckpt", "ckpt_2", "ckpt_3"):
-        path = getattr(model, key)
-        if path:
-            logger.info("model.%s: %s: %s", key, path, load_checkpoint(parts, path))
+    for key, path in checkpoints:
+        logger.info("model.%s: %s: %s", key, path, load_checkpoint(parts, path))
     return parts.to(place or device)
 
 
@@ -234,10 +236,13 @@ def _assemble(
 
 
 def _encoder_classes(config: Config) -> dict[str, type[FrozenEncoder]]:
-    return {
-        "visual_encoder": VISUAL_ENCODERS.get(config.model.visual_encoder),
-        "acoustic_encoder": ACOUSTIC_ENCODERS.get(config.model.acoustic_encoder),
-    }
+    classes = {}
+    for key, registry in (("visual_encoder", VISUAL_ENCODERS), ("acoustic_encoder", ACOUSTIC_ENCODERS)):
+        try:
+            classes[key] = registry.get(getattr(config.model, key))
+        except ConfigError as error:
+            raise ConfigError(f"model.{key}: {error}") from None
+    return classes
 
 
 def _empty_encoders(config: Config) -> list[FrozenEncoder]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,10 +120,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for damaged files; all mean the same to a user
-        first_line = str(error).strip().splitlines()[:1]
-        raise CheckpointError(
-            f"{path}: damaged or no checkpoint ({type(error).__name__}: {''.join(first_line)})"
-        ) from error
+        # torch's own text advises to load without its safety.
+        why = "" if isinstance(error, pickle.UnpicklingError) else ": " + "".join(str(error).strip().splitlines()[:1])
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({type(error).__name__}{why})") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         found = f"the keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content)
         raise CheckpointError(f"{path}: expected a dict with the key 'model'; found {found}")

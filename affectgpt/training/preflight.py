@@ -74,6 +74,21 @@ def check_compiler(run: RunConfig, device: torch.device) -> None:
         )
 
 
+def check_attention(run: RunConfig, device: torch.device) -> None:
+    """Raises ConfigError when ``run.attention`` names a kernel that this machine lacks."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if run.attention != "flash_attention_2":
+        return
+    if device.type != "cuda" or not run.amp:
+        raise ConfigError("run.attention is flash_attention_2, which needs a GPU and run.amp: True; use sdpa")
+    if not is_flash_attn_2_available():
+        raise ConfigError(
+            "run.attention is flash_attention_2, but flash-attn is not installed (pip install flash-attn); sdpa needs "
+            "no package"
+        )
+
+
 def _free_cpu() -> int | None:
     """Memory that a process can still get, bytes; None where the system does not say."""
     try:

@@ -105,7 +105,10 @@ def find_resume(config: Config, *, world_size: int) -> Resumed | None:
             path = _of_folder(path) or path / STATE
         if path.name == STATE:
             folder = path.parent
-    content = read_checkpoint(path)
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"run.resume_ckpt_path: {error}") from error
     if "position" not in content and not isinstance(content.get("epoch"), int):
         raise CheckpointError(f"run.resume_ckpt_path: {path} has no epoch; load it with model.ckpt instead")
     _check_recipe(path, content, config, world_size=world_size)

@@ -28,3 +28,8 @@ def test_one_name_cannot_mean_two_things():
 def test_did_you_mean_knows_case_and_says_what_is_known():
     assert did_you_mean("mer2032", ["MER2023", "SIMS"]) == " Did you mean 'MER2023'? Known: MER2023, SIMS."
     assert did_you_mean("zzz", []) == " Known: none."
+    encoders = ["CLIP_VIT_LARGE", "EVA_CLIP_G", "SigLIP_SO"]
+    assert did_you_mean("CLIP", encoders).startswith(" Did you mean 'CLIP_VIT_LARGE'? Known: CLIP_VIT_LARGE, ")
+    many = [f"key_{i}" for i in range(20)]
+    assert did_you_mean("kye_7", many) == " Did you mean 'key_7'?"
+    assert did_you_mean("zzz", many).startswith(" Known: key_0, key_1, ")

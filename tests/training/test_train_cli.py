@@ -75,6 +75,20 @@ def test_scores_are_taken_during_training_and_change_nothing(recipe, monkeypatch
     assert losses[0] == losses[1]
 
 
+def test_evaluate_measures_and_trains_nothing(recipe, capsys):
+    path = recipe(mode="face_text", valid_ratio=0.25, valid_splits='["valid"]', max_epoch=1)
+    assert main(["--cfg-path", str(path)]) == 0
+    folder = run_folder(path)
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    log = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    capsys.readouterr()
+    for given in (f"run.resume_ckpt_path={folder / 'last.state'}", f"model.ckpt={next(folder.glob('*_000001*'))}"):
+        assert main(["--cfg-path", str(path), "--options", "run.evaluate=True", given]) == 0
+        [name, loss] = capsys.readouterr().out.split()
+        assert name == "valid_loss_MERCaptionPlus_valid" and float(loss) == pytest.approx(log[-1][name], abs=1e-4)
+    assert before == {file: file.stat().st_mtime_ns for file in run_folder(path).iterdir()}
+
+
 def test_stored_features_give_the_same_curve_without_encoders(recipe):
     from affectgpt.cli.extract_features import main as extract_features
 
@@ -160,7 +174,22 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
         (["run.lr_sched=linear_warmup_cosin_lr"], ConfigError, "Did you mean 'linear_warmup_cosine_lr'"),
         (["run.device=cuda"], ConfigError, "torch sees no GPU"),
         (["run.resume_ckpt_path=nowhere/x.pth"], CheckpointError, "nowhere/x.pth: no such checkpoint"),
-        (["paths.dataset_root=/nowhere"], DataError, "/nowhere"),
+        (
+            ["run.resume_ckpt_path=README.md"],
+            CheckpointError,
+            "run.resume_ckpt_path: README.md: damaged or no checkpoint",
+        ),
+        (["model.ckpt_2=nowhere.pth"], CheckpointError, "model.ckpt_2: nowhere.pth: no such checkpoint"),
+        (
+            ["model.visual_encoder=CLIP"],
+            ConfigError,
+            "model.visual_encoder: unknown visual encoder 'CLIP'. Did",
+        ),
+        (["run.attention=flash_attention_2"], ConfigError, "run.attention is flash_attention_2, which needs a GPU"),
+        (["run.score_every=1"], ConfigError, "run.score_datasets names no data set"),
+        (["run.score_every=1", "run.score_datasets=[MELD]"], DataError, "meld-process"),
+        (["run.evaluate=True"], ConfigError, "run.evaluate: nothing to measure"),
+        (["paths.dataset_root=/nowhere"], DataError, "paths.dataset_root: no folder /nowhere"),
         (["paths.models_root=/nowhere"], CheckpointError, "no model folder"),
         (["paths.output_root=/proc/output"], ConfigError, "paths.output_root: /proc/output cannot be written to"),
         (["run.parallel=fsdp2"], ConfigError, "start it with torchrun"),
@@ -168,11 +197,11 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
         (["run.train_splits=[test]"], ConfigError, "run.train_splits"),
         (["datasets.mercaptionplu.label_type=hybird"], DataError, "Did you mean 'MERCaptionPlus'"),
     ],
-    ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
+    ids=lambda value: "-".join(option.partition("=")[0] for option in value) if isinstance(value, list) else "",
 )
 def test_what_cannot_work_is_told_before_the_model_is_loaded(recipe, monkeypatch, options, error, told):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("affectgpt.modeling.build.load_llm", lambda *_, **__: pytest.fail("a model was loaded"))
     path = recipe(mode="face_text")
     with pytest.raises(error) as raised:
         main(["--cfg-path", str(path), "--options", *options])
