@@ -35,19 +35,21 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.runtime import logger, pick_device, setup_logging
     from affectgpt.data.loader import named_samples
+    from affectgpt.data.table import parse_names
     from affectgpt.prompts.modes import get_mode
 
     setup_logging()
     config = load_config(args.cfg_path, args.options)
     device = pick_device(config.run.device)
-    names = [word for item in args.datasets or [] for word in item.split(",") if word] or list(config.datasets)
-    if not names:
+    words = args.datasets or list(config.datasets)
+    if not words:
         raise ConfigError(f"{args.cfg_path}: names no data set; say which with --datasets")
+    names = parse_names(",".join(words), own=config.datasets)
     modes = {name: args.mode or _mode_of(config, name) for name in names}
     encoders: dict[str, Any] = {}
     failed = 0
-    for name in names:
-        title, samples = named_samples(config, name, split=args.split)
+    sources = [named_samples(config, name, split=args.split) for name in names]  # what is missing shows at once
+    for name, (title, samples) in zip(names, sources, strict=True):
         for modality in get_mode(modes[name]).media:
             written, broken = _extract(
                 config, args, title, samples, modality=modality, device=device, encoders=encoders
@@ -77,18 +79,19 @@ def _extract(config: Any, args: Any, title: str, samples: list, *, modality: Any
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
     from affectgpt.data.features import FeatureWriter, feature_key, store_folder
-    from affectgpt.data.loader import media_batches
+    from affectgpt.data.media_loader import media_batches
     from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 
     is_audio = modality is Modality.AUDIO
     encoder_name = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
     kind = (ACOUSTIC_ENCODERS if is_audio else VISUAL_ENCODERS).get(encoder_name)
+    processor = (config.model if args.split == "train" else config.inference).vis_processor.train
     folder = model_folder(config, encoder_name, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
     writer = FeatureWriter(
         store_folder(
             config.paths.features_root, dataset=title, split=args.split, modality=modality, encoder=encoder_name
         ),
-        key=feature_key(config, modality, device_type=device.type),
+        key=feature_key(config, modality, device_type=device.type, processor=processor),
         dtype=args.dtype,
         rank=rank(),
     )
@@ -99,19 +102,24 @@ def _extract(config: Any, args: Any, title: str, samples: list, *, modality: Any
     written = broken = 0
     bar = tqdm(total=len(todo), desc=f"{title} {modality.value}", unit="clip", disable=None)
     try:
-        for names, media, flags, failures in media_batches(
-            config, todo, modality=modality, transform=kind.transform_of(folder), batch_size=args.batch_size
+        for batch in media_batches(
+            config,
+            todo,
+            modality=modality,
+            transform=kind.transform_of(folder),
+            batch_size=args.batch_size,
+            processor=processor,
         ):
-            if names:
-                if modality is Modality.IMAGE:
-                    media = media.unsqueeze(1)  # [B, 1, 3, H, W]
+            if batch.names:
+                # an image is a video of one frame: [B, 1, 3, H, W]
+                media = batch.media.unsqueeze(1) if modality is Modality.IMAGE else batch.media
                 features = encoders[encoder_name](media.to(device))  # [B, T, d]
-                for name, feature, flag in zip(names, features, flags, strict=True):
-                    writer.write(name, feature.float(), flags=flag)
-            for name, reason in failures:
-                writer.fail(name, reason)
-            written, broken = written + len(names), broken + len(failures)
-            bar.update(len(names) + len(failures))
+                for name, feature, flags, size in zip(batch.names, features, batch.flags, batch.sizes, strict=True):
+                    writer.write(name, feature.float(), flags=flags, source_bytes=size)
+            for failure in batch.failures:
+                writer.fail(failure.name, failure.reason)
+            written, broken = written + len(batch.names), broken + len(batch.failures)
+            bar.update(len(batch.names) + len(batch.failures))
     finally:
         bar.close()
         writer.close()

@@ -7,7 +7,9 @@ or a name and why it has none). Both only grow: a killed writer loses at most th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +17,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from affectgpt.config.paths import model_folder
-from affectgpt.config.schema import Config
+from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
-from affectgpt.core.files import write_json
+from affectgpt.core.files import locked, write_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
+from affectgpt.data.media import media_file
 from affectgpt.data.video import video_reader
 from affectgpt.prompts.modes import get_mode
 
@@ -28,13 +31,15 @@ if TYPE_CHECKING:
     import torch
 
 Key = dict[str, Any]
+_RESIZED_BY = {Modality.FACE: ("cv2",), Modality.IMAGE: ("PIL",)}
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".json")
 
 
-def feature_key(config: Config, modality: Modality, *, device_type: str) -> Key:
+def feature_key(config: Config, modality: Modality, *, device_type: str, processor: ProcessorSpec | None = None) -> Key:
     """Everything that an encoder's output depends on: encoder, weights, preprocessing, versions, arithmetic.
 
-    Raises CheckpointError when the encoder's folder is missing.
+    ``processor``: number and size of frames, those of training where not given. Raises CheckpointError when the
+    encoder's folder is missing.
     """
     import numpy as np
     import torch
@@ -42,7 +47,7 @@ def feature_key(config: Config, modality: Modality, *, device_type: str) -> Key:
     is_audio = modality is Modality.AUDIO
     encoder = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
     folder = model_folder(config, encoder, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
-    spec = config.model.vis_processor.train
+    spec = processor or config.model.vis_processor.train
     preprocessing: Key = (
         {"audio_clip_spacing": config.model.audio_clip_spacing}
         if is_audio
@@ -60,6 +65,7 @@ def feature_key(config: Config, modality: Modality, *, device_type: str) -> Key:
             "torch": torch.__version__.split("+")[0],
             "transformers": importlib.metadata.version("transformers"),
             "numpy": np.__version__,
+            **{module: importlib.import_module(module).__version__ for module in _RESIZED_BY.get(modality, ())},
         },
     }
 
@@ -93,7 +99,14 @@ def differing(found: Mapping[str, Any], expected: Mapping[str, Any], where: str 
 
 
 def stored_features(
-    config: Config, samples: Sequence[Sample], *, dataset: str, split: str, mode: str, policy: str
+    config: Config,
+    samples: Sequence[Sample],
+    *,
+    dataset: str,
+    split: str,
+    mode: str,
+    policy: str,
+    processor: ProcessorSpec | None = None,
 ) -> dict[Modality, FeatureReader]:
     """Readers for those media of a mode whose features can be used; the others are decoded and encoded.
 
@@ -111,7 +124,8 @@ def stored_features(
         if policy == "auto" and not (folder / "key.json").exists():  # nothing stored: no weights are hashed for it
             continue
         try:
-            reader = FeatureReader(folder, key=feature_key(config, modality, device_type=device_type(config)))
+            key = feature_key(config, modality, device_type=device_type(config), processor=processor)
+            reader = FeatureReader(folder, key=key)
             missing = reader.missing(samples)
             if missing:
                 raise DataError(
@@ -127,6 +141,24 @@ def stored_features(
     return readers
 
 
+def features_policy(config: Config, dataset: str) -> str:
+    """``features`` as a data set's block says, or as all blocks of the configuration do; ``auto`` where they differ."""
+    for key, spec in config.datasets.items():
+        if key.lower() == dataset.lower():
+            return spec.features
+    policies = {spec.features for spec in config.datasets.values()}
+    return policies.pop() if len(policies) == 1 else "auto"
+
+
+def media_size(sample: Sample, modality: Modality) -> int | None:
+    """Bytes of the file that a sample's medium is read from; None where it is not there."""
+    path = media_file(sample, modality)
+    try:
+        return None if path is None else path.stat().st_size
+    except OSError:
+        return None
+
+
 def device_type(config: Config) -> str:
     """``cpu`` or ``cuda``: where the configuration's encoders compute."""
     import torch
@@ -139,7 +171,7 @@ def device_type(config: Config) -> str:
 class FeatureWriter:
     """Appends records to one shard. Opening it goes on after the last whole record; ``done`` knows all shards' names.
 
-    Raises DataError when the folder holds features of another key, shape or dtype.
+    Raises DataError when the folder holds features of another key, shape or dtype, or another process writes the shard.
     """
 
     def __init__(self, folder: Path, *, key: Key, dtype: str = "float32", rank: int = 0) -> None:
@@ -152,18 +184,27 @@ class FeatureWriter:
             if difference is None and meta["dtype"] != dtype:
                 difference = f"dtype is {meta['dtype']}, this run writes {dtype}"
             if difference is not None:
-                raise DataError(f"{folder}: holds other features ({difference}); remove the folder or keep to its key")
+                raise DataError(
+                    f"{folder}: holds other features ({difference}); remove the folder to compute them anew, or set "
+                    "that back"
+                )
             self.shape = tuple(meta["shape"])
         self._data_path = folder / f"shard-{rank:04d}.bin"
         self._index_path = folder / f"shard-{rank:04d}.jsonl"
         self._data: IO[bytes] | None = None
         self._index: IO[str] | None = None
+        self._lock = contextlib.ExitStack()
+        self._index_path.touch()
+        if not self._lock.enter_context(locked(self._index_path, wait=False)):
+            raise DataError(f"{self._index_path}: another process writes this shard; wait for it, or end it")
         if self._index_path.exists() and self.shape is not None:
             _cut_to_whole_records(self._data_path, self._index_path, size=_record_size(self.shape, dtype))
         self.done = {e["name"] for path in _indices(folder) for e in _read_index(path) if "failed" not in e}
 
-    def write(self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = ()) -> None:
-        """Append one sample's ``[T, d]`` (or ``[T, Q, d]``) tensor."""
+    def write(
+        self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = (), source_bytes: int | None = None
+    ) -> None:
+        """Append one sample's ``[T, d]`` (or ``[T, Q, d]``) tensor; ``source_bytes``: size of the file it is of."""
         array = feature.detach().cpu().numpy().astype(self.dtype)
         if self.shape is None:
             self.shape = array.shape
@@ -175,7 +216,7 @@ class FeatureWriter:
         assert self._data is not None
         self._data.write(array.tobytes())
         self._data.flush()
-        self._note({"name": name, "flags": list(flags)})
+        self._note({"name": name, "flags": list(flags), "bytes": source_bytes})
         self.done.add(name)
 
     def fail(self, name: str, reason: str) -> None:
@@ -189,6 +230,7 @@ class FeatureWriter:
             if handle is not None:
                 handle.close()
         self._data = self._index = None
+        self._lock.close()
 
     def _open(self) -> None:
         if self._index is None:
@@ -214,12 +256,17 @@ class FeatureReader:
             raise DataError(f"{folder}: no features; compute them: affectgpt extract_features")
         difference = differing(meta["key"], key)
         if difference is not None:
-            raise DataError(f"{folder}: features of another key: {difference}. Compute them again")
+            raise DataError(
+                f"{folder}: stored features do not fit this run: {difference}. Remove the folder and run affectgpt "
+                "extract_features, or set that back"
+            )
+        self.modality = next((m for m in Modality if m.value == meta["key"].get("modality")), None)
         self.shape, self.dtype = tuple(meta["shape"]), meta["dtype"]
         size = _record_size(self.shape, self.dtype)
         self._where: dict[str, tuple[int, int]] = {}  # name → shard, record
         self._flags: dict[str, tuple[str, ...]] = {}
         self._failed: dict[str, str] = {}
+        self._bytes: dict[str, int] = {}
         self._shards: list[Path] = []
         for path in _indices(folder):
             shard, record = len(self._shards), 0
@@ -234,6 +281,8 @@ class FeatureReader:
                     self._where[entry["name"]] = (shard, record)
                     if entry["flags"]:
                         self._flags[entry["name"]] = tuple(entry["flags"])
+                    if entry.get("bytes") is not None:
+                        self._bytes[entry["name"]] = entry["bytes"]
                 record += 1
         self._maps: dict[int, np.ndarray] = {}
 
@@ -253,12 +302,23 @@ class FeatureReader:
         if sample.name not in self._where:
             reason = self._failed.get(sample.name, "no stored feature; run affectgpt extract_features again")
             raise DataError(f"{sample.dataset}: sample {sample.name!r}: {reason}")
+        self._check_source(sample)
         shard, record = self._where[sample.name]
         if shard not in self._maps:
             self._maps[shard] = np.memmap(self._shards[shard], mode="r", dtype=self.dtype)
         length = int(np.prod(self.shape))
         values = self._maps[shard][record * length : (record + 1) * length]
         return torch.from_numpy(values.astype(np.float32).reshape(self.shape)), self._flags.get(sample.name, ())
+
+    def _check_source(self, sample: Sample) -> None:
+        """The file is the one that was encoded, or is not there any more."""
+        then = self._bytes.get(sample.name)
+        now = None if self.modality is None else media_size(sample, self.modality)
+        if then is not None and now is not None and now != then:
+            raise DataError(
+                f"{sample.dataset}: sample {sample.name!r}: its {self.modality} file has {now} bytes, its stored "
+                f"features were computed from {then}; remove {self.folder} and run affectgpt extract_features"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}

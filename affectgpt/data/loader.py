@@ -17,7 +17,6 @@ from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
 from affectgpt.data.features import stored_features
 from affectgpt.data.held_out import hold_out
-from affectgpt.data.media import MediaReader
 from affectgpt.data.own import load_own_samples, own_label_types
 from affectgpt.data.readers import candidate_labels, load_samples, value_range
 from affectgpt.data.sampler import MixedBatches, SequentialBatches
@@ -96,7 +95,7 @@ class BatchStream:
             collate_fn=_SafeCollate(pad_token_id),
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
             generator=torch.Generator(),  # the loader must not draw from the stream that dropout uses
         )
 
@@ -242,52 +241,6 @@ def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[S
     return row.name, load_samples(row, split=split, dataset_root=config.paths.dataset_root)
 
 
-def media_batches(
-    config: Config, samples: Sequence[Sample], *, modality: Modality, transform: Callable, batch_size: int
-) -> Iterator[tuple[list[str], Any, list[tuple[str, ...]], list[tuple[str, str]]]]:
-    """One medium of every sample in order, without text: names, tensor ``[B, …]``, flags; and names with reasons of
-    those that cannot be read."""
-    import torch
-
-    spec = config.model.vis_processor.train
-    reader = MediaReader(
-        {modality: transform},
-        n_frames=spec.n_frms,
-        image_size=spec.image_size,
-        audio_clip_spacing=config.model.audio_clip_spacing,
-    )
-    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        _Media(reader, samples, modality),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=min(config.run.num_workers, len(samples)),
-        collate_fn=list,
-        worker_init_fn=_quiet_worker,
-        generator=torch.Generator(),
-    )
-    for items in loader:
-        good = [item for item in items if not isinstance(item, Failure)]
-        failures = [(item.name, item.reason) for item in items if isinstance(item, Failure)]
-        stacked = torch.stack([tensor for _, tensor, _ in good]) if good else None
-        yield [name for name, _, _ in good], stacked, [flags for _, _, flags in good], failures
-
-
-class _Media:
-    """Index → (name, tensor, flags), or Failure."""
-
-    def __init__(self, reader: MediaReader, samples: Sequence[Sample], modality: Modality) -> None:
-        self.reader, self.samples, self.modality = reader, samples, modality
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[str, Any, tuple[str, ...]] | Failure:
-        sample = self.samples[index]
-        try:
-            return (sample.name, *self.reader(sample, self.modality))
-        except DataError as error:
-            return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
-
-
 def training_source(
     name: str, spec: DatasetConfig, dataset_root: str
 ) -> tuple[str, list[Sample], tuple[str, ...], Callable[[Sequence[str]], Context]]:
@@ -371,7 +324,7 @@ class _SafeCollate:
         return batch, failures, fatal
 
 
-def _quiet_worker(_: int) -> None:
+def quiet_worker(_: int) -> None:
     """A worker is one of several processes: its libraries start no threads, and signals are for the main process.
 
     Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them at once would end the main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import ConfigError, DataError
@@ -14,6 +15,14 @@ from affectgpt.data.video import read_faces, read_image
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+def media_file(sample: Sample, modality: Modality) -> Path | None:
+    """The file that one medium of a sample is read from; sound comes from the video where there is no sound file."""
+    if modality is Modality.AUDIO:
+        has_wav = sample.audio is not None and (sample.video is None or sample.audio.is_file())
+        return sample.audio if has_wav else sample.video
+    return {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}.get(modality)
 
 
 class MediaReader:
@@ -45,7 +54,7 @@ class MediaReader:
             if modality is Modality.AUDIO:
                 clips, flags = self._clips(sample)
                 return self.transforms[modality](clips), flags
-            path = {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}[modality]
+            path = media_file(sample, modality)
             if path is None:
                 raise DataError(f"no {modality.value} file is known")
             if modality is Modality.IMAGE:

@@ -15,7 +15,14 @@ from affectgpt.cli.extract_features import main
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality
-from affectgpt.data.features import FeatureReader, FeatureWriter, differing, feature_key, store_folder
+from affectgpt.data.features import (
+    FeatureReader,
+    FeatureWriter,
+    differing,
+    feature_key,
+    features_policy,
+    store_folder,
+)
 from affectgpt.data.loader import named_samples, training_batches
 from affectgpt.data.table import get_row
 from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
@@ -170,7 +177,7 @@ def test_stale_and_foreign_features_are_refused_by_key(option, message, cfg, tok
     path.write_text(json.dumps(meta))
     with pytest.raises(DataError) as error:
         batches_of(config, tokenizer, features="require")
-    assert message in str(error.value) and "Compute them again" in str(error.value)
+    assert message in str(error.value) and "run affectgpt extract_features" in str(error.value)
     monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
     batches = batches_of(config, tokenizer, features="auto")  # says why, and decodes
     assert batches.media and message in caplog.text
@@ -206,6 +213,60 @@ def test_a_sample_that_cannot_be_read_stays_one(cfg, world, make, tokenizer, tmp
     make.sound(root / "audio" / f"{make.names[1]}.wav")
     assert main(["--cfg-path", str(cfg), "--options", *options]) == 0  # tried again
     assert [len(b.names) for b in batches_of(config, tokenizer, features="require")(1)] == [2] * 4
+
+
+def test_a_file_that_changed_is_not_answered_for(cfg, make, tmp_path):
+    """The store speaks of the file that was encoded; one that is gone changes nothing."""
+    config = load_config(cfg)
+    root = tmp_path / "own"
+    make.layout(get_row("OVMERD"), root, media=True)
+    option = f"paths.dataset_root={root}"
+    assert main(["--cfg-path", str(cfg), "--options", option]) == 0
+    _, samples = named_samples(load_config(cfg, [option]), "ovmerd", split="train")
+    reader = reader_of(config, Modality.FACE)
+    make.faces(samples[0].face, n=5)
+    samples[1].face.unlink()
+    with pytest.raises(DataError, match=r"its face file has 188288 bytes, its stored features were computed from 451"):
+        reader(samples[0])
+    assert reader(samples[1])[0].shape == reader.shape
+
+
+def test_the_test_split_is_prepared_as_inference_does(cfg, world, make):
+    """inference.vis_processor counts there, not that of training."""
+    options = ["inference.vis_processor.train.n_frms=4"]
+    make_test = ["--cfg-path", str(cfg), "--datasets", "OVMERDPlus", "--split", "test", "--mode", "faceonly"]
+    root = world[0] / "dataset"
+    make.layout(get_row("OVMERDPlus"), root, media=True)
+    assert main([*make_test, "--options", *options]) == 0
+    config = load_config(cfg, options)
+    folder = store_folder(
+        config.paths.features_root, dataset="OVMERDPlus", split="test", modality=Modality.FACE,
+        encoder="CLIP_VIT_LARGE",
+    )  # fmt: skip
+    processor = config.inference.vis_processor.train
+    reader = FeatureReader(folder, key=feature_key(config, Modality.FACE, device_type="cpu", processor=processor))
+    assert reader.shape[0] == 4
+    with pytest.raises(DataError, match="n_frames is 4, this run has 8"):
+        FeatureReader(folder, key=feature_key(config, Modality.FACE, device_type="cpu"))
+
+
+def test_one_shard_has_one_writer(tmp_path):
+    writer = FeatureWriter(tmp_path / "s", key={"a": 1})
+    with pytest.raises(DataError, match=r"shard-0000\.jsonl: another process writes this shard"):
+        FeatureWriter(tmp_path / "s", key={"a": 1})
+    writer.close()
+    FeatureWriter(tmp_path / "s", key={"a": 1}).close()
+
+
+def test_inference_follows_the_policy_of_the_configuration():
+    from affectgpt.config.schema import Config, DatasetConfig
+
+    def policy(**blocks):
+        sets = {name: DatasetConfig(features=value) for name, value in blocks.items()}
+        return features_policy(Config(name="x", datasets=sets), "MELD")
+
+    assert policy() == "auto" and policy(sims="off") == "off" and policy(sims="off", mer2023="require") == "auto"
+    assert policy(sims="off", meld="require") == "require"
 
 
 def test_flags_are_kept(tmp_path):
