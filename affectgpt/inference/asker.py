@@ -45,7 +45,7 @@ def training_mode(config: Config) -> str:
 class Asker:
     """A model and its engine, ready to answer: shared by whole data sets and single clips."""
 
-    def __init__(self, config: Config, *, device: torch.device, mode: str | None = None) -> None:
+    def __init__(self, config: Config, *, device: torch.device, mode: str | None = None, encoders: bool = True) -> None:
         self.config = config
         self.device = device
         self.mode = get_mode(mode or training_mode(config)).name
@@ -53,7 +53,8 @@ class Asker:
         self.checkpoint: Path | None = None
         self._batch_size = config.inference.batch_size
         tokenizer = self.preparation.tokenizer
-        self.model = build_model(config, device=self.device, tokenizer=tokenizer)
+        self.has_encoders = encoders  # without them every clip must bring its features
+        self.model = build_model(config, device=self.device, tokenizer=tokenizer, encoders=encoders)
         self.engine: Any = ENGINES.get(config.inference.engine)(
             self.model,
             tokenizer=tokenizer,

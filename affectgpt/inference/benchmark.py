@@ -19,7 +19,7 @@ from affectgpt.core.files import write_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.dataset import Example
-from affectgpt.data.features import stored_features
+from affectgpt.data.features import features_policy, stored_features
 from affectgpt.data.loader import BatchStream, FailureLog, named_samples
 from affectgpt.data.sampler import SequentialBatches
 from affectgpt.data.video import video_reader
@@ -155,8 +155,10 @@ class Benchmark:
     ) -> None:
         from tqdm import tqdm
 
-        if self.asker is None:
-            self.asker = Asker(self.config, device=self.device, mode=self.mode)
+        needs_encoders = not {*get_mode(self.mode).media} <= {*self._stored(dataset)}
+        if self.asker is None or (needs_encoders and not self.asker.has_encoders):
+            self.asker = None  # its memory is needed
+            self.asker = Asker(self.config, device=self.device, mode=self.mode, encoders=needs_encoders)
         self.asker.use(checkpoint.path)
         by_name = {sample.name: sample for sample in self.samples(dataset)}
         pending = [by_name[name] for name in order if name in share.pending]
@@ -229,7 +231,13 @@ class Benchmark:
         """Readers of encoder outputs that ``affectgpt extract_features`` left, where they are complete and fit."""
         if dataset not in self._stores:
             self._stores[dataset] = stored_features(
-                self.config, self.samples(dataset), dataset=dataset, split="test", mode=self.mode, policy="auto"
+                self.config,
+                self.samples(dataset),
+                dataset=dataset,
+                split="test",
+                mode=self.mode,
+                policy=features_policy(self.config, dataset),
+                processor=self.config.inference.vis_processor.train,
             )
             if self._stores[dataset]:
                 logger.info("%s: stored features of %s", dataset, ", ".join(self._stores[dataset]))

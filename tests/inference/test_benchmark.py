@@ -337,9 +337,16 @@ def test_stored_features_answer_alike(world, reference, tmp_path, monkeypatch):
     encoded = []
     encode = AffectGPT.encode
     monkeypatch.setattr(AffectGPT, "encode", lambda self, batch: encoded.extend(batch.media) or encode(self, batch))
-    target = world.benchmark(tmp_path, option).run(DATASET, world.checkpoints()[0])
-    assert read_answers(target) == reference
+    benchmark = world.benchmark(tmp_path, option, "datasets.mercaptionplus.features=require")
+    assert read_answers(benchmark.run(DATASET, world.checkpoints()[0])) == reference
     assert encoded == []  # no medium was read or encoded
+    assert benchmark.asker.model.visual_encoder is None is benchmark.asker.model.acoustic_encoder
+    decoding = world.benchmark(tmp_path / "off", option, "datasets.mercaptionplus.features=off")
+    assert read_answers(decoding.run(DATASET, world.checkpoints()[0])) == reference
+    assert encoded
+    with pytest.raises(DataError, match="no features; compute them"):
+        world.benchmark(tmp_path / "gone", "datasets.mercaptionplus.features=require",
+                        f"paths.features_root={tmp_path}/gone").run(DATASET, world.checkpoints()[0])  # fmt: skip
 
 
 def test_greedy_answers_need_no_seed(world, tmp_path):
