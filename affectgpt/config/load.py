@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from affectgpt.config.schema import Config
 from affectgpt.config.tree import Origins, read_tree
@@ -20,7 +20,8 @@ _AT_LEAST_ONE = {
     "batch_size_train", "batch_size_eval", "batch_size", "max_epoch", "iters_per_epoch", "accum_grad_iters",
     "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
     "num_image_query_token", "log_freq", "tensor_parallel_size", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
-    "valid_every", "score_samples",
+    "valid_every", "score_samples", "concurrency", "attempts", "max_tokens", "frames", "longest_side", "models", "hidden",
+    "epochs", "batch",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "init_lr",
@@ -36,11 +37,17 @@ _NOT_NEGATIVE = {
     "save_state_every",
     "keep_last",
     "score_every",
+    "leave_out",
+    "price_prompt",
+    "price_reply",
+    "shown",
+    "min_crops",
 }
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def load_config(path: str | Path, options: Iterable[str] = ()) -> Config:
-    """Read a configuration file and lay ``a.b=c`` items over it.
+def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]
+    """Read a configuration file and lay ``a.b=c`` items over it. ``kind``: the schema of the whole file.
 
     Raises ConfigError naming the file, the key, what was found and what is allowed.
     """
@@ -59,7 +66,7 @@ def load_config(path: str | Path, options: Iterable[str] = ()) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     assert isinstance(plain, dict)
-    return _build(Config, {"name": path.stem, **plain}, "", origins)
+    return _build(kind, {"name": path.stem, **plain}, "", origins)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -168,7 +175,7 @@ def _check_range(name: str, value: Any, key: str, source: Origins) -> None:
         raise _wrong(source, key, value, "at least 1")
     if name in _NOT_NEGATIVE and value < 0:
         raise _wrong(source, key, value, "0 or more")
-    if name == "temperature" and value <= 0:
+    if name == "temperature" and value <= 0 and key.startswith("inference."):
         raise _wrong(source, key, value, "above 0 (inference.decoding=greedy takes the likeliest token)")
     if name == "top_p" and not 0 < value <= 1:
         raise _wrong(source, key, value, "above 0, at most 1")
@@ -180,6 +187,12 @@ def _check_range(name: str, value: Any, key: str, source: Origins) -> None:
         raise _wrong(source, key, value, "more than 0, at most 1")
     if name == "valid_ratio" and not 0 <= value < 1:
         raise _wrong(source, key, value, "0 or more and less than 1")
+    if name in ("dropout", "wheels") and not 0 <= value < 1:
+        raise _wrong(source, key, value, "0 or more and less than 1")
+    if name in ("votes", "held_back") and not 0 < value <= 1:
+        raise _wrong(source, key, value, "more than 0, at most 1")
+    if name in ("sigmas", "requests_per_minute", "timeout", "lr") and value <= 0:
+        raise _wrong(source, key, value, "more than 0")
     if name == "audio_clip_spacing" and value not in (7, 8):
         raise _wrong(source, key, value, "8 (as the released checkpoints) or 7")
 

@@ -24,6 +24,22 @@ class TextLLMError(AffectGPTError):
 
 
 @dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Why one conversation has no reply; ``again``: asking another time may help."""
+
+    reason: str
+    again: bool
+
+
+class ConversationsFailedError(TextLLMError):
+    """Some conversations failed for good; ``failed``: their indices and why. What is in neither was not asked."""
+
+    def __init__(self, message: str, failed: dict[int, Unanswered]) -> None:
+        super().__init__(message)
+        self.failed = failed
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How replies are drawn. The defaults are those of label extraction (SPEC section 7). There is no top-k."""
 
@@ -54,10 +70,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The text of one reply; ``truncated`` when it ended at ``max_tokens`` and not by itself."""
+    """The text of one reply; ``truncated`` when it ended at ``max_tokens`` and not by itself.
+
+    What it cost, where the client knows: tokens of prompt and reply, seconds of the request that brought it.
+    """
 
     text: str
     truncated: bool = False
+    prompt_tokens: int | None = None
+    reply_tokens: int | None = None
+    seconds: float | None = None
 
 
 OnResult: TypeAlias = Callable[[int, Reply], None]

@@ -14,21 +14,24 @@ from affectgpt.textllm.base import Conversation, Message, TextLLMError
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "m4a")
 
 
-def user_message(text: str, *, images: Sequence[str | Path] = (), audio: str | Path | None = None) -> Message:
-    """One user message: text, after images and audio read from files and sent inside the message.
+def user_message(text: str, *, images: Sequence[str | Path | bytes] = (), audio: str | Path | None = None) -> Message:
+    """One user message: text, after images (files, or the bytes of JPEG pictures) and an audio file, sent inside it.
 
     Media become the parts of the OpenAI chat format (``image_url`` with a data URL, ``input_audio``).
     Raises DataError for a file that is missing or of no known kind.
     """
     if not images and audio is None:
         return {"role": "user", "content": text}
-    parts: list[dict[str, Any]] = [_image_part(Path(image)) for image in images]
+    parts: list[dict[str, Any]] = [_image_part(image) for image in images]
     if audio is not None:
         parts.append(_audio_part(Path(audio)))
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def _image_part(path: Path) -> dict[str, Any]:
+def _image_part(image: str | Path | bytes) -> dict[str, Any]:
+    if isinstance(image, bytes):
+        return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_encoded(image)}"}}
+    path = Path(image)
     kind = mimetypes.guess_type(path.name)[0] or ""
     if not kind.startswith("image/"):
         raise DataError(f"{path}: no image by its name; give .jpg, .png or .webp")
@@ -44,9 +47,13 @@ def _audio_part(path: Path) -> dict[str, Any]:
 
 def _base64(path: Path) -> str:
     try:
-        return base64.b64encode(path.read_bytes()).decode("ascii")
+        return _encoded(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def text_only(conversations: Sequence[Conversation], *, client: str) -> None:

@@ -10,10 +10,15 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from affectgpt.textllm.base import CLIENTS, Conversation, OnResult, Reply, Sampling, TextLLM, TextLLMError, seed_for
+from affectgpt.core.errors import DataError
+from affectgpt.textllm.base import (
+    CLIENTS, Conversation, ConversationsFailedError, OnResult, Reply, Sampling, TextLLM, TextLLMError, Unanswered,
+    seed_for,
+)  # fmt: skip
 
 _RETRIED = {408, 409, 425, 429}  # and every 5xx
 _HOPELESS = {401, 403, 404, 405}  # no other conversation will fare better
@@ -31,7 +36,12 @@ class _AttemptError(Exception):
 
 
 class _ConversationError(Exception):
-    """This conversation failed; others may not."""
+    """This conversation failed; others may not. ``again``: it may fare better another time."""
+
+    def __init__(self, reason: str, *, again: bool = False, by_server: bool = True) -> None:
+        super().__init__(reason)
+        self.again = again
+        self.by_server = by_server  # the server had a say in it
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -42,8 +52,8 @@ class _Stopped(Exception):  # noqa: N818
 class OpenAIClient(TextLLM):
     """Concurrent requests to ``{base_url}/chat/completions`` with retries.
 
-    The API key is read from the environment variable OPENAI_API_KEY, if it is set, and written nowhere.
-    ``timeout``: seconds for a whole request; ``attempts`` per conversation, with waits that double from ``backoff``
+    The API key is read from the environment variable ``key_variable``, if it is set, and written nowhere.
+    ``requests_per_minute``: no more are begun, retries among them. ``timeout``: seconds for a whole request; ``attempts`` per conversation, with waits that double from ``backoff``
     seconds, or as long as the server asks (Retry-After, up to ``longest_wait`` seconds; then all requests wait).
     A repetition penalty other than 1 is sent as ``repetition_penalty``, which vLLM and SGLang know and OpenAI refuses.
     """
@@ -60,6 +70,8 @@ class OpenAIClient(TextLLM):
         attempts: int = 6,
         backoff: float = 1.0,
         longest_wait: float = 300.0,
+        requests_per_minute: float | None = None,
+        key_variable: str = "OPENAI_API_KEY",
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -68,6 +80,8 @@ class OpenAIClient(TextLLM):
             raise TextLLMError("no model named; give the name under which the server serves it")
         if concurrency < 1 or attempts < 1 or timeout <= 0:
             raise TextLLMError("concurrency and attempts should be 1 or more, timeout more than 0 seconds")
+        if requests_per_minute is not None and requests_per_minute <= 0:
+            raise TextLLMError(f"requests_per_minute is {requests_per_minute}; it should be more than 0")
         self.base_url = base_url.rstrip("/")
         self.model = model
         self._concurrency = concurrency
@@ -75,6 +89,10 @@ class OpenAIClient(TextLLM):
         self._attempts = attempts
         self._backoff = backoff
         self._longest_wait = longest_wait
+        self._key_variable = key_variable
+        self._gap = 60 / requests_per_minute if requests_per_minute else 0.0  # seconds between two requests
+        self._next_turn = 0.0  # time.monotonic() of the next request's turn
+        self._turns = threading.Lock()
         self._client: Any = None
         self._reached = False  # something answered there once
         self._resume_at = 0.0  # time.monotonic() before which no request is sent
@@ -93,8 +111,9 @@ class OpenAIClient(TextLLM):
     ) -> list[Reply]:
         """One reply each, ``concurrency`` requests at a time.
 
-        A conversation that fails for good does not stop the others; at the end TextLLMError names the failed ones.
-        A server that cannot be reached or refuses everything stops all at once.
+        A conversation that fails for good does not stop the others; at the end ConversationsFailedError names the failed
+        ones. ``conversations`` may be lazy: each is taken when its turn comes, and a DataError in taking it is a failure
+        of that one. A server that cannot be reached or refuses everything stops all at once.
         """
         if not conversations:
             return []
@@ -114,7 +133,11 @@ class OpenAIClient(TextLLM):
                 except queue.Empty:
                     return
                 try:
-                    finished.put((index, self._ask(conversations[index], sampling, stop), None))
+                    try:
+                        conversation = conversations[index]
+                    except DataError as error:
+                        raise _ConversationError(str(error), by_server=False) from error
+                    finished.put((index, self._ask(conversation, sampling, stop), None))
                 except Exception as error:  # handed to the calling thread, which decides
                     finished.put((index, None, error))
 
@@ -135,7 +158,7 @@ class OpenAIClient(TextLLM):
         on_result: OnResult | None,
     ) -> list[Reply]:
         replies: dict[int, Reply] = {}
-        failed: dict[int, str] = {}
+        failed: dict[int, Unanswered] = {}
         in_a_row = 0
         for _ in range(total):
             index, reply, error = finished.get()
@@ -145,8 +168,8 @@ class OpenAIClient(TextLLM):
                 if on_result:
                     on_result(index, reply)
             elif isinstance(error, _ConversationError):
-                failed[index] = str(error)
-                in_a_row += 1
+                failed[index] = Unanswered(str(error), again=error.again)
+                in_a_row += error.by_server
                 if in_a_row >= _FAILED_IN_A_ROW and len(replies) + len(failed) < total:
                     break
             else:
@@ -154,11 +177,12 @@ class OpenAIClient(TextLLM):
                 raise error
             slots.release()
         if failed:
-            first = "; ".join(f"conversation {index}: {reason}" for index, reason in sorted(failed.items())[:3])
+            first = "; ".join(f"conversation {index}: {failed[index].reason}" for index in sorted(failed)[:3])
             gave_up = f" Gave up after {in_a_row} failures in a row." if len(replies) + len(failed) < total else ""
-            raise TextLLMError(
+            raise ConversationsFailedError(
                 f"{self._shown_url}: {len(failed)} of {total} conversations have no reply, {len(replies)} have. "
-                f"First: {first}.{gave_up} Finished ones are kept; run again to ask for the others"
+                f"First: {first}.{gave_up} Finished ones are kept; run again to ask for the others",
+                failed,
             )
         return [replies[index] for index in range(total)]
 
@@ -166,7 +190,7 @@ class OpenAIClient(TextLLM):
         if self._client is None:
             import httpx2
 
-            key = os.environ.get("OPENAI_API_KEY", "").strip()
+            key = os.environ.get(self._key_variable, "").strip()
             self._client = httpx2.Client(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 timeout=httpx2.Timeout(self._timeout, connect=min(self._timeout, 10.0), pool=None),
@@ -187,8 +211,9 @@ class OpenAIClient(TextLLM):
         content = json.dumps(body).encode()
         for attempt in range(self._attempts):
             self._pause(stop)
+            started = time.monotonic()
             try:
-                return self._attempt(content)
+                return replace(self._attempt(content), seconds=time.monotonic() - started)
             except _AttemptError as error:
                 reason = error
             if reason.wait is not None and reason.wait > self._longest_wait:
@@ -203,9 +228,15 @@ class OpenAIClient(TextLLM):
                 wait = min(self._backoff * 2**attempt, _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
                 if stop.wait(wait):
                     raise _Stopped
-        raise _ConversationError(f"{reason} ({self._attempts} attempts)")
+        raise _ConversationError(f"{reason} ({self._attempts} attempts)", again=True)
 
     def _pause(self, stop: threading.Event) -> None:
+        """Wait for this request's turn, and as long as the server asked everybody to."""
+        if self._gap:
+            with self._turns:
+                turn = max(self._next_turn, time.monotonic())
+                self._next_turn = turn + self._gap
+            stop.wait(turn - time.monotonic())
         while (left := self._resume_at - time.monotonic()) > 0:
             if stop.wait(left):
                 break
@@ -250,7 +281,7 @@ class OpenAIClient(TextLLM):
             raise _AttemptError(reason, wait=_seconds(retry_after))
         if status in _HOPELESS or status < 400:
             hint = {
-                401: "set OPENAI_API_KEY to a key the server knows",
+                401: f"set {self._key_variable} to a key the server knows",
                 403: "the key may not use this model",
                 404: f"is the base URL right (it usually ends in /v1), and does the server serve {self.model!r}?",
             }.get(status, "the base URL should be the server's own, usually ending in /v1")
@@ -268,13 +299,23 @@ class OpenAIClient(TextLLM):
 
 def _parse(received: bytes) -> Reply:
     try:
-        choice = json.loads(received)["choices"][0]
+        completion = json.loads(received)
+        choice = completion["choices"][0]
         text = choice["message"]["content"]
+        refusal = choice["message"].get("refusal")
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise _AttemptError(f"the reply is no chat completion: {_error_text(received)}") from error
+    if refusal or choice.get("finish_reason") == "content_filter":
+        raise _ConversationError(f"the model refused: {_error_text(str(refusal or 'content filter').encode())}")
     if not isinstance(text, str):
         raise _AttemptError(f"the reply holds no text but {type(text).__name__}: {_error_text(received)}")
-    return Reply(text=text, truncated=choice.get("finish_reason") == "length")
+    usage = completion.get("usage")
+    counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
+    prompt_tokens, reply_tokens = [count if isinstance(count, int) else None for count in counts]
+    return Reply(
+        text=text, truncated=choice.get("finish_reason") == "length", prompt_tokens=prompt_tokens,
+        reply_tokens=reply_tokens,
+    )  # fmt: skip
 
 
 def _error_text(received: bytes) -> str:

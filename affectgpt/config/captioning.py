@@ -1,0 +1,192 @@
+"""Every key of a captioning configuration: what is annotated, by which models, and what the filters keep.
+
+The file has the sections of a training configuration besides (``model`` names the encoders whose features the
+classifiers read, ``paths`` where things lie, ``run.device`` where encoders compute).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from affectgpt.config.schema import Config
+
+AUDIO_PROMPT = (
+    "You will hear one person speaking. Please describe how it is said: tone, pitch, loudness, speed, pauses, laughter, "
+    "sighs or sobs, and anything else in the sound that may tell what this person feels. Describe only what you hear."
+)
+VISUAL_PROMPT = (
+    "These are frames of one video in their order. Please describe the person who can be seen: facial expression, "
+    "eyes, mouth, gestures, posture, and anything else in the pictures that may tell what this person feels. Describe "
+    "only what you see."
+)
+# Paper, appendix G, word for word; the clues follow it.
+MERGE_PROMPT = (
+    "Please act as an expert in the field of emotions. We provide acoustic and visual clues that may be related to the "
+    "character's emotional state, along with the original subtitle of the video. Please analyze which parts can infer "
+    "the emotional state and explain the reasons. During the analysis, please integrate the textual, audio, and visual "
+    "clues."
+)
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """The clips to annotate. ``affectgpt preprocess`` writes this layout from raw videos."""
+
+    root: str = "../dataset/unlabelled"  # folder that the next six are relative to
+    video: str = "video"  # NAME.mp4, .avi, .mkv, .mov or .webm
+    audio: str = "audio"  # NAME.wav
+    face: str = "openface_face"  # NAME.npy or NAME/NAME.npy
+    subtitles: str = "subtitle.csv"  # columns name and the one below
+    subtitle_column: str = "english"
+    chinese_column: str = ""  # of the same file; empty: it has none
+    names: str = ""  # CSV with a column name: which clips; empty: those of the subtitle file
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """Who answers one kind of question, and how. Texts that are known already can be read from a file instead."""
+
+    client: Literal["openai", "transformers", "vllm", "file", "off"] = "openai"  # off (clues only): go without
+    model: str = ""  # as the server calls it; a folder for transformers and vllm (text only)
+    base_url: str = ""  # of an OpenAI-compatible server: http://host:8000/v1
+    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the server's key
+    file: str = ""  # client: file - CSV with the columns name and the one below
+    column: str = "text"
+    prompt: str = ""
+    concurrency: int = 16  # requests at a time
+    requests_per_minute: float | None = None  # null: no limit but concurrency
+    timeout: float = 300.0  # seconds for one request
+    attempts: int = 6  # per request, see textllm
+    temperature: float = 0.7
+    top_p: float = 0.8
+    repetition_penalty: float = 1.0  # not 1: only vLLM and SGLang know it
+    max_tokens: int = 512  # of the reply
+    seed: int = 42
+    frames: int = 8  # visual clues: uniformly sampled frames of the video
+    longest_side: int = 448  # pixels of such a frame
+    price_prompt: float = 0.0  # of a million prompt tokens, in any currency: for the costs in the report
+    price_reply: float = 0.0  # of a million reply tokens
+
+
+@dataclass(frozen=True)
+class AudioAskConfig(AskConfig):
+    """The audio LLM (paper: SALMONN): acoustic clues from NAME.wav."""
+
+    prompt: str = AUDIO_PROMPT
+
+
+@dataclass(frozen=True)
+class VisualAskConfig(AskConfig):
+    """The video LLM (paper: Chat-UniVi): visual clues from frames."""
+
+    prompt: str = VISUAL_PROMPT
+
+
+@dataclass(frozen=True)
+class MergeAskConfig(AskConfig):
+    """The LLM that joins clues and subtitle into a description (paper: GPT-3.5)."""
+
+    prompt: str = MERGE_PROMPT  # {subtitle}, {audio} and {visual} may stand in it; else they follow it
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What reads labels and polarity out of descriptions (paper, appendix E); see evaluation/extract."""
+
+    name: Literal["direct", "openai", "transformers", "vllm"] = "openai"  # direct: descriptions of the trained form
+    model: str = "models/Qwen2.5-7B-Instruct"  # as the server calls it, or a folder
+    base_url: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    requests_per_minute: float | None = None
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class SpeakerConfig:
+    """Low-level filter, first half: is the visible person the one who speaks (paper: TalkNet)?"""
+
+    source: Literal["csv", "estimate", "off"] = "estimate"
+    file: str = ""  # csv: a row per clip, or per frame (then their mean counts)
+    name_column: str = "name"
+    score_column: str = "score"
+    threshold: float = 0.0  # csv: keep from this score on (TalkNet: 0)
+    estimate_threshold: float = 0.25  # estimate: keep from this correlation on
+    min_crops: int = 16  # estimate: with fewer face crops a clip is not judged, and kept
+    missing: Literal["keep", "drop"] = "keep"  # clips that have no score
+
+
+@dataclass(frozen=True)
+class LengthConfig:
+    """Low-level filter, second half: descriptions at both ends of the length distribution are removed."""
+
+    use: bool = True
+    sigmas: float = 2.5  # kept: within so many standard deviations of the Gaussian's mean
+    fit: Literal["moments", "robust"] = "robust"  # mean and deviation, or median and interquartile range
+
+
+@dataclass(frozen=True)
+class CrowdConfig:
+    """Model-based crowdsourcing: classifiers trained on human-labelled sets vote on every clip."""
+
+    folder: str = ""  # of the trained classifiers; empty: <work>/crowd
+    sets: tuple[str, ...] = ("MER2023", "MER2024", "MELD", "IEMOCAPFour", "CMUMOSI")
+    models: int = 5
+    leave_out: int = 1  # sets that each classifier, in turn, does without
+    visual: Literal["face", "frame"] = "face"  # what the visual encoder sees
+    hidden: int = 128
+    dropout: float = 0.3
+    epochs: int = 30
+    batch: int = 256
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    held_back: float = 0.1  # of every training split: picks each classifier's best epoch
+    neutral_band: float = 0.1  # of a set's largest |valence|: within it a predicted valence is neutral
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class AgreementConfig:
+    """High-level filter: keep a description when its labels agree with the crowd (paper, table 4)."""
+
+    rule: Literal["E", "S", "E+S", "off"] = "E+S"  # emotion, sentiment, or both must agree
+    votes: float = 0.5  # share of the classifiers that must be of one mind; below it there is no majority
+    wheels: float = 0.5  # share of the emotion wheels on which the emotions must agree, more than this
+    undecided: Literal["drop", "keep"] = "drop"  # clips without a majority
+    lexicon: str = ""  # folder of emotion wheels, or builtin; empty: emotion_wheel/ if it is there, else builtin
+
+
+@dataclass(frozen=True)
+class ReviewConfig:
+    """The human-assisted part: a CSV that a person fills in."""
+
+    count: int = 200  # clips that --review writes, the most doubtful first
+    file: str = ""  # empty: <work>/review.csv
+
+
+@dataclass(frozen=True)
+class CaptioningConfig:
+    """The pipeline, step by step."""
+
+    work: str = ""  # where replies, tables and the report go; empty: <paths.output_root>/<file name of the YAML>
+    input: InputConfig = field(default_factory=InputConfig)
+    audio: AudioAskConfig = field(default_factory=AudioAskConfig)
+    visual: VisualAskConfig = field(default_factory=VisualAskConfig)
+    merge: MergeAskConfig = field(default_factory=MergeAskConfig)
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    speaker: SpeakerConfig = field(default_factory=SpeakerConfig)
+    length: LengthConfig = field(default_factory=LengthConfig)
+    crowd: CrowdConfig = field(default_factory=CrowdConfig)
+    agreement: AgreementConfig = field(default_factory=AgreementConfig)
+    review: ReviewConfig = field(default_factory=ReviewConfig)
+    shown: int = 50  # random clips in the report
+    output: str = ""  # dataset root for training; empty: <work>/dataset
+
+
+@dataclass(frozen=True)
+class CaptioningFile(Config):
+    """A whole captioning configuration file."""
+
+    captioning: CaptioningConfig = field(default_factory=CaptioningConfig)
