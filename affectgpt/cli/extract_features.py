@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     sources = [named_samples(config, name, split=args.split) for name in names]  # what is missing shows at once
     for name, (title, samples) in zip(names, sources, strict=True):
         for modality in get_mode(modes[name]).media:
-            written, broken = _extract(
-                config, args, title, samples, modality=modality, device=device, encoders=encoders
+            written, broken = extract(
+                config, title, samples, split=args.split, modality=modality, device=device, encoders=encoders,
+                dtype=args.dtype, batch_size=args.batch_size,
             )  # fmt: skip
             failed += broken
             logger.info("%s %s %s: %d written, %d cannot be read", title, args.split, modality.value, written, broken)
@@ -71,7 +72,22 @@ def _mode_of(config: Any, name: str) -> str:
     return modes.pop()
 
 
-def _extract(config: Any, args: Any, title: str, samples: list, *, modality: Any, device: Any, encoders: dict):
+def extract(
+    config: Any,
+    title: str,
+    samples: list,
+    *,
+    split: str,
+    modality: Any,
+    device: Any,
+    encoders: dict[str, Any],
+    dtype: str = "float32",
+    batch_size: int = 8,
+) -> tuple[int, int]:
+    """Encode one medium of those samples that the store lacks; how many were written, and how many cannot be read.
+
+    ``encoders``: name → encoder, loaded at first use and kept there.
+    """
     import torch
     from tqdm import tqdm
 
@@ -85,20 +101,20 @@ def _extract(config: Any, args: Any, title: str, samples: list, *, modality: Any
     is_audio = modality is Modality.AUDIO
     encoder_name = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
     kind = (ACOUSTIC_ENCODERS if is_audio else VISUAL_ENCODERS).get(encoder_name)
-    processor = (config.model if args.split == "train" else config.inference).vis_processor.train
+    processor = (config.model if split == "train" else config.inference).vis_processor.train
     folder = model_folder(config, encoder_name, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
     writer = FeatureWriter(
         store_folder(
-            config.paths.features_root, dataset=title, split=args.split, modality=modality, encoder=encoder_name
+            config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name
         ),
         key=feature_key(config, modality, device_type=device.type, processor=processor),
-        dtype=args.dtype,
+        dtype=dtype,
         rank=rank(),
     )
     todo = [s for s in samples[rank() :: world_size()] if s.name not in writer.done]
     if todo and encoder_name not in encoders:
-        dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.model.encoder_dtype)
-        encoders[encoder_name] = kind.from_folder(folder, dtype=dtype).to(device)
+        weights = torch.float32 if device.type == "cpu" else getattr(torch, config.model.encoder_dtype)
+        encoders[encoder_name] = kind.from_folder(folder, dtype=weights).to(device)
     written = broken = 0
     bar = tqdm(total=len(todo), desc=f"{title} {modality.value}", unit="clip", disable=None)
     try:
@@ -107,7 +123,7 @@ def _extract(config: Any, args: Any, title: str, samples: list, *, modality: Any
             todo,
             modality=modality,
             transform=kind.transform_of(folder),
-            batch_size=args.batch_size,
+            batch_size=batch_size,
             processor=processor,
         ):
             if batch.names:
