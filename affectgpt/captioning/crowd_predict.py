@@ -15,7 +15,6 @@ from affectgpt.captioning.votes import Opinion, polarity_of
 _ROWS = 8192  # clips at a time
 
 
-@torch.no_grad()
 def opinions(crowd: Sequence[CrowdClassifier], visual: np.ndarray, acoustic: np.ndarray) -> list[Opinion]:
     """Each classifier's opinion on clips: visual ``[N, d_v]``, acoustic ``[N, d_a]``.
 
@@ -39,6 +38,7 @@ def opinions(crowd: Sequence[CrowdClassifier], visual: np.ndarray, acoustic: np.
     return found
 
 
+@torch.no_grad()
 def _run(model: CrowdClassifier, visual: np.ndarray, acoustic: np.ndarray) -> list[np.ndarray]:
     """Per head: probabilities ``[N, classes]``, or valence ``[N, 1]``."""
     parts: list[list[np.ndarray]] = [[] for _ in model.heads]

@@ -86,15 +86,12 @@ def _target(head: Head, sample: Sample) -> float | int | None:
 def sets_of(number: int, heads: Sequence[Head], *, leave_out: int) -> list[int]:
     """The sets that classifier ``number`` learns from: all but ``leave_out``, in turn.
 
-    A set is never left out when it is the last one with emotions, or the last with valence.
+    Never left out is the last set with emotions, or the last with valence.
     """
     kept = list(range(len(heads)))
-    at = number * leave_out
-    for step in range(len(heads)):
-        if len(heads) - len(kept) >= min(leave_out, len(heads) - 1):
+    for turn in range(leave_out):
+        spare = [i for i in kept if sum(heads[j].task == heads[i].task for j in kept) > 1]
+        if not spare:
             break
-        candidate = (at + step) % len(heads)
-        alike = [i for i in kept if heads[i].task == heads[candidate].task]
-        if candidate in kept and len(alike) > 1:
-            kept.remove(candidate)
+        kept.remove(spare[(number + turn) % len(spare)])
     return kept
