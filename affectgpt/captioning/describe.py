@@ -1,0 +1,104 @@
+"""Acoustic and visual clues of every clip, by an audio LLM and a video LLM (paper, section 2.1)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from affectgpt.captioning.asking import Answers, Request, ask, from_file, open_asked, sampling_of
+from affectgpt.captioning.clips import Clip
+from affectgpt.config.captioning import AskConfig
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.data.guard import Decoder
+from affectgpt.textllm.base import Conversation
+from affectgpt.textllm.messages import user_message
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ACOUSTIC, VISUAL = "acoustic", "visual"
+_QUALITY = 88  # of the JPEG frames that are sent
+
+
+def describe(
+    kind: str, clips: Sequence[Clip], spec: AskConfig, *, folder: Path, retry: bool = False, dry_run: bool = False
+) -> Answers:
+    """Clues of one kind (ACOUSTIC or VISUAL) for all clips: kept, from a file, or asked for.
+
+    A clip whose medium is missing is a failure that names the file.
+    """
+    key = f"captioning.{'audio' if kind == ACOUSTIC else 'visual'}"
+    names = [clip.name for clip in clips]
+    if spec.client == "off":
+        return Answers(kind)
+    if spec.client == "file":
+        return from_file(kind, spec, names, key=key)
+    if spec.client != "openai":
+        raise ConfigError(f"{key}.client: {spec.client} takes text only; use openai with a server of a multimodal model")
+    decoder = _SharedDecoder()
+    build = _acoustic if kind == ACOUSTIC else partial(_visual, decoder=decoder, spec=spec)
+    media = "" if kind == ACOUSTIC else f"{spec.frames} frames of {spec.longest_side}"
+    requests, missing = [], {}
+    for clip in clips:
+        path = clip.sample.audio if kind == ACOUSTIC else clip.sample.video
+        if path is None or not path.is_file():
+            missing[clip.name] = f"clip missing: {path}: no such file"
+            continue
+        requests.append(Request(clip.name, spec.prompt, partial(build, clip, prompt=spec.prompt), media=media))
+    try:
+        with open_asked(spec, key=key) as client:
+            answers = ask(
+                kind, requests, client=client, sampling=sampling_of(spec), folder=folder, retry=retry, dry_run=dry_run
+            )  # fmt: skip
+    finally:
+        decoder.close()
+    for name, reason in missing.items():
+        answers.fail(name, reason, again=True)
+    return answers
+
+
+class _SharedDecoder:
+    """One decoder for all request threads: it answers one question at a time."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder()
+        self._lock = threading.Lock()
+
+    def frames(self, clip: Clip, spec: AskConfig) -> np.ndarray:
+        """Uniform frames at the video's own aspect ratio, uint8 ``[T, H, W, 3]`` RGB."""
+        assert clip.sample.video is not None
+        with self._lock:
+            frames, _ = self._decoder.native_frames(
+                clip.sample.video, n_frames=spec.frames, start=0, count=spec.frames, longest_side=spec.longest_side
+            )
+        return frames
+
+    def close(self) -> None:
+        """End the decoder's process."""
+        self._decoder.close()
+
+
+def _acoustic(clip: Clip, *, prompt: str) -> Conversation:
+    try:
+        return [user_message(prompt, audio=clip.sample.audio)]
+    except DataError as error:
+        raise DataError(f"clip unreadable: {error}") from error
+
+
+def _visual(clip: Clip, *, prompt: str, decoder: _SharedDecoder, spec: AskConfig) -> Conversation:
+    import cv2
+
+    try:
+        frames = decoder.frames(clip, spec)
+    except DataError as error:
+        raise DataError(f"clip unreadable: {error}") from error
+    pictures = []
+    for frame in frames:  # [H, W, 3] RGB
+        good, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        if not good:
+            raise DataError(f"clip unreadable: {clip.sample.video}: a frame cannot be written as JPEG")
+        pictures.append(data.tobytes())
+    return [user_message(prompt, images=pictures)]
