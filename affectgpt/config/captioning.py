@@ -113,7 +113,7 @@ class SpeakerConfig:
     name_column: str = "name"
     score_column: str = "score"
     threshold: float = 0.0  # csv: keep from this score on (TalkNet: 0)
-    estimate_threshold: float = 0.25  # estimate: keep from this correlation on
+    estimate_threshold: float = 0.5  # estimate: keep from this correlation (0 to 1) on
     min_crops: int = 16  # estimate: with fewer face crops a clip is not judged, and kept
     missing: Literal["keep", "drop"] = "keep"  # clips that have no score
 

@@ -1,0 +1,91 @@
+"""High-level filter: a description stays when its labels agree with the crowd (paper, section 2.2 and table 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from affectgpt.captioning.labels import Labels
+from affectgpt.captioning.votes import ClipVotes, Wheels
+from affectgpt.config.captioning import AgreementConfig
+from affectgpt.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a description and the crowd agree. ``emotion``: share of the wheels; None: the crowd is not of one mind.
+    ``sentiment``: same polarity; None: no majority, or no classifier has learnt valence."""
+
+    emotion: float | None
+    sentiment: bool | None
+
+    def emotion_kept(self, spec: AgreementConfig) -> bool:
+        """Whether rule E keeps it."""
+        return spec.undecided == "keep" if self.emotion is None else self.emotion > spec.wheels
+
+    def sentiment_kept(self, spec: AgreementConfig) -> bool:
+        """Whether rule S keeps it."""
+        return spec.undecided == "keep" if self.sentiment is None else self.sentiment
+
+
+def compare(labels: Labels, votes: ClipVotes, wheels: Wheels, *, spec: AgreementConfig) -> Agreement:
+    """Compare one description's labels with the votes on its clip.
+
+    On a wheel they agree when the majority's group is among the labels' groups. A wheel on which less than ``votes``
+    of the classifiers agree is undecided; so is the clip when most wheels are.
+    """
+    groups = [set(column) for column in zip(*(wheels.groups(label) for label in labels.labels), strict=True)]
+    decided = [m.share >= spec.votes for m in votes.wheels]
+    emotion: float | None = None
+    if sum(decided) > spec.wheels * len(decided):
+        agreeing = [
+            sure and bool(groups) and majority.choice in groups[i]
+            for i, (majority, sure) in enumerate(zip(votes.wheels, decided, strict=True))
+        ]
+        emotion = sum(agreeing) / len(agreeing)
+    sentiment = None
+    if votes.polarity is not None and votes.polarity.share >= spec.votes:
+        sentiment = labels.polarity == votes.polarity.choice
+    return Agreement(emotion, sentiment)
+
+
+def high_level(
+    labels: Mapping[str, Labels], votes: Mapping[str, ClipVotes], wheels: Wheels, *, spec: AgreementConfig
+) -> tuple[dict[str, Agreement], dict[str, str]]:
+    """Agreement of every description that has votes, and name → reason of those that the rule drops.
+
+    Raises ConfigError when the rule asks for sentiment and no classifier has learnt any.
+    """
+    if "S" in spec.rule and votes and all(v.polarity is None for v in votes.values()):
+        raise ConfigError(
+            f"captioning.agreement.rule is {spec.rule}, but the crowd has learnt no valence; add a set with valence "
+            "(CMUMOSI, SIMS …) to captioning.crowd.sets and train it again, or use rule: E"
+        )
+    found: dict[str, Agreement] = {}
+    dropped: dict[str, str] = {}
+    for name, said in labels.items():
+        if name not in votes:
+            continue
+        agreement = found[name] = compare(said, votes[name], wheels, spec=spec)
+        reasons = []
+        if "E" in spec.rule and not agreement.emotion_kept(spec):
+            reasons.append(_emotion_reason(agreement, said, votes[name]))
+        if "S" in spec.rule and not agreement.sentiment_kept(spec):
+            reasons.append(_sentiment_reason(agreement, said, votes[name]))
+        if reasons:
+            dropped[name] = "; ".join(reasons)
+    return found, dropped
+
+
+def _emotion_reason(agreement: Agreement, said: Labels, votes: ClipVotes) -> str:
+    if agreement.emotion is None:
+        return f"emotion: the crowd is not of one mind ({', '.join(votes.words)})"
+    listed = ", ".join(said.labels) or "no label"
+    return f"emotion: the description says {listed}, the crowd {votes.emotion}"
+
+
+def _sentiment_reason(agreement: Agreement, said: Labels, votes: ClipVotes) -> str:
+    if agreement.sentiment is None:
+        return f"sentiment: the crowd is not of one mind ({', '.join(votes.polarities) or 'no vote'})"
+    assert votes.polarity is not None
+    return f"sentiment: the description is {said.polarity or 'of no polarity'}, the crowd {votes.polarity.choice}"
