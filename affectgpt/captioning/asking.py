@@ -142,9 +142,7 @@ def ask(
     return answers
 
 
-def _send(
-    answers: Answers, todo: Sequence[Request], *, client: TextLLM, sampling: Sampling, cache: ReplyCache
-) -> None:
+def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, sampling: Sampling, cache: ReplyCache) -> None:
     from tqdm import tqdm
 
     done: set[int] = set()

@@ -159,7 +159,9 @@ def load_one(path: Path) -> CrowdClassifier:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such classifier; train the crowd: affectgpt crowd train") from None
     except Exception as error:  # torch raises many kinds on damaged files
-        raise CheckpointError(f"{path}: damaged ({type(error).__name__}); remove it and train the crowd again") from error
+        raise CheckpointError(
+            f"{path}: damaged ({type(error).__name__}); remove it and train the crowd again"
+        ) from error
 
 
 def load_crowd(folder: Path, *, encoders: Mapping[str, Any]) -> tuple[list[CrowdClassifier], dict[str, Any]]:

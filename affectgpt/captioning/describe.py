@@ -37,7 +37,9 @@ def describe(
     if spec.client == "file":
         return from_file(kind, spec, names, key=key)
     if spec.client != "openai":
-        raise ConfigError(f"{key}.client: {spec.client} takes text only; use openai with a server of a multimodal model")
+        raise ConfigError(
+            f"{key}.client: {spec.client} takes text only; use openai with a server of a multimodal model"
+        )
     decoder = _SharedDecoder()
     build = _acoustic if kind == ACOUSTIC else partial(_visual, decoder=decoder, spec=spec)
     media = "" if kind == ACOUSTIC else f"{spec.frames} frames of {spec.longest_side}"

@@ -59,7 +59,9 @@ def encoder_keys(config: Config, visual: Modality) -> dict[str, Any]:
     }
 
 
-def load_features(config: Config, samples: Sequence[Sample], *, title: str, split: str, visual: Modality) -> ClipFeatures:
+def load_features(
+    config: Config, samples: Sequence[Sample], *, title: str, split: str, visual: Modality
+) -> ClipFeatures:
     """Features of the samples, averaged over time (and query tokens). Samples without are in ``missing``."""
     readers = open_readers(config, title=title, split=split, visual=visual)
     return pool(readers, samples)

@@ -97,6 +97,8 @@ def _step(step: str, texts: Mapping[str, str], extractor: Extractor, *, folder: 
         if text in items:
             answers.texts[name] = items[text]
         else:
-            reason, again = failed.get(text, (f"not asked: {answers.stopped}" if answers.stopped else "not asked", True))
+            reason, again = failed.get(
+                text, (f"not asked: {answers.stopped}" if answers.stopped else "not asked", True)
+            )
             answers.fail(name, reason, again=again)
     return answers

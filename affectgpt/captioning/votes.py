@@ -117,8 +117,6 @@ def _group_votes(opinion: Opinion, wheels: Wheels, wheel: int) -> tuple[list[str
 
 def _majority(votes: Sequence[tuple[str, float]]) -> Majority:
     counts = Counter(choice for choice, _ in votes)
-    weight: Mapping[str, float] = {
-        choice: sum(float(w) for other, w in votes if other == choice) for choice in counts
-    }
+    weight: Mapping[str, float] = {choice: sum(float(w) for other, w in votes if other == choice) for choice in counts}
     choice = max(counts, key=lambda c: (counts[c], weight[c], c))
     return Majority(choice, counts[choice] / len(votes))

@@ -104,9 +104,7 @@ def extract(
     processor = (config.model if split == "train" else config.inference).vis_processor.train
     folder = model_folder(config, encoder_name, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
     writer = FeatureWriter(
-        store_folder(
-            config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name
-        ),
+        store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name),
         key=feature_key(config, modality, device_type=device.type, processor=processor),
         dtype=dtype,
         rank=rank(),
