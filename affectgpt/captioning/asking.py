@@ -13,13 +13,20 @@ from affectgpt.config.captioning import AskConfig
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.runtime import logger
 from affectgpt.textllm.base import (
-    Conversation, ConversationsFailedError, Reply, Sampling, TextLLM, TextLLMError, open_client,
+    Conversation,
+    ConversationsFailedError,
+    Reply,
+    Sampling,
+    TextLLM,
+    TextLLMError,
+    open_client,
 )  # fmt: skip
 
 # A reply that begins so is no description. Asking again with the same seed gives the same.
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry\b|(?:sorry|unfortunately)[,.]? (?:but )?i (?:can(?:no|')t|am unable)"
-    r"|i (?:can(?:no|['’])t|am (?:not able|unable) to) (?:assist|help|provide|describe|analy[sz]e|identify|process|fulfil)"
+    r"|i (?:can(?:no|['’])t|am (?:not able|unable) to) "
+    r"(?:assist|help|provide|describe|analy[sz]e|identify|process|fulfil)"
     r"|as an ai (?:language )?model,? i (?:can|am|do)|抱歉|对不起|很抱歉)",
     re.IGNORECASE,
 )
@@ -27,8 +34,10 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class Request:
-    """One clip's question. ``prompt`` is its text; ``media`` names what goes with it (for the hash); ``build`` gives the
-    conversation when its turn comes, DataError when the clip's media cannot be read."""
+    """One clip's question. ``prompt`` is its text; ``media`` names what goes with it, for the hash.
+
+    ``build`` gives the conversation when its turn comes; DataError when the clip's media cannot be read.
+    """
 
     name: str
     prompt: str

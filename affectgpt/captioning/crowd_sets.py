@@ -19,7 +19,7 @@ LoadFeatures = Callable[[str, str, Sequence[Sample]], ClipFeatures]
 
 @dataclass
 class LabelledSet:
-    """One split of one set. ``targets``: class indices int64 ``[N]``, or valence divided by the head's scale, float32."""
+    """One split of one set. ``targets`` ``[N]``: class indices int64, or valence by the head's scale float32."""
 
     head: Head
     names: list[str]
@@ -47,7 +47,7 @@ def build_head(title: str, samples: Sequence[Sample]) -> Head:
 
 
 def labelled_set(head: Head, samples: Sequence[Sample], *, split: str, load: LoadFeatures) -> LabelledSet:
-    """A split with its features. Samples without features, or of a class unseen in training, are left out and counted."""
+    """A split with its features. Samples without features, or of a class unseen in training, are left out, counted."""
     features = load(head.dataset, split, samples)
     if features.missing:
         first, reason = next(iter(features.missing.items()))

@@ -91,3 +91,12 @@ def pool(readers: tuple[FeatureReader, FeatureReader], samples: Sequence[Sample]
         names = ", ".join(samples[kept[i]].name for i in bad[:3])
         raise DataError(f"{readers[0].folder.parent}: NaN or infinity in the features of {len(bad)} clips ({names} …)")
     return ClipFeatures([samples[i].name for i in kept], columns[0], columns[1], missing)
+
+
+def unstored(config: Config, samples: Sequence[Sample], *, title: str, split: str, modality: Modality) -> list[str]:
+    """Names of samples that the store knows nothing of; all of them where it is not there."""
+    folder = feature_folder(config, title=title, split=split, modality=modality)
+    if not (folder / "key.json").exists():
+        return [sample.name for sample in samples]
+    key = feature_key(config, modality, device_type=device_type(config))
+    return FeatureReader(folder, key=key).missing(samples)

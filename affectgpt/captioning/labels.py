@@ -59,14 +59,12 @@ def extract_labels(
 
 def _step(step: str, texts: Mapping[str, str], extractor: Extractor, *, folder: Path, dry_run: bool) -> Answers:
     answers = Answers(step)
-    owner: dict[str, str] = {}  # text → the first name that has it
-    for name, text in texts.items():
-        owner.setdefault(text, name)
+    distinct = list(dict.fromkeys(texts.values()))
     items: dict[str, str] = {}
     failed: dict[str, tuple[str, bool]] = {}  # text → reason, again
     with ReplyCache(folder, step=step, settings=extractor.settings(step)) as cache:
         todo = []
-        for text, name in owner.items():
+        for text in distinct:
             kept = cache.get(digest(text), "") if extractor.journaled else None
             if kept is None:
                 todo.append(text)

@@ -34,7 +34,8 @@ def write_dataset(config: CaptioningFile, state: State) -> Path:
     taken = [name for name in tables if (root / name).exists()]
     if taken and not (root / MARKER).exists():
         raise DataError(
-            f"{root}: holds {', '.join(taken)}, which this pipeline did not make; set captioning.output to another folder"
+            f"{root}: holds {', '.join(taken)}, which this pipeline did not make; set captioning.output to "
+            "another folder"
         )
     kept = state.kept
     write_json(root / MARKER, {"made by": "affectgpt caption", "configuration": config.name, "clips": len(kept)})

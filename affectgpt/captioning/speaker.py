@@ -49,10 +49,7 @@ def judge_speakers(clips: Sequence[Clip], spec: SpeakerConfig, *, folder: Path) 
     """
     if spec.source == "off":
         return None
-    if spec.source == "csv":
-        found = _from_csv(clips, spec)
-    else:
-        found = _estimates(clips, spec, folder=folder)
+    found = _from_csv(clips, spec) if spec.source == "csv" else _estimates(clips, spec, folder=folder)
     for name, score in found.scores.items():
         if score < found.threshold:
             found.dropped[name] = f"not the speaker: {found.source} {score:.2f}, below {found.threshold:g}"

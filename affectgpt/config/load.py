@@ -20,8 +20,8 @@ _AT_LEAST_ONE = {
     "batch_size_train", "batch_size_eval", "batch_size", "max_epoch", "iters_per_epoch", "accum_grad_iters",
     "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
     "num_image_query_token", "log_freq", "tensor_parallel_size", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
-    "valid_every", "score_samples", "concurrency", "attempts", "max_tokens", "frames", "longest_side", "models", "hidden",
-    "epochs", "batch",
+    "valid_every", "score_samples", "concurrency", "attempts", "max_tokens", "frames", "longest_side", "models",
+    "hidden", "epochs", "batch",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "init_lr",

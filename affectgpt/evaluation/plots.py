@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from affectgpt.core.figures import COLOURS, GREY, new_figure, short, svg
 
 if TYPE_CHECKING:
     from affectgpt.evaluation.analysis import Matrix
     from affectgpt.evaluation.board import Board
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#7F3C8D", "#4D4D4D")
-GREY = "#5f6b7a"
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # no pyplot: no global state, no window system
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8.5, colors=GREY)
-    return figure, axes
-
-
-def _short(name: str) -> str:
-    name = name if len(name) <= 40 else name[:39] + "…"
-    return name.replace("$", r"\$")  # else matplotlib takes it for mathematics
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    out = io.StringIO()
-    # text stays text: smaller, and it can be searched and copied; a fixed salt gives the same ids every time
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "affectgpt", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
 
 
 def over_checkpoints(board: Board) -> str:
@@ -46,7 +17,7 @@ def over_checkpoints(board: Board) -> str:
 
     Only epochs have an order: other names get points with error bars.
     """
-    figure, axes = _figure(8.6, 3.6)
+    figure, axes = new_figure(8.6, 3.6)
     checkpoints = board.checkpoints
     epochs = [next(s.epoch for s in board.of_checkpoint(c)) for c in checkpoints]
     by_epoch = None not in epochs
@@ -74,7 +45,7 @@ def over_checkpoints(board: Board) -> str:
             label=f"mean of {len(board.datasets)}",
         )
     axes.set_xticks(
-        list(at.values()), [str(e) if by_epoch else _short(c) for c, e in zip(checkpoints, epochs, strict=True)]
+        list(at.values()), [str(e) if by_epoch else short(c) for c, e in zip(checkpoints, epochs, strict=True)]
     )
     if not by_epoch:
         axes.margins(x=0.25)
@@ -83,29 +54,29 @@ def over_checkpoints(board: Board) -> str:
     axes.set_ylabel("primary metric, %", fontsize=9, color=GREY)
     axes.grid(axis="y", color="#e3e7ec", lw=0.8)
     axes.legend(fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _svg(figure)
+    return svg(figure)
 
 
 def bars(names: Sequence[str], true: Sequence[float], predicted: Sequence[float]) -> str:
     """Share of samples whose truth, and whose prediction, holds each group."""
-    figure, axes = _figure(4.6, 0.9 + 0.34 * len(names))
+    figure, axes = new_figure(4.6, 0.9 + 0.34 * len(names))
     places = range(len(names))
     axes.barh([p - 0.19 for p in places], [100 * v for v in true], height=0.36, color=GREY, label="truth")
     axes.barh(
         [p + 0.19 for p in places], [100 * v for v in predicted], height=0.36, color=COLOURS[0], label="predicted"
     )
-    axes.set_yticks(list(places), [_short(name) for name in names])
+    axes.set_yticks(list(places), [short(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("% of samples", fontsize=9, color=GREY)
     axes.legend(fontsize=8.5, frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def heat(matrix: Matrix) -> str:
     """A confusion matrix; each row sums to 100 %."""
-    figure, axes = _figure(1.6 + 0.62 * len(matrix.columns), 0.95 + 0.36 * len(matrix.rows))
+    figure, axes = new_figure(1.6 + 0.62 * len(matrix.columns), 0.95 + 0.36 * len(matrix.rows))
     axes.imshow(matrix.shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(matrix.columns)), [_short(c) for c in matrix.columns], rotation=35, ha="right")
+    axes.set_xticks(range(len(matrix.columns)), [short(c) for c in matrix.columns], rotation=35, ha="right")
     axes.set_yticks(range(len(matrix.rows)), [f"{r} ({n})" for r, n in zip(matrix.rows, matrix.counts, strict=True)])
     for i, row in enumerate(matrix.shares):
         for j, share in enumerate(row):
@@ -116,4 +87,4 @@ def heat(matrix: Matrix) -> str:
     axes.set_ylabel("truth", fontsize=9, color=GREY)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return _svg(figure)
+    return svg(figure)

@@ -16,7 +16,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 from affectgpt.core.errors import DataError
 from affectgpt.textllm.base import (
-    CLIENTS, Conversation, ConversationsFailedError, OnResult, Reply, Sampling, TextLLM, TextLLMError, Unanswered,
+    CLIENTS,
+    Conversation,
+    ConversationsFailedError,
+    OnResult,
+    Reply,
+    Sampling,
+    TextLLM,
+    TextLLMError,
+    Unanswered,
     seed_for,
 )  # fmt: skip
 
@@ -53,8 +61,9 @@ class OpenAIClient(TextLLM):
     """Concurrent requests to ``{base_url}/chat/completions`` with retries.
 
     The API key is read from the environment variable ``key_variable``, if it is set, and written nowhere.
-    ``requests_per_minute``: no more are begun, retries among them. ``timeout``: seconds for a whole request; ``attempts`` per conversation, with waits that double from ``backoff``
-    seconds, or as long as the server asks (Retry-After, up to ``longest_wait`` seconds; then all requests wait).
+    ``requests_per_minute``: no more are begun, retries among them. ``timeout``: seconds for a whole request;
+    ``attempts`` per conversation, with waits that double from ``backoff`` seconds, or as long as the server asks
+    (Retry-After, up to ``longest_wait`` seconds; then all requests wait).
     A repetition penalty other than 1 is sent as ``repetition_penalty``, which vLLM and SGLang know and OpenAI refuses.
     """
 
@@ -111,9 +120,9 @@ class OpenAIClient(TextLLM):
     ) -> list[Reply]:
         """One reply each, ``concurrency`` requests at a time.
 
-        A conversation that fails for good does not stop the others; at the end ConversationsFailedError names the failed
-        ones. ``conversations`` may be lazy: each is taken when its turn comes, and a DataError in taking it is a failure
-        of that one. A server that cannot be reached or refuses everything stops all at once.
+        A conversation that fails for good does not stop the others; at the end ConversationsFailedError names the
+        failed ones. ``conversations`` may be lazy: each is taken when its turn comes, and a DataError in taking it is
+        a failure of that one. A server that cannot be reached or refuses everything stops all at once.
         """
         if not conversations:
             return []

@@ -1,0 +1,206 @@
+"""Classifiers trained on human-labelled sets: train them, score them, let them predict (model-based crowdsourcing)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from affectgpt.cli.common import add_config_arguments, run_cli
+
+if TYPE_CHECKING:
+    from affectgpt.captioning.crowd_model import CrowdClassifier
+    from affectgpt.captioning.crowd_sets import LabelledSet
+    from affectgpt.captioning.features import ClipFeatures
+    from affectgpt.config.captioning import CaptioningFile
+    from affectgpt.core.types import Sample
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(
+        prog="affectgpt crowd",
+        description="Train several emotion and sentiment classifiers on human-labelled sets (captioning.crowd), on "
+        "features of the frozen encoders, which are computed where they are missing; or let them predict.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser(
+        "train",
+        help="train what is missing, print accuracy and F1 on the test splits",
+        description="Train the classifiers that captioning.crowd.folder lacks; print accuracy and weighted F1 on the "
+        "test splits of the sets.",
+    )
+    add_config_arguments(train)
+    train.add_argument("--no-test", action="store_true", help="do not score on the test splits")
+    predict = commands.add_parser(
+        "predict",
+        help="predict emotion and polarity of clips, write a CSV",
+        description="Predict for the clips of captioning.input, or of a data set's split (then also scored).",
+    )
+    add_config_arguments(predict)
+    predict.add_argument("--dataset", metavar="NAME", help="instead of captioning.input: a data set of the table")
+    predict.add_argument("--split", choices=("train", "test"), default="test", help="of --dataset (test)")
+    predict.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV to write")
+    predict.add_argument("--limit", type=int, metavar="N", help="the first N clips")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train or predict."""
+    args = build_parser().parse_args(argv)
+
+    from affectgpt.config.captioning import CaptioningFile
+    from affectgpt.config.load import load_config
+    from affectgpt.core.runtime import setup_logging
+
+    setup_logging()
+    config = load_config(args.cfg_path, args.options, kind=CaptioningFile)
+    if args.command == "train":
+        crowd = train_crowd(config)
+        if not args.no_test:
+            print_scores(score_crowd(config, crowd))
+        return 0
+    return predict(args, config)
+
+
+def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
+    """The crowd of a configuration; what is trained already is read."""
+    from affectgpt.captioning import crowd_train
+    from affectgpt.captioning.crowd_sets import build_head, labelled_set
+    from affectgpt.captioning.features import encoder_keys
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.data.loader import named_samples
+
+    spec = config.captioning.crowd
+    if not spec.sets:
+        raise ConfigError("captioning.crowd.sets: name the human-labelled sets that the crowd learns from")
+    sets = []
+    for name in spec.sets:
+        title, samples = named_samples(config, name, split="train")
+        head = build_head(title, samples)
+        sets.append(labelled_set(head, samples, split="train", load=_loader(config)))
+    encoders = encoder_keys(config, visual_of(config))
+    return crowd_train.train_crowd(spec, sets, folder=crowd_folder(config), encoders=encoders)
+
+
+def crowd_folder(config: CaptioningFile) -> Path:
+    """Where the classifiers lie."""
+    from affectgpt.captioning.clips import work_folder
+
+    return Path(config.captioning.crowd.folder or work_folder(config) / "crowd")
+
+
+def visual_of(config: CaptioningFile) -> Any:
+    """The medium that the visual encoder sees."""
+    from affectgpt.core.types import Modality
+
+    return Modality(config.captioning.crowd.visual)
+
+
+def features_of(config: CaptioningFile, title: str, split: str, samples: Sequence[Sample]) -> ClipFeatures:
+    """Features of samples; those that the store lacks are computed first."""
+    from affectgpt.captioning.features import load_features, unstored
+    from affectgpt.cli.extract_features import extract
+    from affectgpt.core.runtime import pick_device
+    from affectgpt.core.types import Modality
+
+    visual = visual_of(config)
+    device = pick_device(config.run.device)
+    for modality in (visual, Modality.AUDIO):
+        if unstored(config, samples, title=title, split=split, modality=modality):
+            extract(config, title, list(samples), split=split, modality=modality, device=device, encoders={})
+    return load_features(config, samples, title=title, split=split, visual=visual)
+
+
+def _loader(config: CaptioningFile):
+    return lambda title, split, samples: features_of(config, title, split, samples)
+
+
+def score_crowd(config: CaptioningFile, crowd: Sequence[CrowdClassifier]) -> list[dict[str, Any]]:
+    """Accuracy and F1 on the test splits of the sets that have one here."""
+    from affectgpt.captioning.crowd_predict import test_scores
+
+    tests = []
+    for name in config.captioning.crowd.sets:
+        test = _test_split(config, crowd, name)
+        if test is not None:
+            tests.append(test)
+    return test_scores(crowd, tests, neutral_band=config.captioning.crowd.neutral_band)
+
+
+def _test_split(config: CaptioningFile, crowd: Sequence[CrowdClassifier], name: str) -> LabelledSet | None:
+    from affectgpt.captioning.crowd_sets import labelled_set
+    from affectgpt.core.errors import DataError
+    from affectgpt.core.runtime import logger
+    from affectgpt.data.loader import named_samples
+
+    try:
+        title, samples = named_samples(config, name, split="test")
+    except DataError as error:
+        logger.warning("%s is not scored: %s", name, error)
+        return None
+    head = next((head for model in crowd for head in model.heads if head.dataset == title), None)
+    return None if head is None else labelled_set(head, samples, split="test", load=_loader(config))
+
+
+def print_scores(rows: Sequence[dict[str, Any]]) -> None:
+    """A table: one line per test split, accuracy and weighted F1 of the classifiers (mean) and of their majority."""
+    print(f"{'test split':14} {'task':9} {'clips':>6} {'classifiers: accuracy':>22} {'F1':>6} {'majority: accuracy':>19}"
+          f" {'F1':>6}")  # fmt: skip
+    for row in rows:
+        single = [sum(s[key] for s in row["classifiers"]) / len(row["classifiers"]) for key in ("accuracy", "f1")]
+        majority = [row["majority"][key] for key in ("accuracy", "f1")]
+        cells = [f"{100 * value:.1f}" for value in (*single, *majority)]
+        print(f"{row['set']:14} {row['task']:9} {row['clips']:6} {cells[0]:>22} {cells[1]:>6} {cells[2]:>19}"
+              f" {cells[3]:>6}")  # fmt: skip
+
+
+def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
+    """Write the crowd's votes on clips; with a data set of the table, its scores too."""
+    from affectgpt.captioning.clips import load_clips, samples
+    from affectgpt.captioning.crowd_predict import opinions
+    from affectgpt.captioning.crowd_train import load_crowd
+    from affectgpt.captioning.features import UNLABELLED, encoder_keys
+    from affectgpt.captioning.output import to_csv
+    from affectgpt.captioning.votes import Wheels, tally
+    from affectgpt.core.files import write_text
+    from affectgpt.core.runtime import logger
+    from affectgpt.data.loader import named_samples
+    from affectgpt.evaluation.lexicon import find_lexicon
+
+    crowd, _ = load_crowd(crowd_folder(config), encoders=encoder_keys(config, visual_of(config)))
+    if args.dataset:
+        title, found = named_samples(config, args.dataset, split=args.split)
+        split = args.split
+    else:
+        title, split = config.name, UNLABELLED
+        found = samples(load_clips(config.captioning.input, title=title))
+    features = features_of(config, title, split, found[: args.limit])
+    wheels = Wheels(find_lexicon(config.captioning.agreement.lexicon or None))
+    votes = tally(
+        opinions(crowd, features.visual, features.acoustic), wheels, neutral_band=config.captioning.crowd.neutral_band
+    )
+    rows = [
+        (
+            name, v.emotion, ", ".join(v.words), v.polarity.choice if v.polarity else "", ", ".join(v.polarities),
+            *(f"{m.choice} {m.share:.2f}" for m in v.wheels),
+        )
+        for name, v in zip(features.names, votes, strict=True)
+    ]  # fmt: skip
+    header = ("name", "emotion", "emotion_votes", "polarity", "polarity_votes", *(f"wheel {n}" for n in wheels.names))
+    write_text(args.out, to_csv(header, rows))
+    for name, reason in list(features.missing.items())[:10]:
+        logger.warning("%s: not predicted: %s", name, reason)
+    logger.info("%d clips predicted, %d without features: %s", len(rows), len(features.missing), args.out)
+    if args.dataset and args.split == "test":
+        from affectgpt.captioning.crowd_predict import test_scores
+
+        test = _test_split(config, crowd, args.dataset)
+        print_scores(test_scores(crowd, [test], neutral_band=config.captioning.crowd.neutral_band) if test else [])
+    return 1 if features.missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
