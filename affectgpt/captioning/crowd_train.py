@@ -27,12 +27,16 @@ _VERSION = 1
 
 def settings_of(spec: CrowdConfig, sets: Sequence[LabelledSet], encoders: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides the classifiers: hyper-parameters, lessons, encoders."""
-    chosen = {key: value for key, value in asdict(spec).items() if key not in ("folder", "sets", "neutral_band")}
     lessons = {}
     for lesson in sets:
         digest = hashlib.sha256("\n".join(lesson.names).encode() + lesson.targets.tobytes())
         lessons[lesson.head.dataset] = {"head": _plain(lesson.head), "clips": len(lesson), "sha256": digest.hexdigest()}
-    return {"version": _VERSION, **chosen, "sets": lessons, "encoders": dict(encoders)}
+    return {"version": _VERSION, **_chosen(spec), "sets": lessons, "encoders": dict(encoders)}
+
+
+def _chosen(spec: CrowdConfig) -> dict[str, Any]:
+    """What decides a training besides its lessons."""
+    return {key: value for key, value in asdict(spec).items() if key not in ("folder", "sets", "neutral_band")}
 
 
 def train_crowd(
@@ -164,17 +168,37 @@ def load_one(path: Path) -> CrowdClassifier:
         ) from error
 
 
-def load_crowd(folder: Path, *, encoders: Mapping[str, Any]) -> tuple[list[CrowdClassifier], dict[str, Any]]:
-    """The crowd of a folder and its record. CheckpointError when it is missing, unfinished or of other encoders."""
+def load_crowd(
+    folder: Path, *, spec: CrowdConfig, encoders: Mapping[str, Any]
+) -> tuple[list[CrowdClassifier], dict[str, Any]]:
+    """The crowd of a folder and its record.
+
+    CheckpointError when it is missing or unfinished, of other encoders, or was trained otherwise than ``spec`` says.
+    """
     from affectgpt.data.features import differing
 
     record = read_record(folder)
     if record is None:
         raise CheckpointError(f"{folder}: no crowd of classifiers; train one: affectgpt crowd train")
+    wanted = {**_chosen(spec), "sets": sorted(name.lower() for name in spec.sets)}
+    found = {key: record["settings"].get(key) for key in wanted}
+    found["sets"] = sorted(name.lower() for name in record["settings"]["sets"])
+    difference = differing(found, wanted)
+    if difference is not None:
+        raise CheckpointError(
+            f"{folder}: holds a crowd of other settings: {difference}. Give captioning.crowd the settings it was trained "
+            "with, or another folder"
+        )
     difference = differing(record["settings"]["encoders"], encoders)
     if difference is not None:
         raise CheckpointError(f"{folder}: the crowd was trained on other features: {difference}. Train it again")
     return [load_one(model_path(folder, i)) for i in range(record["settings"]["models"])], record
+
+
+def finished(folder: Path) -> bool:
+    """Whether a folder holds a whole crowd."""
+    record = read_record(folder)
+    return record is not None and all(model_path(folder, i).exists() for i in range(record["settings"]["models"]))
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:

@@ -35,8 +35,8 @@ def keep_nonempty(
     """Write those records of ``source`` to ``target``, unchanged and in order, whose ``columns`` yield labels.
 
     ``source``: CSV; a JSON list (or an object with one under ``annotations``); or JSON lines. A column may hold lists
-    and objects (LLaVA's ``conversations``): all text in them counts. What a model said is kept under ``folder``. Nothing
-    is written while some pairs could not be asked. Raises DataError naming file, record and column.
+    and objects (LLaVA's ``conversations``): all text in them counts. What a model said is kept under ``folder``.
+    Nothing is written while some pairs could not be asked. Raises DataError naming file, record and column.
     """
     if source.suffix.lower() not in SUFFIXES or target.suffix.lower() != source.suffix.lower():
         raise DataError(f"{source} → {target}: both should be {', '.join(SUFFIXES)}, and of one kind")

@@ -147,8 +147,8 @@ def _test_split(config: CaptioningFile, crowd: Sequence[CrowdClassifier], name: 
 
 def print_scores(rows: Sequence[dict[str, Any]]) -> None:
     """A table: one line per test split, accuracy and weighted F1 of the classifiers (mean) and of their majority."""
-    print(f"{'test split':14} {'task':9} {'clips':>6} {'classifiers: accuracy':>22} {'F1':>6} {'majority: accuracy':>19}"
-          f" {'F1':>6}")  # fmt: skip
+    head = ("classifiers: accuracy", "F1", "majority: accuracy", "F1")
+    print(f"{'test split':14} {'task':9} {'clips':>6} {head[0]:>22} {head[1]:>6} {head[2]:>19} {head[3]:>6}")
     for row in rows:
         single = [sum(s[key] for s in row["classifiers"]) / len(row["classifiers"]) for key in ("accuracy", "f1")]
         majority = [row["majority"][key] for key in ("accuracy", "f1")]
@@ -170,7 +170,9 @@ def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
     from affectgpt.data.loader import named_samples
     from affectgpt.evaluation.lexicon import find_lexicon
 
-    crowd, _ = load_crowd(crowd_folder(config), encoders=encoder_keys(config, visual_of(config)))
+    crowd, _ = load_crowd(
+        crowd_folder(config), spec=config.captioning.crowd, encoders=encoder_keys(config, visual_of(config))
+    )
     if args.dataset:
         title, found = named_samples(config, args.dataset, split=args.split)
         split = args.split

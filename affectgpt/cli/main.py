@@ -19,6 +19,8 @@ COMMANDS = {
     "doctor": ("doctor", "why are my scores below the published ones?"),
     "check_data": ("check_data", "are the data sets complete and readable?"),
     "preprocess": ("preprocess", "face crops, sound and subtitles of raw clips"),
+    "caption": ("caption", "annotate unlabelled clips: descriptions, filters, a training set, a report"),
+    "crowd": ("crowd", "emotion and sentiment classifiers on stored features: train, predict"),
     "export": ("export", "a checkpoint as safetensors and a peft adapter, or merged, and back"),
     "params": ("params", "count a model's parameters; no weights are needed"),
     "extract_features": ("extract_features", "compute the frozen encoders' outputs once"),

@@ -13,7 +13,8 @@ from affectgpt.config.schema import Config
 
 AUDIO_PROMPT = (
     "You will hear one person speaking. Please describe how it is said: tone, pitch, loudness, speed, pauses, "
-    "laughter, sighs or sobs, and anything else in the sound that may tell what this person feels. Describe only what you hear."
+    "laughter, sighs or sobs, and anything else in the sound that may tell what this person feels. Describe only what "
+    "you hear."
 )
 VISUAL_PROMPT = (
     "These are frames of one video in their order. Please describe the person who can be seen: facial expression, "
