@@ -186,8 +186,8 @@ def load_crowd(
     difference = differing(found, wanted)
     if difference is not None:
         raise CheckpointError(
-            f"{folder}: holds a crowd of other settings: {difference}. Give captioning.crowd the settings it was trained "
-            "with, or another folder"
+            f"{folder}: holds a crowd of other settings: {difference}. Give captioning.crowd the settings it was "
+            "trained with, or another folder"
         )
     difference = differing(record["settings"]["encoders"], encoders)
     if difference is not None:

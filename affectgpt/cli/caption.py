@@ -167,9 +167,8 @@ def nonempty(args: argparse.Namespace, config: CaptioningFile) -> int:
             args.nonempty_labels, args.out, extractor, columns=args.columns, folder=work_folder(config) / "cache",
             dry_run=args.dry_run,
         )  # fmt: skip
-    print(
-        f"{outcome.pairs} pairs: {outcome.kept} with emotion labels, {outcome.empty} without, {outcome.failed} not asked"
-    )
+    counts = f"{outcome.kept} with emotion labels, {outcome.empty} without, {outcome.failed} not asked"
+    print(f"{outcome.pairs} pairs: {counts}")
     if args.dry_run or outcome.failed:
         print(f"{args.out}: not written" + (f" ({outcome.stopped}); run again" if outcome.stopped else ""))
         return 0 if args.dry_run else 1
