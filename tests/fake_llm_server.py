@@ -24,6 +24,7 @@ class Answer:
     delay: float = 0.0  # seconds before anything is sent
     break_off: bool = False  # promise more bytes than are sent
     drip: float = 0.0  # seconds between single bytes
+    usage: dict[str, int] | None = None  # tokens that the server says it took
 
 
 class FakeServer:
@@ -84,7 +85,8 @@ class FakeServer:
                 if data is None:
                     message = {"role": "assistant", "content": answer.text}
                     choice = {"index": 0, "message": message, "finish_reason": answer.finish}
-                    data = json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
+                    completion = {"object": "chat.completion", "choices": [choice]}
+                    data = json.dumps({**completion, **({"usage": answer.usage} if answer.usage else {})}).encode()
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
