@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from math import exp, pi, sqrt
+from typing import Any
 
 from affectgpt.captioning.lengths import LengthFit
 from affectgpt.core.figures import COLOURS, GREY, new_figure, short, svg
@@ -30,7 +31,7 @@ def lengths(before: Sequence[int], after: Sequence[int], fit: LengthFit | None) 
                 axes.axvline(cut, color=COLOURS[1], lw=1, ls="--")
     axes.set_xlabel("words", fontsize=9, color=GREY)
     axes.set_ylabel("descriptions", fontsize=9, color=GREY)
-    axes.legend(fontsize=8, frameon=False)
+    _legend(axes)
     return svg(figure)
 
 
@@ -41,7 +42,7 @@ def speakers(scores: Sequence[float], threshold: float, *, title: str) -> str:
     axes.axvline(threshold, color=COLOURS[1], lw=1, ls="--", label=f"dropped below {threshold:g}")
     axes.set_xlabel(title, fontsize=9, color=GREY)
     axes.set_ylabel("clips", fontsize=9, color=GREY)
-    axes.legend(fontsize=8, frameon=False)
+    _legend(axes)
     return svg(figure)
 
 
@@ -56,7 +57,7 @@ def labels_per_sample(before: Sequence[int], after: Sequence[int]) -> str:
     axes.set_xticks(range(most + 1))
     axes.set_xlabel("labels per description", fontsize=9, color=GREY)
     axes.set_ylabel("%", fontsize=9, color=GREY)
-    axes.legend(fontsize=8, frameon=False)
+    _legend(axes)
     return svg(figure)
 
 
@@ -73,7 +74,7 @@ def distribution(before: Counter[str], after: Counter[str], *, shown: int = 20) 
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.invert_yaxis()
     axes.set_xlabel("% of all labels", fontsize=9, color=GREY)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    _legend(axes)
     return svg(figure)
 
 
@@ -93,6 +94,11 @@ def matrix(rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequenc
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return svg(figure)
+
+
+def _legend(axes: Any) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
 
 
 def _bins(values: Sequence[int]) -> list[float]:

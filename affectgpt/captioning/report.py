@@ -113,7 +113,8 @@ def _vote_figures(config: CaptioningFile, state: State) -> list[tuple[str, str, 
             for label in dict.fromkeys(wheels.groups(label)[0] for label in state.labels[name].labels):
                 pairs[label, votes.wheels[0].choice] += 1
     rows = _most(Counter(a for a, _ in pairs.elements()))
-    columns = _most(Counter(b for _, b in pairs.elements()))
+    said = _most(Counter(b for _, b in pairs.elements()))
+    columns = [*(row for row in rows if row in said), *(group for group in said if group not in rows)]
     shares = [[pairs[r, c] / max(sum(pairs[r, k] for k in columns), 1) for c in columns] for r in rows]
     found = []
     if rows and columns:

@@ -56,10 +56,10 @@ def test_each_filter_finds_its_kind_of_fault(judged):
 def test_the_crowd_is_what_tells_right_from_wrong(judged):
     """With the votes' clips dealt out anew the same filter drops right and wrong alike."""
     from affectgpt.captioning.agreement import high_level
+    from affectgpt.captioning.clips import load_clips
     from affectgpt.captioning.labels import Labels
     from affectgpt.captioning.votes import Wheels
     from affectgpt.cli.caption import crowd_votes
-    from affectgpt.captioning.clips import load_clips
     from affectgpt.evaluation.lexicon import load_builtin
 
     kinds, verdicts, world = judged

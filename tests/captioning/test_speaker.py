@@ -78,9 +78,7 @@ def test_a_wrong_score_file_is_told_with_its_place(tmp_path, rows, message):
     with pytest.raises(DataError, match=message):
         judge_speakers(clips("a"), SpeakerConfig(source="csv", file=str(path)), folder=tmp_path)
     with pytest.raises(DataError, match="no column 'scroe'"):
-        judge_speakers(
-            clips("a"), SpeakerConfig(source="csv", file=str(path), score_column="scroe"), folder=tmp_path
-        )
+        judge_speakers(clips("a"), SpeakerConfig(source="csv", file=str(path), score_column="scroe"), folder=tmp_path)
     with pytest.raises(ConfigError, match=r"captioning\.speaker\.file"):
         judge_speakers(clips("a"), SpeakerConfig(source="csv"), folder=tmp_path)
 
