@@ -36,10 +36,10 @@ HUMAN = {"MER2023": (720, 1000), "MELD": (720, 1001), "SIMS": (720, 1002)}
 MELD_WORDS = {"happy": "joy", "sad": "sadness", "angry": "anger", "surprise": "surprise", "worried": "fear"}
 RULES = ("none", "low", "E", "S", "E+S")
 SETTINGS = """
-  speaker: {source: estimate, estimate_threshold: 0.55}
+  speaker: {source: estimate, estimate_threshold: 0.45}
   length: {sigmas: 2.5, fit: robust}
-  crowd: {sets: [MER2023, MELD, SIMS], epochs: 60, batch: 64, neutral_band: 0.3, folder: "ROOT/crowd"}
-  agreement: {votes: 0.5, wheels: 0.5, undecided: drop, lexicon: builtin}
+  crowd: {sets: [MER2023, MELD, SIMS], epochs: 60, batch: 64, neutral_band: 0.4, folder: "ROOT/crowd"}
+  agreement: {votes: 0.7, wheels: 0.5, undecided: keep, lexicon: builtin}
 """
 
 
