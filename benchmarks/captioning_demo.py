@@ -325,9 +325,9 @@ def show(rows: list[dict]) -> None:
     for filter_, target in (("speaker", "another's voice"), ("length", "over-short text")):
         print(f"\n{filter_} filter: of all clips, finds {target}")
         for title, some in _groups(rows):
-            r = rates(some, "low")
-            print(f"  {title:22} precision {100 * r[f'{filter_} precision']:5.1f}   recall "
-                  f"{100 * r[f'{filter_} recall']:5.1f}   right clips kept {100 * r[f'{filter_} right kept']:5.1f}")  # fmt: skip
+            r = {key: 100 * value for key, value in rates(some, "low").items()}
+            print(f"  {title:22} precision {r[f'{filter_} precision']:5.1f}   recall {r[f'{filter_} recall']:5.1f}"
+                  f"   right clips kept {r[f'{filter_} right kept']:5.1f}")  # fmt: skip
     print("\nhigh-level filter: of clips that reach it, finds wrong descriptions")
     for rule in ("E", "S", "E+S"):
         for title, some in _groups(rows):

@@ -49,7 +49,7 @@ def _run(model: CrowdClassifier, visual: np.ndarray, acoustic: np.ndarray) -> li
     return [np.concatenate(part) for part in parts]
 
 
-def test_scores(
+def split_scores(
     crowd: Sequence[CrowdClassifier], tests: Sequence[LabelledSet], *, neutral_band: float
 ) -> list[dict[str, Any]]:
     """Accuracy and weighted F1 on test splits: of each classifier that knows the set, and of their majority.

@@ -120,14 +120,14 @@ def _loader(config: CaptioningFile):
 
 def score_crowd(config: CaptioningFile, crowd: Sequence[CrowdClassifier]) -> list[dict[str, Any]]:
     """Accuracy and F1 on the test splits of the sets that have one here."""
-    from affectgpt.captioning.crowd_predict import test_scores
+    from affectgpt.captioning.crowd_predict import split_scores
 
     tests = []
     for name in config.captioning.crowd.sets:
         test = _test_split(config, crowd, name)
         if test is not None:
             tests.append(test)
-    return test_scores(crowd, tests, neutral_band=config.captioning.crowd.neutral_band)
+    return split_scores(crowd, tests, neutral_band=config.captioning.crowd.neutral_band)
 
 
 def _test_split(config: CaptioningFile, crowd: Sequence[CrowdClassifier], name: str) -> LabelledSet | None:
@@ -197,10 +197,10 @@ def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
         logger.warning("%s: not predicted: %s", name, reason)
     logger.info("%d clips predicted, %d without features: %s", len(rows), len(features.missing), args.out)
     if args.dataset and args.split == "test":
-        from affectgpt.captioning.crowd_predict import test_scores
+        from affectgpt.captioning.crowd_predict import split_scores
 
         test = _test_split(config, crowd, args.dataset)
-        print_scores(test_scores(crowd, [test], neutral_band=config.captioning.crowd.neutral_band) if test else [])
+        print_scores(split_scores(crowd, [test], neutral_band=config.captioning.crowd.neutral_band) if test else [])
     return 1 if features.missing else 0
 
 

@@ -1,0 +1,53 @@
+"""Stored encoder outputs as one vector per clip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from affectgpt.captioning import features
+from affectgpt.captioning.features import pool
+from affectgpt.core.errors import DataError
+from affectgpt.core.types import Sample
+from affectgpt.data.features import FeatureReader, FeatureWriter
+
+KEY = {"encoder": "x"}
+
+
+def store(folder, tensors: dict[str, torch.Tensor], failed: dict[str, str] | None = None) -> FeatureReader:
+    writer = FeatureWriter(folder, key=KEY)
+    for name, tensor in tensors.items():
+        writer.write(name, tensor)
+    for name, reason in (failed or {}).items():
+        writer.fail(name, reason)
+    writer.close()
+    return FeatureReader(folder, key=KEY)
+
+
+def samples(*names: str) -> list[Sample]:
+    return [Sample(name=name, dataset="x") for name in names]
+
+
+def test_averages_over_time_and_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_REMAP", 2)  # several remappings
+    generator = torch.Generator().manual_seed(0)
+    faces = {f"c{i}": torch.randn(8, 4, 6, generator=generator) for i in range(5)}
+    voices = {name: torch.randn(8, 3, generator=generator) for name in faces}
+    found = pool((store(tmp_path / "f", faces), store(tmp_path / "a", voices)), samples(*faces))
+    assert found.names == list(faces) and found.visual.shape == (5, 6) and found.acoustic.shape == (5, 3)
+    assert np.allclose(found.visual[3], faces["c3"].mean(dim=(0, 1)))
+    assert np.allclose(found.acoustic[4], voices["c4"].mean(dim=0))
+
+
+def test_clips_without_features_are_told_and_left_out(tmp_path):
+    reader = store(tmp_path / "f", {"a": torch.ones(2, 3), "c": torch.ones(2, 3)}, failed={"b": "b.mp4: damaged"})
+    found = pool((reader, reader), samples("a", "b", "c", "d"))
+    assert found.names == ["a", "c"] and found.visual.shape == (2, 3)
+    assert "damaged" in found.missing["b"] and "no stored feature" in found.missing["d"]
+
+
+def test_nan_is_refused_by_name(tmp_path):
+    reader = store(tmp_path / "f", {"a": torch.ones(2, 3), "bad": torch.full((2, 3), float("nan"))})
+    with pytest.raises(DataError, match="bad"):
+        pool((reader, reader), samples("a", "bad"))
