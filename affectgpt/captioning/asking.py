@@ -159,7 +159,7 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
 
         def on_result(index: int, reply: Reply) -> None:
             request = todo[index]
-            kept = judge(reply, max_tokens=sampling.max_tokens)
+            kept = judge(reply)
             cache.put(request.name, request.hash, kept)
             _take(answers, request.name, kept)
             done.add(index)
@@ -191,15 +191,17 @@ def _missing(reason: str) -> bool:
     return reason.startswith("clip ")
 
 
-def judge(reply: Reply, *, max_tokens: int) -> Kept:
+def judge(reply: Reply) -> Kept:
     """A reply as it is kept: text, or why it is none (empty, a refusal)."""
-    costs = {"prompt_tokens": reply.prompt_tokens, "reply_tokens": reply.reply_tokens, "seconds": reply.seconds}
-    text = reply.text.strip()
+    text, failed = reply.text.strip(), None
     if not text:
-        return Kept(failed="the reply is empty", **costs)
-    if _REFUSAL.match(text):
-        return Kept(text, failed=f"the model refused: {text[:120]}", **costs)
-    return Kept(text, truncated=reply.truncated, **costs)
+        failed = "the reply is empty"
+    elif _REFUSAL.match(text):
+        failed = f"the model refused: {text[:120]}"
+    return Kept(
+        text, failed=failed, truncated=reply.truncated, prompt_tokens=reply.prompt_tokens,
+        reply_tokens=reply.reply_tokens, seconds=reply.seconds,
+    )  # fmt: skip
 
 
 def _take(answers: Answers, name: str, kept: Kept) -> None:

@@ -34,6 +34,11 @@ class CrowdClassifier(nn.Module):
     reads the weighted sum. Inputs are standardised by the training clips' mean and deviation, kept as buffers.
     """
 
+    visual_mean: Tensor
+    visual_std: Tensor
+    acoustic_mean: Tensor
+    acoustic_std: Tensor
+
     def __init__(self, *, d_visual: int, d_acoustic: int, heads: tuple[Head, ...], hidden: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads

@@ -22,7 +22,8 @@ def render(prompt: str, *, audio: str | None, visual: str | None, subtitle: str)
     clues = {"{audio}": audio or "", "{visual}": visual or "", "{subtitle}": subtitle}
     if any(slot in prompt for slot in SLOTS):
         # in one pass: a clue that holds the words {visual} stays as it is
-        parts, rest = [], prompt
+        parts: list[str] = []
+        rest = prompt
         while True:
             found = [(rest.index(slot), slot) for slot in SLOTS if slot in rest]
             if not found:

@@ -175,6 +175,6 @@ def test_conversations_are_built_when_their_turn_comes(serve, tmp_path):
 
 def test_a_reply_cut_short_is_kept_as_such(tmp_path):
     with ReplyCache(tmp_path, step="merge", settings={}) as cache:
-        cache.put("a", "h", judge(Reply("half a sen", truncated=True), max_tokens=3))
+        cache.put("a", "h", judge(Reply("half a sen", truncated=True)))
         assert cache.get("a", "h") == Kept("half a sen", truncated=True)
         assert cache.get("a", "other") is None

@@ -18,9 +18,8 @@ def world(tiny_models, tmp_path_factory):
 
 
 def run(world, command: str, *arguments: str, options: tuple[str, ...] = ()) -> int:
-    return crowd.main(
-        [command, "--cfg-path", str(world.yaml), *arguments, *(["--options", *options] if options else [])]
-    )
+    more = ["--options", *options] if options else []
+    return crowd.main([command, "--cfg-path", str(world.yaml), *arguments, *more])
 
 
 def test_train_prints_accuracy_and_f1_and_predict_writes_votes(world, capsys, tmp_path):
