@@ -34,15 +34,19 @@ def open_readers(config: Config, *, title: str, split: str, visual: Modality) ->
 
     Raises DataError naming the folder, and the key that differs, when they are absent or were made otherwise.
     """
-    readers = []
-    for modality in (visual, Modality.AUDIO):
-        readers.append(
-            FeatureReader(
-                feature_folder(config, title=title, split=split, modality=modality),
-                key=feature_key(config, modality, device_type=device_type(config)),
-            )
+    first, second = (
+        FeatureReader(
+            feature_folder(config, title=title, split=split, modality=modality), key=_key(config, split, modality)
         )
-    return readers[0], readers[1]
+        for modality in (visual, Modality.AUDIO)
+    )
+    return first, second
+
+
+def _key(config: Config, split: str, modality: Modality) -> dict[str, Any]:
+    """The key under which features of a split are stored: splits but ``train`` are prepared as inference does."""
+    processor = (config.model if split == "train" else config.inference).vis_processor.train
+    return feature_key(config, modality, device_type=device_type(config), processor=processor)
 
 
 def feature_folder(config: Config, *, title: str, split: str, modality: Modality) -> Path:
@@ -98,5 +102,4 @@ def unstored(config: Config, samples: Sequence[Sample], *, title: str, split: st
     folder = feature_folder(config, title=title, split=split, modality=modality)
     if not (folder / "key.json").exists():
         return [sample.name for sample in samples]
-    key = feature_key(config, modality, device_type=device_type(config))
-    return FeatureReader(folder, key=key).missing(samples)
+    return FeatureReader(folder, key=_key(config, split, modality)).missing(samples)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from affectgpt.captioning.crowd_sets import LabelledSet
     from affectgpt.captioning.features import ClipFeatures
     from affectgpt.config.captioning import CaptioningFile
-    from affectgpt.core.types import Sample
+    from affectgpt.core.types import Modality, Sample
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,7 +92,7 @@ def crowd_folder(config: CaptioningFile) -> Path:
     return Path(config.captioning.crowd.folder or work_folder(config) / "crowd")
 
 
-def visual_of(config: CaptioningFile) -> Any:
+def visual_of(config: CaptioningFile) -> Modality:
     """The medium that the visual encoder sees."""
     from affectgpt.core.types import Modality
 
@@ -100,7 +100,10 @@ def visual_of(config: CaptioningFile) -> Any:
 
 
 def features_of(config: CaptioningFile, title: str, split: str, samples: Sequence[Sample]) -> ClipFeatures:
-    """Features of samples; those that the store lacks are computed first."""
+    """Features of samples; those that the store lacks are computed first.
+
+    A clip whose files could not be read is tried again when they are there.
+    """
     from affectgpt.captioning.features import load_features, unstored
     from affectgpt.cli.extract_features import extract
     from affectgpt.core.runtime import pick_device
@@ -108,10 +111,25 @@ def features_of(config: CaptioningFile, title: str, split: str, samples: Sequenc
 
     visual = visual_of(config)
     device = pick_device(config.run.device)
-    for modality in (visual, Modality.AUDIO):
-        if unstored(config, samples, title=title, split=split, modality=modality):
-            extract(config, title, list(samples), split=split, modality=modality, device=device, encoders={})
-    return load_features(config, samples, title=title, split=split, visual=visual)
+
+    def compute(modality: Modality) -> None:
+        extract(config, title, list(samples), split=split, modality=modality, device=device, encoders={})
+
+    lacking = [m for m in (visual, Modality.AUDIO) if unstored(config, samples, title=title, split=split, modality=m)]
+    for modality in lacking:
+        compute(modality)
+    features = load_features(config, samples, title=title, split=split, visual=visual)
+    there = [s for s in samples if s.name in features.missing and _files_are_there(s, visual)]
+    if there and not lacking:
+        for modality in (visual, Modality.AUDIO):
+            compute(modality)
+        features = load_features(config, samples, title=title, split=split, visual=visual)
+    return features
+
+
+def _files_are_there(sample: Sample, visual: Modality) -> bool:
+    seen = sample.face if visual.value == "face" else sample.video
+    return all(path is not None and path.is_file() for path in (seen, sample.audio))
 
 
 def _loader(config: CaptioningFile):
