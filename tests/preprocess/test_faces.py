@@ -135,6 +135,36 @@ def test_a_short_appearance_does_not_take_over(tmp_path):
     assert side_of(crops) == ["left"] * 7
 
 
+def shots(path, *seeds, each=4):
+    """A clip of drawn persons in one place, a cut between them, the background another one each time."""
+    return write(path, [drawn(seed, "happy") for seed in seeds for _ in range(each)])
+
+
+def test_a_cut_to_another_person_in_the_same_place(detector, tmp_path):
+    """Shot, counter-shot, shot: boxes cover each other, persons differ."""
+    first, second = (face_crops(shots(tmp_path / f"{s}.mp4", s), detector=detector) for s in (1, 5))
+    assert len(first) == len(second) == 4
+    crops = face_crops(shots(tmp_path / "clip.mp4", 1, 5, 1), detector=detector)
+    assert len(crops) == 8  # both shots of the first, none of the second
+    difference = [np.abs(crops.astype(int) - person[0].astype(int)).mean() for person in (first, second)]
+    assert difference[0] < 5 < difference[1]
+
+
+def test_one_of_two_drawn_persons_in_the_picture(detector, tmp_path):
+    """The nearer one is kept, though they come close and the other is sometimes the surer find."""
+    near, far = drawn(1, "happy"), drawn(5, "happy")
+    frames = []
+    for i in range(10):
+        frame = np.full((256, 560, 3), 90, np.uint8)
+        frame[:, 10 + 8 * i : 266 + 8 * i] = near
+        frame[60:220, 390 - 3 * i : 550 - 3 * i] = far[:: 256 // 160, :: 256 // 160][:160, :160]
+        frames.append(frame)
+    crops = face_crops(write(tmp_path / "clip.mp4", frames), detector=detector)
+    alone = face_crops(shots(tmp_path / "alone.mp4", 1), detector=detector)
+    assert len(crops) >= 8
+    assert max(np.abs(crop[30:100, 30:80].astype(int) - alone[0][30:100, 30:80]).mean() for crop in crops) < 25
+
+
 def test_frames_are_sampled_in_parts(tmp_path):
     clip = coloured(tmp_path / "clip.mp4", n=20)
     script = {i: [(20, 40, 60, 0.9)] for i in range(21)}
