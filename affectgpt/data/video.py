@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,6 +23,9 @@ from affectgpt.core.types import IMAGE_SIZE, N_FRAMES
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+_CHECK = re.compile(r"^\[[\d:]+\] \S+:\d+: Check failed: .*?\(-?\d+ vs\. -?\d+\) ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +186,9 @@ def probe_image(path: Path | str) -> tuple[int, int]:
 
 
 def short_error(error: BaseException) -> str:
-    """The first line of a native library's error; decord appends a stack trace."""
-    lines = str(error).strip().splitlines()
+    """The first line of a native library's error, without the places in its source and stack that decord tells."""
+    text = getattr(error, "strerror", None) or _CHECK.sub("", str(error))
+    lines = text.strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
@@ -224,7 +229,8 @@ def _read(path: Path, *, width: int, height: int, reader: str | None, pick: Pick
     except DataError:
         raise
     except Exception as error:  # native decoders raise whatever they like on damaged files
-        raise DataError(f"{path}: cannot be decoded as video by {name} ({short_error(error)})") from error
+        probe_video(path)  # says in plain words what is no video at all
+        raise DataError(f"{path}: its frames cannot be decoded by {name} ({short_error(error)})") from error
 
 
 def _decord_frames(path: Path, width: int, height: int, pick: Pick) -> tuple[np.ndarray, int]:

@@ -126,8 +126,14 @@ def test_probe(make, tmp_path):
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "sound only", "folder"])
-def test_damaged_video(reader, kind, make, tmp_path):
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("missing", "no such file"), ("empty", "empty"), ("text", "no readable video container"),
+        ("truncated", "no readable video container"), ("sound only", "no video track"), ("folder", "no regular file"),
+    ],
+)  # fmt: skip
+def test_damaged_video(reader, kind, reason, make, tmp_path):
     pytest.importorskip("decord" if reader == "decord" else "av")
     path = tmp_path / "clip.mp4"
     if kind == "empty":
@@ -141,8 +147,24 @@ def test_damaged_video(reader, kind, make, tmp_path):
     elif kind == "folder":
         path.mkdir()
     for read in (read_frames, probe_video):
-        with pytest.raises(DataError, match=r"clip\.mp4: "):
+        with pytest.raises(DataError, match=rf"clip\.mp4: .*{reason}"):
             read(path, reader=reader) if read is read_frames else read(path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_video_of_no_frames(reader, tmp_path):
+    """A track is announced and no packet follows; the reason is told in words, without places in somebody's source."""
+    import av
+
+    pytest.importorskip("decord" if reader == "decord" else "av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w", options={"movflags": "+frag_keyframe+empty_moov"}) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(DataError, match=r"clip\.mp4: (the video has no frames|its frames cannot be decoded)") as raised:
+        read_frames(path, reader=reader)
+    assert "Check failed" not in str(raised.value) and "Errno" not in str(raised.value)
 
 
 def test_faces_are_sampled_and_resized(make, tmp_path):
