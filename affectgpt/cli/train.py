@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.cli.common import add_config_arguments, run_cli
-from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.core.errors import ConfigError, DataError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.data.loader import training_batches
     from affectgpt.data.validation import validation_batches
     from affectgpt.modeling.build import build_model, build_preparation
-    from affectgpt.training.distributed import process_group
+    from affectgpt.training.distributed import lost_peer, process_group
     from affectgpt.training.evaluate import evaluate
     from affectgpt.training.interrupt import Interrupted
     from affectgpt.training.loop import train
@@ -160,6 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
 
         output_dir = _job_folder(config, resumed)
+        logger.info("writing to %s", output_dir)
         main_rank = rank() == 0
         # What run.on_error: skip leaves out; each rank has samples of its own.
         batches.failures.path = output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv")
@@ -176,11 +177,12 @@ def main(argv: list[str] | None = None) -> int:
             record.end("stopped")
             logger.info("%s", interrupted)
             return interrupted.status
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
             record.end("failed", error=str(error))
-            raise out_of_memory(error) from error
-        except AffectGPTError as error:
-            record.end("failed", error=str(error))
+            if isinstance(error, torch.OutOfMemoryError):
+                raise out_of_memory(error) from error
+            if isinstance(error, RuntimeError) and (told := lost_peer(error)) is not None:
+                raise told from error
             raise
         record.end("finished", checkpoint=latest.name)
         if main_rank:

@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import world_size
 
 _PATIENCE = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
@@ -101,6 +101,17 @@ def wrap(objective: nn.Module, run: RunConfig, device: torch.device) -> nn.Modul
         **{leave_buffers: False},
         # Which branches a batch uses depends on its mode; a branch without a gradient on any rank keeps none.
         find_unused_parameters=True,
+    )
+
+
+def lost_peer(error: RuntimeError) -> AffectGPTError | None:
+    """What to say when an error means that another process of the group is gone; None for any other error."""
+    kinds = (distributed.DistBackendError, distributed.DistNetworkError)
+    if world() == 1 or not (isinstance(error, kinds) or "gloo" in str(error)):
+        return None
+    return AffectGPTError(
+        f"another process of the group ended ({str(error).splitlines()[0]}); its own message says why. "
+        "run.resume_ckpt_path=auto goes on from the last state that was saved"
     )
 
 

@@ -122,7 +122,7 @@ def train(
                         signum=interrupt.signum or 15,
                     )
             latest = saver.epoch(at.epoch, at.loss_sum / max(at.loss_count, 1))
-            logger.info("epoch %d: loss %.3f, saved %s", at.epoch, at.loss_sum / max(at.loss_count, 1), latest)
+            logger.info("epoch %d: loss %.3f, saved %s", at.epoch, at.loss_sum / max(at.loss_count, 1), latest.name)
             if held_out and at.epoch % run.valid_every == 0:
                 losses = {f"valid_loss_{k}": mean_loss(stepper, part()) for k, part in held_out.items()}
                 logger.info("epoch %d: %s", at.epoch, ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))

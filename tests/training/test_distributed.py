@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from training_processes import Trouble, run_ranks, run_train
 from training_recipe import run_folder, write_recipe
 
+ROOT = Path(__file__).resolve().parents[2]
 QUIET = Trouble(no_dropout=True)
 
 
@@ -65,3 +70,46 @@ def test_two_ranks_stop_together_and_go_on(recipe):
     assert len(curve(path)) == 10
     alone = run_train("--cfg-path", str(path), "--options", "run.max_epoch=3")
     assert alone.status == 1 and "it was made by 2 processes, now there are 1" in alone.stderr
+
+
+def test_a_rank_that_is_gone_is_told_by_the_others(recipe):
+    path = recipe(mode="face_text", batch_size_train=2, save_state_every=2)
+    left, gone = run_ranks(2, "--cfg-path", str(path), of_last=Trouble(kill_after_step=3))
+    assert (left.status, gone.status) == (1, -signal.SIGKILL)
+    assert "error: another process of the group ended" in left.stderr and "Traceback" not in left.stderr
+    assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "failed"
+    assert (run_folder(path) / "last.state").is_file()
+
+
+@pytest.mark.slow
+def test_killed_ranks_go_on_as_if_nothing_had_happened(recipe):
+    """Bit for bit, as one process does it."""
+    draw = random.SystemRandom()
+    run = {"mode": "face_text", "batch_size_train": 2, "save_state_every": 2, "resume_ckpt_path": "auto"}
+    quiet, disturbed = recipe(name="quiet", **run), recipe(name="disturbed", **run)
+    assert [outcome.status for outcome in run_ranks(2, "--cfg-path", str(quiet))] == [0, 0]
+    kills = [draw.randint(2, 4) for _ in range(3)]  # steps of each process
+    print(f"killed after {kills} steps")
+    for after in kills:
+        outcomes = run_ranks(2, "--cfg-path", str(disturbed), trouble=Trouble(kill_after_step=after))
+        if [outcome.status for outcome in outcomes] == [0, 0]:  # it was through before that step
+            break
+        assert {outcome.status for outcome in outcomes} & {-signal.SIGKILL}, outcomes
+    assert [outcome.status for outcome in run_ranks(2, "--cfg-path", str(disturbed))] == [0, 0]
+    ours, theirs = final_weights(disturbed), final_weights(quiet)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert curve(disturbed) == curve(quiet)
+
+
+@pytest.mark.slow
+def test_torchrun_takes_the_published_command(recipe):
+    path = recipe(mode="face_text", batch_size_train=2, iters_per_epoch=3, max_epoch=1)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    told = subprocess.run(
+        [sys.executable, *command, str(ROOT / "train.py"), f"--cfg-path={path}", "--options", "run.max_epoch=2"],
+        capture_output=True, text=True, check=False, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert len(curve(path)) == 6
+    record = json.loads((run_folder(path) / "run.json").read_text())
+    assert record["processes"] == 2 and record["seeds"]["ranks"] == [42, 43]

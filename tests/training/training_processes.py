@@ -49,8 +49,11 @@ def run_train(*arguments: str, seen: Path | None = None, trouble: Trouble | None
     return Outcome(process.exitcode, log.read_text())
 
 
-def run_ranks(count: int, *arguments: str, trouble: Trouble | None = None) -> list[Outcome]:
-    """Run train.py as torchrun would: ``count`` processes of one group on this machine."""
+def run_ranks(
+    count: int, *arguments: str, trouble: Trouble | None = None, of_last: Trouble | None = None
+) -> list[Outcome]:
+    """Run train.py as torchrun would: ``count`` processes of one group on this machine; ``of_last``: trouble that the
+    last of them has instead."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +64,8 @@ def run_ranks(count: int, *arguments: str, trouble: Trouble | None = None) -> li
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }  # fmt: skip
-        processes.append(_SERVER.Process(target=_child, args=(arguments, log, None, trouble or Trouble(), group)))
+        meets = of_last if of_last is not None and rank == count - 1 else trouble or Trouble()
+        processes.append(_SERVER.Process(target=_child, args=(arguments, log, None, meets, group)))
         processes[-1].start()
     for process in processes:
         process.join(timeout=120)
