@@ -36,20 +36,36 @@ class Failure:
 
 
 class FailureLog:
-    """What was skipped: counted, logged, and appended to ``path`` (data set, sample, reason) where one is given."""
+    """What was skipped: every time is counted; each sample is logged once, and once in ``path`` where one is given.
+
+    ``path`` has data set, sample, reason, and goes on where an earlier run ended.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.failures: list[Failure] = []
+        self.failures: list[Failure] = []  # in the order of their first time
+        self.times = 0
+        self._noted: set[Failure] = set()
+        self._earlier: set[Failure] | None = None  # in the file before this run
 
     def __len__(self) -> int:
         return len(self.failures)
 
     def add(self, failure: Failure) -> None:
         """Note one skipped sample."""
+        self.times += 1
+        if failure in self._noted:
+            if self.times in (10, 100) or self.times % 1000 == 0:
+                logger.warning("skipped %d times, %d different samples", self.times, len(self._noted))
+            return
+        self._noted.add(failure)
         self.failures.append(failure)
-        logger.warning("skipped sample %d: %s", len(self.failures), failure.reason)
+        logger.warning("skipped sample %d: %s", len(self._noted), failure.reason)
         if self.path is None:
+            return
+        if self._earlier is None:
+            self._earlier = _rows(self.path)
+        if failure in self._earlier:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
@@ -58,6 +74,13 @@ class FailureLog:
             if is_new:
                 writer.writerow(("dataset", "sample", "reason"))
             writer.writerow((failure.dataset, failure.name, failure.reason))
+
+
+def _rows(path: Path) -> set[Failure]:
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", newline="") as handle:
+        return {Failure(*row) for row in csv.reader(handle) if len(row) == 3}
 
 
 class BatchStream:

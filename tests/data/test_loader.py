@@ -13,7 +13,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, Labels, Modality, Sample
 from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, keep_fraction
-from affectgpt.data.loader import FailureLog, question_loader, training_batches
+from affectgpt.data.loader import Failure, FailureLog, question_loader, training_batches
 from affectgpt.data.readers import load_samples
 from affectgpt.data.table import get_row
 from affectgpt.prompts.modes import MODES
@@ -225,3 +225,13 @@ def test_a_fraction_is_seeded_and_keeps_its_order():
     assert len(kept) == 30 and kept == sorted(kept, key=lambda s: int(s.name))
     assert kept == keep_fraction(samples, ratio=0.3, seed=1) != keep_fraction(samples, ratio=0.3, seed=2)
     assert keep_fraction(samples, ratio=1.0, seed=1) == samples and len(keep_fraction(samples, ratio=0.0, seed=1)) == 1
+
+
+def test_a_sample_skipped_in_every_epoch_is_written_once(tmp_path):
+    path = tmp_path / "failed.csv"
+    for _ in range(2):  # two runs into one folder
+        log = FailureLog(path)
+        for name in "abab" * 5:
+            log.add(Failure(dataset="X", name=name, reason="broken"))
+        assert len(log) == 2 and log.times == 20
+    assert path.read_text().splitlines() == ["dataset,sample,reason", "X,a,broken", "X,b,broken"]
