@@ -67,6 +67,7 @@ class Answers:
     step: str
     texts: dict[str, str] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
+    truncated: list[str] = field(default_factory=list)  # clips whose reply was cut at max_tokens
     asked: int = 0
     reused: int = 0
     costs: dict[str, float] = field(default_factory=dict)
@@ -210,6 +211,8 @@ def _take(answers: Answers, name: str, kept: Kept) -> None:
     else:
         answers.texts[name] = kept.text
         answers.failures.pop(name, None)
+        if kept.truncated:
+            answers.truncated.append(name)
 
 
 def from_file(step: str, spec: AskConfig, names: Sequence[str], *, key: str) -> Answers:

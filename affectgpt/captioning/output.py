@@ -29,7 +29,7 @@ def write_dataset(config: CaptioningFile, state: State) -> Path:
     """
     row = get_row("MERCaptionPlus")
     assert row.openset_file and row.reason_file
-    root = Path(config.captioning.output or work_folder(config) / "dataset") / row.root
+    root = Path(f"{config.captioning.output or work_folder(config) / 'dataset'}{state.suffix}") / row.root
     tables = (row.openset_file, row.reason_file, row.subtitle_file)
     taken = [name for name in tables if (root / name).exists()]
     if taken and not (root / MARKER).exists():
@@ -63,18 +63,27 @@ def _link(source: Path, target: Path) -> None:
 
 
 def write_tables(config: CaptioningFile, state: State) -> dict[str, Any]:
-    """Write ``clips.csv``, ``failed.csv`` and ``counts.json`` into the work folder; returns what the last holds."""
+    """Write ``clips.csv``, ``failed.csv`` and ``counts.json`` into the work folder; returns what the last holds.
+
+    Their names have the run's suffix (see ``pipeline.Run``).
+    """
     work = work_folder(config)
-    write_text(work / "clips.csv", to_csv(_CLIP_COLUMNS, (_clip_row(state, clip.name) for clip in state.clips)))
     write_text(
-        work / "failed.csv",
+        work / f"clips{state.suffix}.csv", to_csv(_CLIP_COLUMNS, (_clip_row(state, clip.name) for clip in state.clips))
+    )
+    write_text(
+        work / f"failed{state.suffix}.csv",
         to_csv(
             ("name", "step", "reason", "tried again"),
             [(f.name, f.step, f.reason, "next run" if f.again else "with --retry-failed") for f in state.failures],
         ),
     )
-    found = {"counts": counts(state), "costs": costs(config, state)}
-    write_json(work / "counts.json", found)
+    found: dict[str, Any] = {
+        "counts": counts(state),
+        "costs": costs(config, state),
+        "cut at max_tokens": {step: len(a.truncated) for step, a in state.answers.items() if a.truncated},
+    }
+    write_json(work / f"counts{state.suffix}.json", found)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from affectgpt.captioning import review
@@ -44,6 +45,12 @@ class Run:
         """Number of the last step wanted."""
         return max(STEPS.index(step) for step in self.steps)
 
+    @property
+    def suffix(self) -> str:
+        """Behind the names of files: a run of fewer clips or steps does not replace what a whole one left."""
+        step = "" if self.last >= STEPS.index("high_level") else f"-{STEPS[self.last]}"
+        return step + (f"-first{self.limit}" if self.limit is not None else "")
+
     def asks(self, step: str) -> bool:
         """Whether models may be asked in this step."""
         return step in self.steps and not self.dry_run
@@ -64,12 +71,21 @@ class State:
     agreements: dict[str, Agreement] = field(default_factory=dict)
     dropped: dict[str, tuple[str, str]] = field(default_factory=dict)  # name → filter, reason
     failures: list[Failure] = field(default_factory=list)
+    suffix: str = ""  # of the names of files, see Run
     done: int = -1  # number of the last step that was gone through
 
     @property
     def stopped(self) -> TextLLMError | None:
         """Why the run could not be finished, if a server was down."""
         return next((a.stopped for a in self.answers.values() if a.stopped is not None), None)
+
+    @cached_property
+    def _failure_of(self) -> dict[str, Failure]:
+        """The first failure of each clip; read once all are known."""
+        found: dict[str, Failure] = {}
+        for failure in self.failures:
+            found.setdefault(failure.name, failure)
+        return found
 
     @property
     def kept(self) -> list[Clip]:
@@ -83,7 +99,7 @@ class State:
         if name in self.dropped:
             filter_, reason = self.dropped[name]
             return "dropped", f"{filter_}: {reason}"
-        failure = next((f for f in self.failures if f.name == name), None)
+        failure = self._failure_of.get(name)
         if failure is not None:
             return "waiting", f"{failure.step}: {failure.reason}"
         if name in self.labels and self.done >= STEPS.index("high_level"):
@@ -100,11 +116,11 @@ def annotate(config: CaptioningFile, run: Run, *, vote: Vote) -> State:
     spec = config.captioning
     work = work_folder(config)
     clips = load_clips(spec.input, title=config.name, limit=run.limit)
-    state = State(clips, decisions=review.read_decisions(review.file_of(spec, work)))
+    state = State(clips, decisions=review.read_decisions(review.file_of(spec, work)), suffix=run.suffix)
     logger.info("%d clips from %s", len(clips), spec.input.root)
 
     _describe(config, run, state, cache=work / "cache")
-    if run.last >= STEPS.index("low_level"):
+    if run.last >= STEPS.index("low_level") and not run.dry_run:
         _low_level(config, state, cache=work / "cache")
     if run.last >= STEPS.index("high_level"):
         _high_level(config, run, state, cache=work / "cache", vote=vote)
@@ -115,24 +131,23 @@ def annotate(config: CaptioningFile, run: Run, *, vote: Vote) -> State:
 
 def _describe(config: CaptioningFile, run: Run, state: State, *, cache: Path) -> None:
     spec = config.captioning
-    clues: dict[str, Answers | None] = {}
-    if spec.merge.client == "file" and "describe" not in run.steps:
-        pass
-    else:
-        for kind, asked in ((ACOUSTIC, spec.audio), (VISUAL, spec.visual)):
-            if asked.client == "off":
-                continue
-            clues[kind] = describe(
-                kind, state.clips, asked, folder=cache, retry=run.retry, dry_run=not run.asks("describe")
-            )
-            state.answers[kind] = _logged(clues[kind], run)
+    clues: dict[str, Answers] = {}
+    known = spec.merge.client == "file"  # then no clue is worth asking for; those in a file are shown
+    for kind, asked in ((ACOUSTIC, spec.audio), (VISUAL, spec.visual)):
+        if asked.client == "off" or (known and asked.client != "file"):
+            continue
+        clues[kind] = state.answers[kind] = describe(
+            kind, state.clips, asked, folder=cache, retry=run.retry, dry_run=not run.asks("describe")
+        )
+        _log(clues[kind], run)
     if run.last < STEPS.index("merge"):
         return
     merged = merge(
         state.clips, acoustic=clues.get(ACOUSTIC), visual=clues.get(VISUAL), spec=spec.merge, folder=cache,
         retry=run.retry, dry_run=not run.asks("merge"),
     )  # fmt: skip
-    state.answers[MERGE] = _logged(merged, run)
+    state.answers[MERGE] = merged
+    _log(merged, run)
     state.descriptions = dict(merged.texts)
     for clip in state.clips:
         decision = state.decisions.get(clip.name)
@@ -164,7 +179,8 @@ def _high_level(config: CaptioningFile, run: Run, state: State, *, cache: Path, 
     with open_extractor(spec.extractor) as extractor:
         state.labels, steps = extract_labels(left, extractor, folder=cache, dry_run=not run.asks("high_level"))
     for answers in steps:
-        state.answers[answers.step] = _logged(answers, run)
+        state.answers[answers.step] = answers
+        _log(answers, run)
     if run.dry_run or spec.agreement.rule == "off" or not state.labels:
         return
     wheels = Wheels(find_lexicon(spec.agreement.lexicon or None))
@@ -182,11 +198,14 @@ def _high_level(config: CaptioningFile, run: Run, state: State, *, cache: Path, 
             state.dropped[name] = (HIGH, reason)
 
 
-def _logged(answers: Answers | None, run: Run) -> Answers:
-    assert answers is not None
+def _log(answers: Answers, run: Run) -> None:
     would = "would be asked" if run.dry_run else "to ask"
     logger.info(
         "%s: %d kept from before, %d %s, %d without a result",
         answers.step, answers.reused, answers.asked, would, len(answers.failures),
     )  # fmt: skip
-    return answers
+    if answers.truncated:
+        logger.warning(
+            "%s: %d replies were cut at max_tokens (first: %s); raise captioning's max_tokens to ask for whole ones",
+            answers.step, len(answers.truncated), ", ".join(answers.truncated[:3]),
+        )  # fmt: skip

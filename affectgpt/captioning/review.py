@@ -53,25 +53,29 @@ def read_decisions(path: Path) -> dict[str, Decision]:
 def write_review(path: Path, state: State, *, count: int) -> int:
     """Write the most doubtful clips for a person to look at; how many rows are new.
 
-    Rows that a person has filled in stay as they are, whatever the run said.
+    Rows that a person has filled in stay as they are, and so do rows of clips that this run did not look at.
     """
-    filled = _filled_rows(path)
-    rows = [row for row in _doubtful(state)[:count] if row["name"] not in filled]
+    there = _rows(path)
+    looked_at = {clip.name for clip in state.clips}
+    kept = {
+        name: row
+        for name, row in there.items()
+        if name not in looked_at or any(row[column].strip() for column in FILLED)
+    }
+    rows = [row for row in _doubtful(state)[:count] if row["name"] not in kept]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, (*SHOWN, *FILLED))
         writer.writeheader()
-        writer.writerows([*filled.values(), *rows])
-    return len(rows)
+        writer.writerows([*kept.values(), *rows])
+    return sum(row["name"] not in there for row in rows)
 
 
-def _filled_rows(path: Path) -> dict[str, dict[str, str]]:
-    """Rows with anything in a person's columns, by name."""
+def _rows(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a review by name; none where there is no file."""
     if not path.exists():
         return {}
-    read_decisions(path)
     table = read_table(path, key="name", columns=(*SHOWN, *FILLED))
-    rows = {name: dict(zip((*SHOWN, *FILLED), cells, strict=True)) for name, cells in table.items()}
-    return {name: row for name, row in rows.items() if any(row[column].strip() for column in FILLED)}
+    return {name: dict(zip((*SHOWN, *FILLED), cells, strict=True)) for name, cells in table.items()}
 
 
 def _doubtful(state: State) -> list[dict[str, str]]:

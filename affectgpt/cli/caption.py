@@ -45,7 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--nonempty-labels", type=Path, metavar="FILE",
         help="instead: keep those records of a .csv, .json or .jsonl file whose text yields emotion labels",
     )  # fmt: skip
-    other.add_argument("--columns", nargs="+", metavar="NAME", help="columns or keys that hold question and answer")
+    other.add_argument(
+        "--columns", nargs="+", default=[], metavar="NAME", help="columns or keys that hold question and answer"
+    )
+    other.add_argument(
+        "--dialogue", metavar="NAME", help="instead: the key of a list of turns, each question with its answer a pair"
+    )
     other.add_argument("--out", type=Path, metavar="FILE", help="file to write, of the same kind")
     return parser
 
@@ -136,7 +141,7 @@ def finish(config: CaptioningFile, run: Run, state: State, *, review: bool) -> N
         )
     failed = len({failure.name for failure in state.failures})
     if failed:
-        print(f"{'without a result':40} {failed:8} (see {work / 'failed.csv'})")
+        print(f"{'without a result':40} {failed:8} (see {work / f'failed{state.suffix}.csv'})")
     if review:
         path = reviews.file_of(config.captioning, work)
         rows = reviews.write_review(path, state, count=config.captioning.review.count)
@@ -146,7 +151,7 @@ def finish(config: CaptioningFile, run: Run, state: State, *, review: bool) -> N
             print(f"data set: {write_dataset(config, state)}")
         else:
             print("data set: not written, no clip was kept")
-    path = work / "report.html"
+    path = work / f"report{state.suffix}.html"
     write_report(path, config, state, found)
     print(f"report:   {path}")
     if state.stopped is not None:
@@ -160,12 +165,14 @@ def nonempty(args: argparse.Namespace, config: CaptioningFile) -> int:
     from affectgpt.captioning.nonempty import keep_nonempty
     from affectgpt.core.errors import ConfigError
 
-    if not args.columns or not args.out:
-        raise ConfigError("--nonempty-labels needs --columns (those that hold question and answer) and --out FILE")
+    if bool(args.columns) == bool(args.dialogue) or not args.out:
+        raise ConfigError(
+            "--nonempty-labels needs --out FILE, and --columns (those that hold question and answer) or --dialogue NAME"
+        )
     with open_extractor(config.captioning.extractor) as extractor:
         outcome = keep_nonempty(
-            args.nonempty_labels, args.out, extractor, columns=args.columns, folder=work_folder(config) / "cache",
-            dry_run=args.dry_run,
+            args.nonempty_labels, args.out, extractor, columns=args.columns, dialogue=args.dialogue,
+            folder=work_folder(config) / "cache", dry_run=args.dry_run,
         )  # fmt: skip
     counts = f"{outcome.kept} with emotion labels, {outcome.empty} without, {outcome.failed} not asked"
     print(f"{outcome.pairs} pairs: {counts}")

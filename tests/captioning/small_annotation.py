@@ -48,9 +48,9 @@ class World:
     def write_table(self, name: str, header: tuple[str, ...], rows) -> Path:
         return write_table(self.input / name, header, rows)
 
-    def read(self, name: str) -> dict[str, dict[str, str]]:
+    def read(self, name: str, *, suffix: str = "") -> dict[str, dict[str, str]]:
         """A table of the work folder by clip."""
-        with (self.work / name).open(encoding="utf-8", newline="") as handle:
+        with (self.work / f"{name.removesuffix('.csv')}{suffix}.csv").open(encoding="utf-8", newline="") as handle:
             return {row["name"]: row for row in csv.DictReader(handle)}
 
 

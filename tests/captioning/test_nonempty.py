@@ -15,7 +15,8 @@ from affectgpt.core.errors import DataError
 
 LLAVA = [
     {"id": 1, "image": "1.jpg", "conversations": [
-        {"from": "human", "value": "<image>\nWhat does she feel?"}, {"from": "gpt", "value": "She is sad."}]},
+        {"from": "human", "value": "<image>\nWhat does she feel?"}, {"from": "gpt", "value": "She is sad."},
+        {"from": "human", "value": "How many chairs?"}, {"from": "gpt", "value": "Three."}]},
     {"id": 2, "image": "2.jpg", "conversations": [
         {"from": "human", "value": "How many chairs?"}, {"from": "gpt", "value": "Four."}]},
 ]  # fmt: skip
@@ -31,22 +32,34 @@ def extractor(serve):
     made.close()
 
 
-def test_conversations_are_read_and_records_stay_as_they_are(extractor, tmp_path):
+def test_of_a_dialogue_the_pairs_with_labels_stay(extractor, tmp_path):
     source, target = tmp_path / "llava.json", tmp_path / "kept.json"
     source.write_text(json.dumps(LLAVA))
-    found = keep_nonempty(source, target, extractor, columns=["conversations"], folder=tmp_path / "cache")
-    assert (found.pairs, found.kept, found.empty, found.failed) == (2, 1, 1, 0)
-    assert json.loads(target.read_text()) == LLAVA[:1]
+    found = keep_nonempty(source, target, extractor, dialogue="conversations", folder=tmp_path / "cache")
+    assert (found.pairs, found.kept, found.empty, found.failed) == (3, 1, 2, 0)
+    assert json.loads(target.read_text()) == [{**LLAVA[0], "conversations": LLAVA[0]["conversations"][:2]}]
     asked = [r["body"]["messages"][0]["content"] for r in extractor.server.requests]
-    assert any("What does she feel?\nShe is sad." in text and "human" not in text for text in asked)
+    assert len(asked) == 3 and "gpt" not in asked[0]
+    assert any("Input: <image>\nWhat does she feel?\nShe is sad.; Output:" in text for text in asked)
+    keep_nonempty(source, target, extractor, dialogue="conversations", folder=tmp_path / "cache")
+    assert len(extractor.server.requests) == 3
+
+
+def test_a_dialogue_may_be_taken_whole_or_have_both_in_one_turn(extractor, tmp_path):
+    source, target = tmp_path / "llava.json", tmp_path / "kept.json"
+    source.write_text(json.dumps(LLAVA))
     keep_nonempty(source, target, extractor, columns=["conversations"], folder=tmp_path / "cache")
-    assert len(extractor.server.requests) == 2
+    assert json.loads(target.read_text()) == LLAVA[:1]
+    chat = {"video": "v", "QA": [{"q": "How?", "a": "Fine."}, {"q": "And now?", "a": "She is sad."}]}
+    source.write_text(json.dumps([chat]))
+    keep_nonempty(source, target, extractor, dialogue="QA", folder=tmp_path / "cache")
+    assert json.loads(target.read_text()) == [{**chat, "QA": chat["QA"][1:]}]
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "annotations"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "annotations", "names"])
 def test_every_kind_of_file_keeps_its_kind(extractor, tmp_path, kind):
     records = [{"name": "a", "q": "How?", "answer": "sad, 很 sad"}, {"name": "b", "q": "How?", "answer": "fine"}]
-    suffix = "json" if kind == "annotations" else kind
+    suffix = kind if kind in ("csv", "jsonl") else "json"
     source, target = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
     if kind == "csv":
         with source.open("w", newline="", encoding="utf-8") as handle:
@@ -55,6 +68,8 @@ def test_every_kind_of_file_keeps_its_kind(extractor, tmp_path, kind):
             writer.writerows(records)
     elif kind == "jsonl":
         source.write_text("".join(json.dumps(r) + "\n" for r in records))
+    elif kind == "names":
+        source.write_text(json.dumps({r["name"]: r for r in records}))
     else:
         source.write_text(json.dumps({"info": 1, "annotations": records}))
     keep_nonempty(source, target, extractor, columns=["q", "answer"], folder=tmp_path / "cache")
@@ -62,6 +77,8 @@ def test_every_kind_of_file_keeps_its_kind(extractor, tmp_path, kind):
         assert target.read_text(encoding="utf-8") == 'name,q,answer\na,How?,"sad, 很 sad"\n'
     elif kind == "jsonl":
         assert [json.loads(line) for line in target.read_text().splitlines()] == records[:1]
+    elif kind == "names":
+        assert json.loads(target.read_text()) == {"a": records[0]}
     else:
         assert json.loads(target.read_text()) == {"info": 1, "annotations": records[:1]}
 
@@ -80,7 +97,7 @@ def test_nothing_is_written_while_some_are_not_asked(serve, tmp_path):
     ("name", "content", "message"),
     [
         ("a.json", "{", r"a\.json: no JSON"),
-        ("a.json", '{"x": 1}', "under 'annotations'"),
+        ("a.json", '{"x": 1}', "an object that holds one such list"),
         ("a.json", '[{"txet": "x"}]', r"record 1: no 't'.*Known: txet"),
         ("a.json", "[3]", "record 1: no 't'"),
         ("a.csv", "t,u\nx\n", "record 1: not 2 cells"),

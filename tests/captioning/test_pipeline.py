@@ -50,6 +50,7 @@ def behave(truth):
 
 
 SIX = ("--limit", "6")
+FIRST = "-first6"  # what such a run puts behind the names of its files
 
 
 def test_six_clips_from_media_to_a_training_set(world, serve, capsys):
@@ -64,17 +65,17 @@ def test_six_clips_from_media_to_a_training_set(world, serve, capsys):
     merged = next(r for r in server.requests if r["body"]["model"] == "writes")["body"]["messages"][0]["content"]
     assert merged.startswith(MERGE_PROMPT) and "Acoustic clues: A clue of the voice." in merged
     assert "Visual clues: A clue of the face." in merged and "Subtitle: This is clip000" in merged
-    rows = world.read("clips.csv")
+    rows = world.read("clips.csv", suffix=FIRST)
     assert len(rows) == 6 and {row["verdict"] for row in rows.values()} <= {"kept", "dropped"}
     kept = [name for name, row in rows.items() if row["verdict"] == "kept"]
     assert len(kept) >= 4
-    folder = world.work / "dataset" / "mer2025-dataset"
+    folder = world.work / "dataset-first6" / "mer2025-dataset"
     with (folder / "track2_train_mercaptionplus.csv").open(newline="") as handle:
         labels = list(csv.reader(handle))
     assert labels[0] == ["name", "openset"] and [row[0] for row in labels[1:]] == kept
     assert all(row[1].startswith("[") for row in labels[1:])
     assert (folder / "audio" / f"{kept[0]}.wav").is_file() and (folder / "video" / f"{kept[0]}.mp4").is_file()
-    counts = json.loads((world.work / "counts.json").read_text())
+    counts = json.loads((world.work / "counts-first6.json").read_text())
     assert counts["counts"]["kept"] == len(kept) and counts["costs"]["merge"]["prompt_tokens"] == 300
     assert "6 requests, 300 + 120 tokens" in capsys.readouterr().out
 
@@ -83,7 +84,7 @@ def test_a_second_run_asks_nothing_and_writes_the_same(world, serve):
     server = serve(behave(world.truth))
     run(world, *served(server), flags=SIX)
     asked = len(server.requests)
-    names = ("clips.csv", "failed.csv", "dataset/mer2025-dataset/track3_train_mercaptionplus.csv")
+    names = ("clips-first6.csv", "failed-first6.csv", "dataset-first6/mer2025-dataset/track3_train_mercaptionplus.csv")
     before = [(world.work / name).read_bytes() for name in names]
     assert run(world, *served(server), flags=SIX) == 0
     assert len(server.requests) == asked == 18
@@ -95,17 +96,28 @@ def test_steps_run_alone(world, serve):
     options = served(server)
     assert run(world, *options, flags=(*SIX, "--steps", "merge")) == 0
     assert not server.requests  # no clue is there yet
-    with (world.work / "failed.csv").open(newline="") as handle:
+    with (world.work / "failed-merge-first6.csv").open(newline="") as handle:
         waiting = [row["reason"] for row in csv.DictReader(handle) if row["step"] == "merge"]
     assert waiting == ["no acoustic and no visual clue yet"] * 6
     assert run(world, *options, flags=(*SIX, "--steps", "describe")) == 0
     assert len(server.requests) == 12
     assert run(world, *options, flags=(*SIX, "--steps", "merge")) == 0
-    assert len(server.requests) == 18 and not (world.work / "dataset").exists()
+    assert len(server.requests) == 18 and not list(world.work.glob("dataset*"))
     server.close()  # filters and output need no server
     assert run(world, *options, flags=(*SIX, "--steps", "low_level", "high_level", "output")) == 0
-    assert (world.work / "dataset" / "mer2025-dataset" / "subtitle_chieng.csv").is_file()
-    assert world.read("failed.csv") == {}
+    assert (world.work / "dataset-first6" / "mer2025-dataset" / "subtitle_chieng.csv").is_file()
+    assert world.read("failed.csv", suffix=FIRST) == {}
+
+
+def test_a_run_of_fewer_clips_or_steps_replaces_nothing_of_a_whole_one(world):
+    assert run(world) == 0
+    before = {p: p.read_bytes() for p in world.work.rglob("*") if p.is_file() and not p.is_symlink()}
+    assert run(world, flags=("--limit", "3")) == 0
+    assert run(world, flags=("--steps", "describe")) == 0
+    assert run(world, flags=("--steps", "low_level", "--limit", "3")) == 0
+    assert {p: p.read_bytes() for p in before} == before
+    assert len(world.read("clips", suffix="-first3")) == 3 and len(world.read("clips", suffix="-describe")) == 30
+    assert (world.work / "report-low_level-first3.html").is_file()
 
 
 def test_a_dry_run_counts_and_does_nothing(world, serve, capsys):
@@ -120,9 +132,9 @@ def test_missing_and_unreadable_clips_are_told_by_name(world, serve, tmp_path, s
     """Clips after the sixth have no media at all."""
     server = serve(behave(world.truth))
     assert run(world, *served(server), flags=("--limit", "8")) == 0
-    failed = world.read("failed.csv")
+    failed = world.read("failed.csv", suffix="-first8")
     assert set(failed) == {"clip0006", "clip0007"}
-    with (world.work / "failed.csv").open(newline="") as handle:
+    with (world.work / "failed-first8.csv").open(newline="") as handle:
         reasons = [row for row in csv.DictReader(handle) if row["name"] == "clip0006"]
     assert {row["step"] for row in reasons} == {"acoustic", "visual", "merge"}
     assert any("clip0006.wav: no such file" in row["reason"] for row in reasons)
@@ -134,7 +146,7 @@ def test_missing_and_unreadable_clips_are_told_by_name(world, serve, tmp_path, s
     finally:
         for folder, suffix in (("audio", ".wav"), ("video", ".mp4"), ("openface_face", ".npy")):
             (world.input / folder / f"clip0006{suffix}").unlink()
-    assert len(server.requests) == asked + 3 and set(world.read("failed.csv")) == {"clip0007"}
+    assert len(server.requests) == asked + 3 and set(world.read("failed.csv", suffix="-first8")) == {"clip0007"}
 
 
 def test_a_wrong_key_stops_the_run_with_status_1_and_keeps_all(world, serve, capsys):
@@ -146,7 +158,10 @@ def test_a_wrong_key_stops_the_run_with_status_1_and_keeps_all(world, serve, cap
     server = serve(locked)
     assert run(world, *served(server), flags=SIX) == 1
     assert "set OPENAI_API_KEY" in capsys.readouterr().err
-    assert len(world.read("failed.csv")) == 6 and "Not finished" in (world.work / "report.html").read_text()
+    assert (
+        len(world.read("failed.csv", suffix=FIRST)) == 6
+        and "Not finished" in (world.work / "report-first6.html").read_text()
+    )
     server.behave = good
     before = len(server.requests)
     assert run(world, *served(server), flags=SIX) == 0
@@ -175,7 +190,7 @@ def test_a_killed_run_goes_on_where_it_was(world, serve):
     assert run(world, *options, flags=SIX) == 0
     assert len(server.requests) - first == 18 - answered
     assert first - answered <= 2  # lost: those on their way
-    assert world.read("failed.csv") == {}
+    assert world.read("failed.csv", suffix=FIRST) == {}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +200,7 @@ def test_a_killed_run_goes_on_where_it_was(world, serve):
         ("captioning.merge.file=nowhere.csv", DataError, r"nowhere\.csv: no such file"),
         ("captioning.input.root=nowhere", DataError, "affectgpt preprocess"),
         ("captioning.input.subtitles=none.csv", DataError, r"none\.csv: no such file"),
-        ("captioning.audio.client=transformers", ConfigError, "text only"),
+        ("captioning.audio.client=transformers captioning.merge.client=openai", ConfigError, "text only"),
         ("captioning.crowd.models=4", Exception, "holds a crowd of other settings: models is 3"),
         ("captioning.agreement.rule=X", ConfigError, "allowed: one of E, S"),
         ("captioning.audio.modle=x", ConfigError, "Did you mean 'model'"),
@@ -195,7 +210,7 @@ def test_what_is_wrong_is_told_with_its_place(world, option, error, message):
     if "crowd" in option:
         run(world)
     with pytest.raises(error, match=message):
-        run(world, option)
+        run(world, *option.split())
 
 
 def test_a_data_set_that_was_not_made_here_is_not_overwritten(world, tmp_path):
