@@ -313,6 +313,7 @@ def rates(rows: list[dict], rule: str) -> dict[str, float]:
         base = "reached" if filter_ == "crowd" else "all"
         dropped = total(filter_, *kinds)
         found[f"{filter_} precision"] = total(filter_, target) / dropped if dropped else float("nan")
+        found[f"{filter_} faulty"] = 1 - total(filter_, "right") / dropped if dropped else float("nan")
         found[f"{filter_} recall"] = total(filter_, target) / max(total(base, target), 1)
         found[f"{filter_} right kept"] = 1 - total(filter_, "right") / max(total(base, "right"), 1)
     left = {kind: total("reached", kind) - total("crowd", kind) for kind in kinds}
@@ -331,10 +332,10 @@ def show(rows: list[dict]) -> None:
     print("\nhigh-level filter: of clips that reach it, finds wrong descriptions")
     for rule in ("E", "S", "E+S"):
         for title, some in _groups(rows):
-            r = rates(some, rule)
-            print(f"  {rule:4} {title:22} precision {100 * r['crowd precision']:5.1f}   recall (wrong dropped) "
-                  f"{100 * r['crowd recall']:5.1f}   right kept {100 * r['crowd right kept']:5.1f}   right among kept "
-                  f"{100 * r['right in kept']:5.1f}")  # fmt: skip
+            r = {key: 100 * value for key, value in rates(some, rule).items()}
+            print(f"  {rule:4} {title:22} precision {r['crowd precision']:5.1f} (any fault {r['crowd faulty']:5.1f})"
+                  f"   recall: wrong dropped {r['crowd recall']:5.1f}   right kept {r['crowd right kept']:5.1f}"
+                  f"   right among kept {r['right in kept']:5.1f}")  # fmt: skip
     if all(row["hit"] for row in rows):
         print("\ntraining on what is kept, HIT on held-out persons (clips)")
         print(f"  {'low':4} {'high':5}" + "".join(f"{'seed ' + str(row['seed']):>16}" for row in rows) + f"{'mean':>8}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_annotation import write_media
 
 from affectgpt.captioning import features
 from affectgpt.captioning.features import pool
@@ -51,3 +52,27 @@ def test_nan_is_refused_by_name(tmp_path):
     reader = store(tmp_path / "f", {"a": torch.ones(2, 3), "bad": torch.full((2, 3), float("nan"))})
     with pytest.raises(DataError, match="bad"):
         pool((reader, reader), samples("a", "bad"))
+
+
+def test_features_are_computed_where_the_store_lacks_them_and_tried_again_when_files_come_back(small_world, tmp_path):
+    """Real media through the tiny encoders."""
+    from affectgpt.captioning.clips import load_clips
+    from affectgpt.captioning.clips import samples as samples_of
+    from affectgpt.cli.crowd import features_of
+
+    config = small_world.config(f"paths.features_root={tmp_path}")
+    clips = samples_of(load_clips(config.captioning.input, title="other", limit=7))  # the seventh has no files
+    found = features_of(config, "other", features.UNLABELLED, clips)
+    assert found.names == [clip.name for clip in clips[:6]] and "no such file" in found.missing["clip0006"]
+    assert np.isfinite(found.visual).all() and found.visual.std(axis=0).min() > 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.bin")}
+    again = features_of(config, "other", features.UNLABELLED, clips)
+    assert np.array_equal(again.visual, found.visual)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.bin")} == before
+    write_media(small_world.input, "clip0006")
+    try:
+        clips = samples_of(load_clips(config.captioning.input, title="other", limit=7))
+        assert features_of(config, "other", features.UNLABELLED, clips).names[-1] == "clip0006"
+    finally:
+        for folder, suffix in (("audio", ".wav"), ("video", ".mp4"), ("openface_face", ".npy")):
+            (small_world.input / folder / f"clip0006{suffix}").unlink()

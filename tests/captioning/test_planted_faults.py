@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_annotation import EMOTIONS, description, make_world
 
 from affectgpt.cli import caption
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +97,12 @@ def test_the_report_and_the_training_set_are_written(judged):
     assert all(s.labels.description and s.labels.ovlabels and s.subtitle for s in samples)
     page = (world.work / "report.html").read_text()
     assert page.count("<svg") == 6 and page.count('<article class="clip') == 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_filters_hold_on_the_drawn_corpus(tmp_path, monkeypatch):
+    """The benchmark for one fault seed that the thresholds were not set on, without training."""
+    monkeypatch.chdir(ROOT)
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "captioning_demo.py"), run_name="benchmark")
+    assert benchmark["main"](["--seeds", "1", "--root", str(tmp_path), "--no-training"]) == 0

@@ -11,7 +11,8 @@ import time
 import pytest
 from fake_llm_server import Answer, FakeServer
 
-from affectgpt.textllm.base import Sampling, TextLLMError, open_client, seed_for
+from affectgpt.core.errors import DataError
+from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMError, open_client, seed_for
 from affectgpt.textllm.messages import user_message
 
 SAMPLING = Sampling(temperature=0.5, top_p=0.9, repetition_penalty=1.1, max_tokens=7, seed=3)
@@ -233,3 +234,70 @@ def test_no_thread_outlives_the_call(serve):
 def test_a_base_url_that_is_none(url):
     with pytest.raises(TextLLMError, match="http://host:8000/v1"):
         open_client("openai", base_url=url, model="m")
+
+
+def test_a_reply_tells_what_it_cost(serve):
+    _, client = serve(lambda text, _: Answer(text="x", usage={"prompt_tokens": 12, "completion_tokens": 3}))
+    (reply,) = client.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert (reply.prompt_tokens, reply.reply_tokens) == (12, 3) and 0 < reply.seconds < 5
+    _, silent = serve(lambda text, _: Answer(text="x"))
+    (reply,) = silent.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert reply.prompt_tokens is None and reply.reply_tokens is None
+
+
+def test_failed_conversations_are_told_one_by_one(serve):
+    answers = {
+        "refused": Answer(body=json.dumps({"choices": [{"message": {"content": None, "refusal": "no"}}]}).encode()),
+        "filtered": Answer(text="x", finish="content_filter"),
+        "bad": Answer(status=400, body=b"too long"),
+        "down": Answer(status=500, body=b"oops"),
+        "good": Answer(text="fine"),
+    }
+    server, client = serve(lambda text, _: answers[text])
+    seen = []
+    with pytest.raises(ConversationsFailedError) as caught:
+        client.chat_many(_conversations(*answers), sampling=SAMPLING, on_result=lambda i, _: seen.append(i))
+    assert seen == [4] and {i: why.again for i, why in caught.value.failed.items()} == {
+        0: False, 1: False, 2: False, 3: True,
+    }  # fmt: skip
+    assert "refused: no" in caught.value.failed[0].reason and "too long" in caught.value.failed[2].reason
+    assert dict(server.asked) == {
+        "refused": 1, "filtered": 1, "bad": 1, "down": 3, "good": 1,
+    }  # fmt: skip
+
+
+def test_a_conversation_that_cannot_be_built_fails_alone(serve):
+    class Lazy(list):
+        def __getitem__(self, index):
+            if index == 1:
+                raise DataError("clip.mp4: damaged")
+            return super().__getitem__(index)
+
+    _, client = serve(lambda text, _: Answer(text=text.upper()))
+    seen = {}
+    with pytest.raises(ConversationsFailedError, match=r"clip\.mp4") as caught:
+        client.chat_many(Lazy(_conversations("a", "b", "c")), sampling=SAMPLING, on_result=seen.__setitem__)
+    assert set(seen) == {0, 2} and set(caught.value.failed) == {1} and not caught.value.failed[1].again
+
+
+def test_no_more_requests_are_begun_than_a_minute_may_have(serve):
+    server, client = serve(lambda text, _: Answer(text="x"), concurrency=8, requests_per_minute=1200)
+    client.chat_many(_conversations(*"abcdefg"), sampling=SAMPLING)
+    assert server.times[-1] - server.times[0] >= 6 * 0.05 - 0.02
+    with pytest.raises(TextLLMError, match="requests_per_minute is 0"):
+        open_client("openai", base_url="http://x", model="m", requests_per_minute=0)
+
+
+def test_each_server_may_have_a_key_of_its_own(serve, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", "two")
+    server, client = serve(lambda text, _: Answer(text="x"), key_variable="OTHER_KEY")
+    client.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert server.requests[0]["headers"]["Authorization"] == "Bearer two"
+    _, other = serve(lambda text, _: Answer(status=401, body=b"?"), key_variable="OTHER_KEY")
+    with pytest.raises(TextLLMError, match="set OTHER_KEY"):
+        other.chat_many(_conversations("a"), sampling=SAMPLING)
+
+
+def test_pictures_may_be_given_as_bytes():
+    part = user_message("x", images=[b"\xff\xd8"])["content"][0]
+    assert part == {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9g="}}
