@@ -1,7 +1,8 @@
 """Speed and memory of the data room, as ratios measured in one run: ``python benchmarks/data.py``.
 
 Ratios carry from machine to machine; milliseconds do not. Every measurement runs in a process of its own, so that its
-memory is its own.
+memory is its own. Processor time (of this process and those below it) is measured beside wall time: others that use the
+machine do not change it.
 """
 
 from __future__ import annotations
@@ -35,15 +36,26 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def milliseconds(work: Callable[[], object], *, repeats: int) -> float:
-    """Median time of a call, after one that warms caches."""
+def processor_seconds(pid: int | str = "self") -> float:
+    """Processor time so far of a process and of all living ones below it, in steps of 10 ms."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        children = [c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+    except FileNotFoundError:  # it has ended
+        return 0.0
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # with those below it that have ended
+    return own + sum(processor_seconds(child) for child in children)
+
+
+def milliseconds(work: Callable[[], object], *, repeats: int) -> tuple[float, float]:
+    """Wall time (median) and processor time (mean) of a call, after one that warms caches."""
     work()
-    times = []
+    times, before = [], processor_seconds()
     for _ in range(repeats):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-    return statistics.median(times) * 1000
+    return statistics.median(times) * 1000, (processor_seconds() - before) / repeats * 1000
 
 
 def faces(folder: Path) -> dict:
@@ -67,11 +79,14 @@ def faces(folder: Path) -> dict:
 
     read_faces(path)
     before = peak_mb()
-    ours = milliseconds(lambda: read_faces(path), repeats=30)
+    ours, ours_processor = milliseconds(lambda: read_faces(path), repeats=1000)
     memory = peak_mb() - before
     assert (read_faces(path) == load_all()).all()
-    theirs = milliseconds(load_all, repeats=5)
-    return {"ratio": theirs / ours, "ours_ms": ours, "all_ms": theirs, "memory_mb": memory}
+    theirs, theirs_processor = milliseconds(load_all, repeats=20)
+    return {
+        "ratio": theirs / ours, "processor_ratio": theirs_processor / ours_processor,
+        "ours_ms": ours, "all_ms": theirs, "memory_mb": memory,
+    }  # fmt: skip
 
 
 def table(folder: Path) -> dict:
@@ -174,15 +189,20 @@ def _clip(folder: Path) -> tuple[Path, Path]:
 
 def loader(folder: Path) -> dict:
     """Two workers against none, one decoding thread in both arms."""
-    speeds = {}
+    speeds, processor = {}, {}
     for workers in (0, 2):
         stream = _stream(folder, mode="frame", workers=workers, steps=12)
         for _ in stream(1):  # starts workers and decoders
             pass
-        started = time.perf_counter()
+        started, before = time.perf_counter(), processor_seconds()
         count = sum(len(batch.names) for batch in stream(2))
         speeds[workers] = count / (time.perf_counter() - started)
-    return {"ratio": speeds[2] / speeds[0], "samples_per_s": {str(k): round(v, 1) for k, v in speeds.items()}}
+        processor[workers] = (processor_seconds() - before) / count * 1000
+    return {
+        "ratio": speeds[2] / speeds[0],
+        "samples_per_s": {str(k): round(v, 1) for k, v in speeds.items()},
+        "processor_ms_per_sample": {str(k): round(v, 1) for k, v in processor.items()},
+    }
 
 
 def store(folder: Path) -> dict:
@@ -190,28 +210,32 @@ def store(folder: Path) -> dict:
     import torch
 
     from affectgpt.core.types import Modality
-    from affectgpt.data.features import FeatureReader, FeatureWriter
+    from affectgpt.data.features import FeatureReader, FeatureWriter, media_size
 
     stream = _stream(folder, mode="multiframe_audio_frame_text", workers=0, steps=12)
     dataset = stream.parts["X"]
     readers = {}
     for modality, width in ((Modality.FRAME, 768), (Modality.AUDIO, 1024)):
         place = folder / f"store-{modality.value}"
-        writer = FeatureWriter(place, key={"encoder": "random"})
+        key = {"encoder": "random", "modality": modality.value}
+        writer = FeatureWriter(place, key=key)
         for sample in dataset.samples:
             if sample.name not in writer.done:
-                writer.write(sample.name, torch.randn(8, width))
+                writer.write(sample.name, torch.randn(8, width), source_bytes=media_size(sample, modality))
         writer.close()
-        readers[modality] = FeatureReader(place, key={"encoder": "random"})
+        readers[modality] = FeatureReader(place, key=key)
 
     def every():
         for index in range(len(dataset)):
             dataset[1, index]
 
-    decoded = milliseconds(every, repeats=2) / len(dataset)
+    decoded, decoded_processor = milliseconds(every, repeats=2)
     dataset.features = readers
-    stored = milliseconds(every, repeats=20) / len(dataset)
-    return {"ratio": decoded / stored, "stored_ms": stored, "decoded_ms": decoded}
+    stored, stored_processor = milliseconds(every, repeats=100)
+    return {
+        "ratio": decoded / stored, "processor_ratio": decoded_processor / stored_processor,
+        "stored_ms": stored / len(dataset), "decoded_ms": decoded / len(dataset),
+    }  # fmt: skip
 
 
 def growth(folder: Path, *, opened: int) -> dict:
@@ -264,12 +288,17 @@ def main() -> int:
                 return 1
             results[name] = json.loads(run.stdout.splitlines()[-1])
     targets = {
-        ("faces", "ratio"): (">=", 15), ("faces", "memory_mb"): ("<=", 20), ("table", "seconds"): ("<=", 3),
-        ("table", "memory_mb"): ("<=", 300), ("store", "ratio"): (">=", 20),
+        ("faces", "ratio"): (">=", 15),
+        ("faces", "processor_ratio"): (">=", 15),
+        ("faces", "memory_mb"): ("<=", 20),
+        ("table", "seconds"): ("<=", 3),
+        ("table", "memory_mb"): ("<=", 300),
+        ("store", "ratio"): (">=", 20),
+        ("store", "processor_ratio"): (">=", 20),
         ("loader", "ratio"): (">=", 1.3),
         ("growth", "epochs_growth_mb"): ("<=", 20),
         ("growth", "decoder_growth_mb"): ("<=", 5),
-    }  # fmt: skip
+    }
     missed = 0
     for (name, key), (sign, target) in targets.items():
         if name in results:
