@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -95,9 +96,9 @@ class Progress:
                 {
                     "epoch": position.epoch,
                     "step": position.step,
-                    "loss": round(step.loss, 6),
+                    "loss": _number(step.loss),
                     "lr": lr,
-                    "grad_norm": round(step.grad_norm, 6),
+                    "grad_norm": _number(step.grad_norm),
                     "samples_per_s": round(self._samples / seconds, 2),
                     "tokens_per_s": round(self._tokens / seconds, 1),
                     "memory_gb": round(memory_gb(self.device), 2),
@@ -153,6 +154,11 @@ def memory_gb(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _number(value: float) -> float | None:
+    """Rounded; None (JSON has no infinity) for the loss or gradient of a step that overflowed."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -77,6 +78,17 @@ def test_the_log_has_every_second_step_and_the_last(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert [(line["step"], line["loss"], line["lr"]) for line in lines] == [(2, 2.0, 1e-5), (3, 1.333333, 1e-5)]
     assert all(line["samples_per_s"] > 0 and line["tokens_per_s"] > 0 and line["memory_gb"] > 0 for line in lines)
+
+
+def test_a_step_that_overflowed_is_null_and_a_gap_in_the_curve(tmp_path):
+    with Progress(tmp_path, run=RUN, start=Position(), device=CPU) as progress:
+        progress.epoch(1, 0)
+        for number, loss in ((2, math.nan), (3, 1.0)):
+            step = Step(loss=loss, grad_norm=math.inf, samples=3, tokens=400, stop=False)
+            progress.step(Position(step=number), step, lr=1e-5)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert [(line["loss"], line["grad_norm"]) for line in lines] == [(None, None), (1.0, None)]
+    assert draw_training(tmp_path) is not None
 
 
 def test_curves_are_drawn_from_the_log(tmp_path):

@@ -180,3 +180,52 @@ def test_five_steps_are_golden_and_repeatable(tmp_path, tiny_models, training_se
     curve = five_steps(tmp_path, tiny_models, training_set)
     assert curve == five_steps(tmp_path, tiny_models, training_set)
     assert curve == pytest.approx(json.loads(GOLDEN.read_text())["loss"], abs=2e-4)
+
+
+def steps(parts, tiny_models, training_set, folder, *, prepare=lambda stepper: None):
+    """Two steps of a fresh model without dropout: the stepper, its steps, its trained weights."""
+    fresh = load_parts(folder, tiny_models, training_set)
+    fresh.model.load_state_dict(parts.model.state_dict())
+    stepper = build_stepper(fresh.model.eval(), fresh.config, CPU, resumed=None)
+    prepare(stepper)
+    taken = [stepper.run([batch], lr=1e-3) for batch in fresh.batches[:2]]
+    return stepper, taken, [p.detach().clone() for p in stepper.parameters]
+
+
+def test_scaled_losses_take_the_same_steps(parts, tiny_models, training_set, tmp_path):
+    """What float16 needs on a GPU: the loss is scaled up, the gradient down again before it is measured and used."""
+    _, plain, weights = steps(parts, tiny_models, training_set, tmp_path)
+
+    def scale(stepper):
+        stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+
+    _, scaled, scaled_weights = steps(parts, tiny_models, training_set, tmp_path, prepare=scale)
+    for one, other in zip(plain, scaled, strict=True):
+        assert (other.loss, other.grad_norm) == (pytest.approx(one.loss), pytest.approx(one.grad_norm, rel=1e-4))
+    moved = torch.cat([(a - b).abs().flatten() for a, b in zip(weights, scaled_weights, strict=True)])
+    assert moved.mean() < 1e-6
+
+
+def test_an_overflow_changes_no_weight_and_lowers_the_scale(parts, tiny_models, training_set, tmp_path):
+    before = []
+
+    def overflow(stepper):
+        stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        stepper.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+        before.extend(p.detach().clone() for p in stepper.parameters)
+
+    stepper, taken, weights = steps(parts, tiny_models, training_set, tmp_path, prepare=overflow)
+    assert all(math.isfinite(step.loss) and not math.isfinite(step.grad_norm) for step in taken)
+    assert stepper.scaler.get_scale() == 2.0**10  # halved by each of the two steps
+    assert all(torch.equal(one, other) for one, other in zip(before, weights, strict=True))
+
+
+def test_bfloat16_arithmetic_is_near_float32(parts, tiny_models, training_set, tmp_path):
+    def bfloat16(stepper):
+        stepper.amp_dtype = torch.bfloat16
+
+    _, plain, _ = steps(parts, tiny_models, training_set, tmp_path)
+    stepper, taken, weights = steps(parts, tiny_models, training_set, tmp_path, prepare=bfloat16)
+    assert [s.loss for s in taken] == pytest.approx([s.loss for s in plain], rel=2e-2)
+    assert [s.loss for s in taken] != [s.loss for s in plain]
+    assert all(w.dtype == torch.float32 for w in weights) and stepper.scaler is None
