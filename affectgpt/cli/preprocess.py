@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affectgpt preprocess",
         description="Make face crops (openface_face/NAME.npy), sound (audio/NAME.wav, 16 kHz) and subtitles "
-        "(subtitle.csv) of a folder of videos. What is there already is kept; run it again to go on.",
+        "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to go on.",
     )
     parser.add_argument("--video-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="ROOT")
@@ -100,14 +100,17 @@ def main(argv: list[str] | None = None) -> int:
         logger.warning("%s: %s", name, reason)
     failed = len({name for name, _ in failures})
     logger.info(
-        "%d clips, %d failed%s, %d without a sound track, %d subtitles: %s",
+        "%d clips, %d failed%s, %d without a sound track, %d with a subtitle: %s",
         len(videos), failed, f" (see {failed_file})" if failed else "", silent, written, args.out,
     )  # fmt: skip
     return 1 if failures else 0
 
 
 def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple[str, str]]) -> int:
-    """Write subtitle.csv for the clips whose words are known; how many. Rows that are there are kept."""
+    """Write subtitle.csv, a row for every clip, empty where no words are known; how many have some.
+
+    Words that are there are kept.
+    """
     import time
 
     from tqdm import tqdm
@@ -123,7 +126,7 @@ def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple
     known: dict[str, str] = {}
     if places.subtitles.exists():
         known = {name: cell for name, (cell,) in read_table(places.subtitles, key="name", columns=("english",)).items()}
-    missing = [video for video in videos if video.stem not in known]
+    missing = [video for video in videos if not known.get(video.stem)]
     saved = time.monotonic()
     try:
         for video in tqdm(missing, desc="subtitles", unit="clip", disable=None if transcribe else True):
@@ -135,14 +138,13 @@ def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple
             except DataError as error:
                 failures.append((video.stem, str(error)))
                 continue
-            if text is not None:
-                known[video.stem] = text
+            known[video.stem] = text or ""
             if time.monotonic() - saved > _SAVE_EVERY:
                 save()
                 saved = time.monotonic()
     finally:  # an interrupted transcription goes on where it was
         save()
-    return len(known)
+    return sum(bool(text) for text in known.values())
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list) -> None:

@@ -128,12 +128,15 @@ def test_command_and_restart(tmp_path):
     assert read_faces(out / "openface_face" / "said.npy").shape == (8, 224, 224, 3)
     rows = dict(csv.reader((out / "failed.csv").open(newline="", encoding="utf-8")))
     assert set(rows) == {"sample", "broken", "wall"} and "no face found in 4 frames" in rows["wall"]
-    assert (out / "subtitle.csv").read_text().splitlines()[1] == 'said,"I don\'t know! I, I, no."'
+    lines = (out / "subtitle.csv").read_text().splitlines()
+    assert lines == ["name,english", "broken,", 'said,"I don\'t know! I, I, no."', "silent,", "wall,"]
     stamp = (out / "openface_face" / "said.npy").stat().st_mtime_ns
     (out / "audio" / "said.wav").unlink()
+    (videos / "silent.vtt").write_text(VTT)
     (videos / "broken.mp4").unlink()
     (videos / "wall.mp4").unlink()
     assert main(arguments) == 0  # makes what is missing, keeps what is there
+    assert "silent,Hello" in (out / "subtitle.csv").read_text().splitlines()  # an empty cell is filled
     assert (out / "audio" / "said.wav").exists() and not (out / "failed.csv").exists()
     assert (out / "openface_face" / "said.npy").stat().st_mtime_ns == stamp
 
