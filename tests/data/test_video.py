@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import struct
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.data.video import (
     probe_faces,
     probe_video,
@@ -105,6 +106,27 @@ def test_frames_are_counted_not_timed(tmp_path):
 def test_the_reader_is_recorded_with_its_version():
     name, version = video_reader().split()
     assert name in ("decord", "decord2", "eva-decord", "pyav") and version[0].isdigit()
+
+
+def test_without_decord_pyav_reads(make, monkeypatch, tmp_path):
+    """Machines that have no decord (it is for Linux on x86-64)."""
+    import importlib.util
+
+    path = make.video(tmp_path / "clip.mp4")
+    expected = read_frames(path, reader="pyav")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "decord" else find(name))
+    monkeypatch.setitem(sys.modules, "decord", None)  # importing it would fail
+    video_reader.cache_clear()
+    try:
+        assert video_reader().split()[0] == "pyav"
+        np.testing.assert_array_equal(read_frames(path), expected)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        video_reader.cache_clear()
+        with pytest.raises(ConfigError, match="no video reader: install decord"):
+            read_frames(path)
+    finally:
+        video_reader.cache_clear()
 
 
 def test_native_frames_come_in_parts_at_their_own_aspect_ratio(make, tmp_path):
