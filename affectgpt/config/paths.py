@@ -19,6 +19,7 @@ MODEL_FOLDERS = {
     "HUBERT_LARGE": ("chinese-hubert-large", "https://huggingface.co/TencentGameMate/chinese-hubert-large"),
     "WAVLM_LARGE": ("wavlm-large", "https://huggingface.co/microsoft/wavlm-large"),
     "DATA2VEC_BASE": ("data2vec-audio-base-960h", "https://huggingface.co/facebook/data2vec-audio-base-960h"),
+    "IMAGEBIND": ("imagebind_huge.pth", "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"),
     "EVA_CLIP_G": ("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl"),
     "EVA_CLIP_G_NO_QFORMER": ("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl"),
     "Qwen25": ("Qwen2.5-7B-Instruct", "https://huggingface.co/Qwen/Qwen2.5-7B-Instruct"),
@@ -39,11 +40,12 @@ def model_hint(config: Config, name: str) -> str:
             hint += " The demo's tiny models are made by `make demo`."
         return hint
     folder, url = MODEL_FOLDERS[name]
-    return f"Download it from {url} into {Path(config.paths.models_root) / folder}, or set paths.folders.{name}."
+    place = Path(config.paths.models_root) / folder
+    return f"Download it from {url} {'as' if place.suffix else 'into'} {place}, or set paths.folders.{name}."
 
 
 def model_folder(config: Config, name: str, *, key: str) -> Path:
-    """The folder of an encoder's or LLM's weights.
+    """The folder of an encoder's or LLM's weights, or their file where they are published as one .pth.
 
     ``key`` is the configuration key that named it. Raises CheckpointError saying what to download when it is missing.
     """
@@ -54,6 +56,10 @@ def model_folder(config: Config, name: str, *, key: str) -> Path:
     else:
         raise ConfigError(f"{key}: unknown model {name!r}.{did_you_mean(name, MODEL_FOLDERS)}")
     hint = model_hint(config, name)
+    if folder.suffix == ".pth":
+        if not folder.is_file():
+            raise CheckpointError(f"{key}: {name}: no file {folder}. {hint}")
+        return folder
     if not folder.is_dir():
         raise CheckpointError(f"{key}: {name}: no model folder {folder}. {hint}")
     if not (folder / "config.json").is_file():

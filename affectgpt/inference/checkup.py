@@ -78,6 +78,9 @@ def check_folder(config: Config, name: str, *, key: str, hashes: bool) -> Iterat
     except AffectGPTError as error:
         yield Finding(FAIL, name, str(error))
         return
+    if folder.is_file():  # published as one file
+        yield Finding(OK, name, f"{folder}, sha256 {file_hash(folder)}" if hashes else str(folder))
+        return
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     wrong = {k: settings.get(k) for k, v in EXPECTED.get(name, {}).items() if settings.get(k) != v}
     if wrong:

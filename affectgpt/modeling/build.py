@@ -247,7 +247,10 @@ def _encoder_classes(config: Config) -> dict[str, type[FrozenEncoder]]:
 
 def _empty_encoders(config: Config) -> list[FrozenEncoder]:
     classes = _encoder_classes(config)
-    return [kind.from_config(_architecture(config, key, kind.architecture)) for key, kind in classes.items()]
+    return [
+        kind.from_config(_architecture(config, key, kind.architecture, read=kind.config_of))
+        for key, kind in classes.items()
+    ]
 
 
 def _llm_row(config: Config) -> LLMRow:
@@ -270,7 +273,7 @@ def _from_folder(config: Config, key: str, load: Callable[[Path], T]) -> T:
         raise CheckpointError(f"model.{key}: {name}: {error}. {model_hint(config, name)}") from error
 
 
-def _architecture(config: Config, key: str, numbers: Any) -> Any:
+def _architecture(config: Config, key: str, numbers: Any, *, read: Callable[..., Any] = read_config) -> Any:
     name = getattr(config.model, key)
     try:
         folder = model_folder(config, name, key=f"model.{key}")
@@ -278,8 +281,8 @@ def _architecture(config: Config, key: str, numbers: Any) -> Any:
         if numbers is None or name in config.paths.folders:
             raise
         logger.debug("%s; the published numbers are used", error)
-        return read_config(numbers)
-    return read_config(folder, trust_remote_code=config.model.trust_remote_code)
+        return read(numbers)
+    return read(folder, trust_remote_code=config.model.trust_remote_code)
 
 
 def _qformer_shape(config: Config) -> QFormerShape:

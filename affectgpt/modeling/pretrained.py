@@ -89,6 +89,18 @@ def load_part(part: nn.Module, folder: str | Path, *, prefix: str) -> None:
     part.load_state_dict(found, strict=False)
 
 
+def load_file_part(file: str | Path, names: list[str], *, may_miss: bool = False) -> dict[str, torch.Tensor]:
+    """Some tensors of one weights file, by name and in this order; nothing else is read into memory.
+
+    Raises CheckpointError naming the file and the first that is missing (unless it ``may_miss``).
+    """
+    found = _read_tensors(Path(file), names)
+    missing = [name for name in names if name not in found]
+    if missing and not may_miss:
+        raise CheckpointError(f"{file} lacks {len(missing)} weights, first: {missing[0]}")
+    return found
+
+
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """Weight file → names of its tensors (None: not known before it is read)."""
     import json

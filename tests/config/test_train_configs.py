@@ -91,6 +91,7 @@ def changed(name: str) -> dict:
         ("llm_baichuan2", {"model.llama_model": "Baichuan2"}),
         ("audio_wavlm", {"model.acoustic_encoder": "WAVLM_LARGE"}),
         ("audio_data2vec", {"model.acoustic_encoder": "DATA2VEC_BASE"}),
+        ("audio_imagebind", {"model.acoustic_encoder": "IMAGEBIND"}),
         ("video_dino2", {"model.visual_encoder": "DINO2_LARGE"}),
         ("video_siglip", {"model.visual_encoder": "SigLIP_SO"}),
         ("video_evaclip", {"model.visual_encoder": "EVA_CLIP_G"}),

@@ -13,6 +13,7 @@ from torch import nn
 
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.registry import Registry
+from affectgpt.modeling.pretrained import read_config
 
 VISUAL_ENCODERS = Registry("visual encoder", "affectgpt.modeling.encoders")
 ACOUSTIC_ENCODERS = Registry("acoustic encoder", "affectgpt.modeling.encoders")
@@ -43,6 +44,11 @@ class FrozenEncoder(nn.Module):
     def from_config(cls, config: Any) -> FrozenEncoder:
         """The encoder of a transformers configuration with fresh weights (none on the meta device)."""
         raise NotImplementedError  # abstract
+
+    @classmethod
+    def config_of(cls, source: str | Path | Mapping[str, Any], **options: Any) -> Any:
+        """What ``from_config`` takes, of a folder or of ``architecture``."""
+        return read_config(source, **options)
 
     @staticmethod
     def transform_of(folder: str | Path, *, training: bool = False) -> Transform:
