@@ -104,7 +104,8 @@ def test_parameters_of_the_released_recipe(tmp_path, rank, lora):
 def test_every_encoder_has_its_published_width(tmp_path, name):
     widths = {
         "CLIP_VIT_LARGE": 768, "DINO2_LARGE": 1024, "SigLIP_SO": 1152, "EVA_CLIP_G": 768,
-        "EVA_CLIP_G_NO_QFORMER": 1408, "HUBERT_LARGE": 1024, "WAVLM_LARGE": 1024, "DATA2VEC_BASE": 768, "IMAGEBIND": 1024,
+        "EVA_CLIP_G_NO_QFORMER": 1408, "HUBERT_LARGE": 1024, "WAVLM_LARGE": 1024, "DATA2VEC_BASE": 768,
+        "IMAGEBIND": 1024,
     }  # fmt: skip
     kind = (VISUAL_ENCODERS if name in VISUAL_ENCODERS.names() else ACOUSTIC_ENCODERS).get(name)
     with torch.device("meta"):
