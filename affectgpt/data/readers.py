@@ -18,7 +18,7 @@ from affectgpt.data.csvfile import check_name, read_table
 from affectgpt.data.table import DatasetRow
 
 
-def _without_collector(load: Callable) -> Callable:
+def without_collector(load: Callable) -> Callable:
     """Pause the garbage collector: it would walk hundreds of thousands of fresh, living objects again and again."""
 
     @functools.wraps(load)
@@ -34,7 +34,7 @@ def _without_collector(load: Callable) -> Callable:
     return paused
 
 
-@_without_collector
+@without_collector
 def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dict[str, Labels]:
     """Name → labels of one split, in the order of the file that gives the names.
 
@@ -53,7 +53,7 @@ def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dic
     raise DataError(f"data set {row.name}: no reader for label_kind {row.label_kind!r}")
 
 
-@_without_collector
+@without_collector
 def load_samples(row: DatasetRow, *, split: str, dataset_root: Path | str) -> list[Sample]:
     """Labels, subtitles and media paths of one split, in file order.
 
