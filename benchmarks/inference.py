@@ -27,28 +27,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "inference")]
 
+from sizes import SIZES  # noqa: E402
+
 TOKENS = {"labels": 24, "description": 120}  # of an answer; random weights never stop
 CHECKPOINTS = 7
 N_ALONE = 64  # answers that are asked for again one by one: outside float32 on a CPU some differ
-
-
-# Hidden size, layers, heads and so on of LLM, CLIP's vision part and HuBERT.
-SIZES = {
-    "medium": (
-        {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
-         "num_key_value_heads": 8, "vocab_size": 1600},
-        {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 6,
-         "patch_size": 16},
-        {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536},
-    ),
-    "real": (
-        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-         "num_key_value_heads": 4, "vocab_size": 152064},
-        {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
-         "patch_size": 14},
-        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    ),
-}  # fmt: skip
 
 
 def make_models(root: Path, size: str, *, device: str = "cpu") -> Path:
@@ -58,7 +41,7 @@ def make_models(root: Path, size: str, *, device: str = "cpu") -> Path:
     from transformers import CLIPConfig, CLIPModel, HubertConfig, HubertModel, Qwen2Config, Qwen2ForCausalLM
 
     make_tiny_models(root)
-    language, vision, speech = SIZES[size]
+    numbers = SIZES[size]
     folder = root / "Qwen2.5-7B-Instruct"
     generation = (folder / "generation_config.json").read_text("utf-8")
     make_tokenizer(folder)
@@ -68,17 +51,11 @@ def make_models(root: Path, size: str, *, device: str = "cpu") -> Path:
         text = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 60}
         made = {
             "clip-vit-large-patch14": CLIPModel(
-                CLIPConfig(
-                    text_config=text,
-                    vision_config={**vision, "image_size": 224},
-                    projection_dim=vision["hidden_size"] if size == "medium" else 768,
-                )
+                CLIPConfig(text_config=text, vision_config=numbers.vision, projection_dim=numbers.projection)
             ),
-            "chinese-hubert-large": HubertModel(
-                HubertConfig(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, **speech)
-            ),
+            "chinese-hubert-large": HubertModel(HubertConfig(**numbers.speech)),
             folder.name: Qwen2ForCausalLM(
-                Qwen2Config(max_position_embeddings=4096, tie_word_embeddings=False, **language)
+                Qwen2Config(max_position_embeddings=4096, tie_word_embeddings=False, **numbers.llm)
             ),
         }
     torch.set_default_dtype(torch.float32)
