@@ -121,11 +121,11 @@ def _records(path: Path, name: str) -> Iterator[tuple[str, Any]]:
                 if line.strip():
                     yield f"{path}, line {number}", json.loads(line)
             return
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no UTF-8 JSON ({error})") from error
+        raise DataError(f"{path}: cannot be read as UTF-8 JSON ({error})") from error
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         if content and all(isinstance(value, dict) for value in content.values()):
@@ -139,6 +139,15 @@ def _records(path: Path, name: str) -> Iterator[tuple[str, Any]]:
         )
     for number, record in enumerate(content, start=1):
         yield f"{path}, record {number}", record
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file; ValueError where a name is in it twice, of which json would drop the first."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in [n for n, _ in pairs[:i]])
+        raise ValueError(f"{twice!r} is there twice; remove one")
+    return content
 
 
 def _sheet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -156,6 +165,9 @@ def _sheet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not rows:
         raise DataError(f"{path}: empty file")
     headings = ["" if cell is None else str(cell).strip() for cell in rows[0]]
+    twice = [heading for heading in headings if heading and headings.count(heading) > 1]
+    if twice:
+        raise DataError(f"{path}: two columns are called {twice[0]!r}; rename or remove one")
     for number, row in enumerate(rows[1:], start=2):
         if any(cell is not None for cell in row):
             yield f"{path}, row {number}", dict(zip(headings, row, strict=True))

@@ -26,8 +26,8 @@ def check_name(name: str, *, source: Path | str, line: int | None = None) -> str
 def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Read a UTF-8 CSV file (with or without a byte order mark): name → cells of ``columns``, in file order.
 
-    Raises DataError naming file, line and sample: no such file, other encoding, missing column, short row,
-    doubled name, a name that is no file stem.
+    Raises DataError naming file, line and sample: no such file, other encoding, missing or doubled column, short or
+    long row, doubled name, a name that is no file stem.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
@@ -52,14 +52,21 @@ def _read(reader, path: Path, key: str, columns: tuple[str, ...]) -> dict[str, t
         for column in (key, *columns):
             if column not in header:
                 raise DataError(f"{path}: no column {column!r}.{did_you_mean(column, header)}")
+            if header.count(column) > 1:
+                raise DataError(f"{path}: two columns are called {column!r}; rename or remove one")
         at, where = header.index(key), [header.index(column) for column in columns]
-        width = max(at, *where, 0) + 1
+        width, full = max(at, *where, 0) + 1, len(header)
         for row in reader:
             if not row:  # a blank line
                 continue
             if len(row) < width:
                 raise DataError(
                     f"{path}, line {reader.line_num}: {len(row)} cells where {width} are needed, sample {row[0]!r}"
+                )
+            if len(row) > full and any(row[full:]):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells under {full} headings, sample "
+                    f"{row[at]!r}; put text that holds commas into quotes"
                 )
             # interned: the same names stand in two or three files of a data set
             name = sys.intern(check_name(row[at], source=path, line=reader.line_num))

@@ -257,7 +257,8 @@ def test_dialogues_that_are_none(content, message, build, tmp_path):
         ("mine: {path: a.csv, columns: {name: n, emotion: e}}", DataError, "sample name '../x'"),
         ("mine: {path: a.csv, columns: {file: n, emotion: e}}", DataError, "file '../x' must lie below"),
         ("mine: {path: a.json, columns: {caption: c}}", DataError, "record 2: no 'c'"),
-        ("mine: {path: b.json, columns: {caption: c}}", DataError, "no UTF-8 JSON"),
+        ("mine: {path: b.json, columns: {caption: c}}", DataError, "cannot be read as UTF-8 JSON"),
+        ("mine: {path: d.json, columns: {caption: c}}", DataError, "'x' is there twice"),
         ("mine: {path: a.csv, columns: {dialogue: e}}", DataError, "a dialogue column needs a JSON file"),
         ("mine: {path: a.csv, columns: {caption: e, dialogue: e}}", ConfigError, "not two of them"),
         ("mine: {path: c.json, columns: {caption: c}}", DataError, "'c' is ['x'], expected a text"),
@@ -272,6 +273,7 @@ def test_wrong_blocks(block, error, message, build, make, tmp_path):
     (tmp_path / "a.json").write_text('[{"name": "x", "c": "y"}, {"name": "z"}]')
     (tmp_path / "b.json").write_text("[{]")
     (tmp_path / "c.json").write_text('[{"name": "x", "c": ["x"]}]')
+    (tmp_path / "d.json").write_text('{"x": {"c": "y"}, "x": {"c": "z"}}')
     (tmp_path / "a.xlsx").write_text("no zip")
     assert isinstance(tmp_path, Path)
     with pytest.raises(error) as raised:

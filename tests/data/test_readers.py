@@ -129,6 +129,11 @@ DAMAGE = {
     "backslash": (b"name,english\na\\b,1\n", "no file stem"),
     "nameless": (b"name,english\n,1\n", "no file stem"),
     "short row": (b"name,chinese,english\nx\n", "line 2: 1 cells where 3 are needed, sample 'x'"),
+    "long row": (
+        b"name,english\nx,Hi, you\n",
+        "line 2: 3 cells under 2 headings, sample 'x'; put text that holds commas",
+    ),
+    "doubled column": (b"name,english,english\nx,1,2\n", "two columns are called 'english'"),
     "no row": (b"name,english\nother,1\n", "no row for sample 'sample_00000000' of MER2023"),
     "huge cell": (b"name,english\nx," + b"y" * 200_000 + b"\n", "no CSV"),
 }
