@@ -61,14 +61,18 @@ def test_curve_equals_that_of_one_process_with_the_whole_batch(recipe, whole, ra
     assert moved.mean() < 1e-5
 
 
-def test_two_ranks_stop_together_and_go_on(recipe):
-    path = recipe(mode="face_text", batch_size_train=2, resume_ckpt_path="auto", save_state_every=0)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_ranks_stop_together_and_go_on(recipe, parallel):
+    run = {"mode": "face_text", "batch_size_train": 2, "save_state_every": 0, "parallel": parallel}
+    undisturbed = recipe(name="undisturbed", **run)
+    assert [o.status for o in run_ranks(2, "--cfg-path", str(undisturbed))] == [0, 0]
+    path = recipe(resume_ckpt_path="auto", **run)
     outcomes = run_ranks(2, "--cfg-path", str(path), trouble=Trouble(signal_in_step=(3, signal.SIGTERM)))
     assert [o.status for o in outcomes] == [143, 143], outcomes
     outcomes = run_ranks(2, "--cfg-path", str(path))
     assert [o.status for o in outcomes] == [0, 0], outcomes
-    assert len(curve(path)) == 10
-    alone = run_train("--cfg-path", str(path), "--options", "run.max_epoch=3")
+    assert curve(path) == pytest.approx(curve(undisturbed), abs=1e-6) and len(curve(path)) == 10
+    alone = run_train("--cfg-path", str(path), "--options", "run.max_epoch=3", "run.parallel=ddp")
     assert alone.status == 1 and "it was made by 2 processes, now there are 1" in alone.stderr
 
 
