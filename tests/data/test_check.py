@@ -11,7 +11,7 @@ from affectgpt.cli.check_data import main
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.npz import write_npz
 from affectgpt.data.check import Look, check_split
-from affectgpt.data.table import get_row
+from affectgpt.data.table import DATASETS, get_row
 
 ROW = get_row("SIMS")
 
@@ -127,3 +127,13 @@ def test_own_data_sets_of_a_configuration(make, tmp_path, capsys):
     assert "no column 'why'" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="which data sets"):
         main([])
+
+
+def test_all_twelve_data_sets_at_once(make, tmp_path, capsys):
+    rows = [row for row in DATASETS.values() if row.label_file or row.openset_file]
+    for row in rows:
+        make.layout(row, tmp_path, media=True)
+    assert main(["--datasets", "all", "--dataset-root", str(tmp_path), "--any-count", "--workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "everything is there" in shown
+    assert {line.split()[0] for line in shown.splitlines() if " ok " in line} == {row.name for row in rows}
