@@ -173,8 +173,8 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
             client.chat_many(conversations, sampling=sampling, on_result=on_result)
         except ConversationsFailedError as error:
             for index, why in error.failed.items():
-                answers.fail(todo[index].name, why.reason, again=why.again or _missing(why.reason))
-                if not why.again and not _missing(why.reason):
+                answers.fail(todo[index].name, why.reason, again=why.again)
+                if not why.again:
                     cache.put(todo[index].name, todo[index].hash, Kept(failed=why.reason))
             done.update(error.failed)
             answers.stopped = error if len(done) < len(todo) else None
@@ -185,11 +185,6 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
             answers.fail(request.name, f"not asked: {answers.stopped}", again=True)
     if answers.stopped is not None:
         logger.error("%s: stopped with %d of %d done: %s", answers.step, len(done), len(todo), answers.stopped)
-
-
-def _missing(reason: str) -> bool:
-    """A clip whose file is absent or unreadable: looked at again by every run, it costs nothing."""
-    return reason.startswith("clip ")
 
 
 def judge(reply: Reply) -> Kept:

@@ -1,8 +1,8 @@
 """Replies that were paid for, kept for good: by clip, model and prompt hash.
 
 ``<work>/cache/<step>-<hash>.jsonl`` holds the replies of one model under one sampling; within it a reply is found by
-the clip's name and the hash of the prompt as it was sent (media go by the clip's name). Files only grow: another
-model, sampling or prompt adds to the cache, and going back finds the old replies.
+the clip's name and the hash of the prompt as it was sent (media go by the sizes of their files). Files only grow:
+another model, sampling or prompt adds to the cache, and going back finds the old replies.
 """
 
 from __future__ import annotations

@@ -42,13 +42,14 @@ def describe(
         )
     decoder = _SharedDecoder()
     build = _acoustic if kind == ACOUSTIC else partial(_visual, decoder=decoder, spec=spec)
-    media = "" if kind == ACOUSTIC else f"{spec.frames} frames of {spec.longest_side}"
+    shape = "sound" if kind == ACOUSTIC else f"{spec.frames} frames of {spec.longest_side}"
     requests, missing = [], {}
     for clip in clips:
         path = clip.sample.audio if kind == ACOUSTIC else clip.sample.video
         if path is None or not path.is_file():
             missing[clip.name] = f"clip missing: {path}: no such file"
             continue
+        media = f"{shape} of {path.stat().st_size} bytes"  # another file of this name is another question
         requests.append(Request(clip.name, spec.prompt, partial(build, clip, prompt=spec.prompt), media=media))
     try:
         with open_asked(spec, key=key) as client:

@@ -53,9 +53,10 @@ def write_dataset(config: CaptioningFile, state: State) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A link to a media folder; what is there already stays."""
-    if target.is_symlink() or target.exists() or not source.is_dir():
+    """A link to a media folder. A link to elsewhere is made anew; a folder that is there stays."""
+    if not source.is_dir() or (target.exists() and (not target.is_symlink() or target.samefile(source))):
         return
+    target.unlink(missing_ok=True)
     try:
         target.symlink_to(os.path.relpath(source.resolve(), target.parent.resolve()), target_is_directory=True)
     except OSError as error:  # a file system without links

@@ -105,18 +105,26 @@ def _estimates(clips: Sequence[Clip], spec: SpeakerConfig, *, folder: Path) -> S
 
     found = SpeakerScores("estimated mouth-sound correlation", spec.estimate_threshold)
     with Journal(folder / "speaker-estimate.jsonl", key=f"mouth-sound {_VERSION}, from {spec.min_crops}") as journal:
-        todo = [clip for clip in clips if clip.name not in journal.entries]
+        keys = {clip.name: _key(clip) for clip in clips}
+        todo = [clip for clip in clips if keys[clip.name] not in journal.entries]
         with ThreadPoolExecutor(_THREADS) as pool:
             results = pool.map(lambda clip: _estimate_clip(clip, spec), todo)
             for clip, (score, why) in tqdm(
                 zip(todo, results, strict=True), total=len(todo), desc="speakers", unit="clip", disable=None
             ):
                 if score is not None:
-                    journal.add(clip.name, score)
+                    journal.add(keys[clip.name], score)
                 else:
                     found.unscored[clip.name] = why
-        found.scores = {clip.name: journal.entries[clip.name] for clip in clips if clip.name in journal.entries}
+        found.scores = {name: journal.entries[key] for name, key in keys.items() if key in journal.entries}
     return found
+
+
+def _key(clip: Clip) -> str:
+    """Name and sizes of the files: another clip of the same name is judged anew."""
+    files = (clip.sample.face, clip.sample.audio)
+    sizes = [path.stat().st_size if path is not None and path.is_file() else 0 for path in files]
+    return f"{clip.name}\t{sizes[0]}\t{sizes[1]}"
 
 
 def _estimate_clip(clip: Clip, spec: SpeakerConfig) -> tuple[float | None, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from affectgpt.cli.common import add_config_arguments, run_cli
 
 if TYPE_CHECKING:
     from affectgpt.captioning.crowd_model import CrowdClassifier
-    from affectgpt.captioning.crowd_sets import LabelledSet
+    from affectgpt.captioning.crowd_sets import LabelledSet, LoadFeatures
     from affectgpt.captioning.features import ClipFeatures
     from affectgpt.config.captioning import CaptioningFile
     from affectgpt.core.types import Modality, Sample
@@ -77,10 +78,10 @@ def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
     if not spec.sets:
         raise ConfigError("captioning.crowd.sets: name the human-labelled sets that the crowd learns from")
     sets = []
+    load = _loader(config)
     for name in spec.sets:
         title, samples = named_samples(config, name, split="train")
-        head = build_head(title, samples)
-        sets.append(labelled_set(head, samples, split="train", load=_loader(config)))
+        sets.append(labelled_set(build_head(title, samples), samples, split="train", load=load))
     encoders = encoder_keys(config, visual_of(config))
     return crowd_train.train_crowd(spec, sets, folder=crowd_folder(config), encoders=encoders)
 
@@ -99,8 +100,15 @@ def visual_of(config: CaptioningFile) -> Modality:
     return Modality(config.captioning.crowd.visual)
 
 
-def features_of(config: CaptioningFile, title: str, split: str, samples: Sequence[Sample]) -> ClipFeatures:
-    """Features of samples; those that the store lacks are computed first.
+def features_of(
+    config: CaptioningFile,
+    title: str,
+    split: str,
+    samples: Sequence[Sample],
+    *,
+    encoders: dict[str, Any] | None = None,
+) -> ClipFeatures:
+    """Features of samples; those that the store lacks are computed first. ``encoders``: those loaded already.
 
     A clip whose files could not be read is tried again when they are there.
     """
@@ -111,9 +119,10 @@ def features_of(config: CaptioningFile, title: str, split: str, samples: Sequenc
 
     visual = visual_of(config)
     device = pick_device(config.run.device)
+    loaded = {} if encoders is None else encoders
 
     def compute(modality: Modality) -> None:
-        extract(config, title, list(samples), split=split, modality=modality, device=device, encoders={})
+        extract(config, title, list(samples), split=split, modality=modality, device=device, encoders=loaded)
 
     lacking = [m for m in (visual, Modality.AUDIO) if unstored(config, samples, title=title, split=split, modality=m)]
     for modality in lacking:
@@ -133,22 +142,23 @@ def _files_are_there(sample: Sample, visual: Modality) -> bool:
 
 
 def _loader(config: CaptioningFile):
-    return lambda title, split, samples: features_of(config, title, split, samples)
+    """Features of data sets one after the other; each encoder is loaded once at most."""
+    return partial(features_of, config, encoders={})
 
 
 def score_crowd(config: CaptioningFile, crowd: Sequence[CrowdClassifier]) -> list[dict[str, Any]]:
     """Accuracy and F1 on the test splits of the sets that have one here."""
     from affectgpt.captioning.crowd_predict import split_scores
 
-    tests = []
-    for name in config.captioning.crowd.sets:
-        test = _test_split(config, crowd, name)
-        if test is not None:
-            tests.append(test)
+    load = _loader(config)
+    found = [_test_split(config, crowd, name, load=load) for name in config.captioning.crowd.sets]
+    tests = [test for test in found if test is not None]
     return split_scores(crowd, tests, neutral_band=config.captioning.crowd.neutral_band)
 
 
-def _test_split(config: CaptioningFile, crowd: Sequence[CrowdClassifier], name: str) -> LabelledSet | None:
+def _test_split(
+    config: CaptioningFile, crowd: Sequence[CrowdClassifier], name: str, *, load: LoadFeatures
+) -> LabelledSet | None:
     from affectgpt.captioning.crowd_sets import labelled_set
     from affectgpt.core.errors import DataError
     from affectgpt.core.runtime import logger
@@ -160,7 +170,7 @@ def _test_split(config: CaptioningFile, crowd: Sequence[CrowdClassifier], name: 
         logger.warning("%s is not scored: %s", name, error)
         return None
     head = next((head for model in crowd for head in model.heads if head.dataset == title), None)
-    return None if head is None else labelled_set(head, samples, split="test", load=_loader(config))
+    return None if head is None else labelled_set(head, samples, split="test", load=load)
 
 
 def print_scores(rows: Sequence[dict[str, Any]]) -> None:
@@ -217,7 +227,7 @@ def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
     if args.dataset and args.split == "test":
         from affectgpt.captioning.crowd_predict import split_scores
 
-        test = _test_split(config, crowd, args.dataset)
+        test = _test_split(config, crowd, args.dataset, load=_loader(config))
         print_scores(split_scores(crowd, [test], neutral_band=config.captioning.crowd.neutral_band) if test else [])
     return 1 if features.missing else 0
 

@@ -38,7 +38,7 @@ class InputConfig:
     video: str = "video"  # NAME.mp4, .avi, .mkv, .mov or .webm
     audio: str = "audio"  # NAME.wav
     face: str = "openface_face"  # NAME.npy or NAME/NAME.npy
-    subtitles: str = "subtitle.csv"  # columns name and the one below
+    subtitles: str = "subtitle.csv"  # columns name and the one below; empty: none, all videos are taken
     subtitle_column: str = "english"
     chinese_column: str = ""  # of the same file; empty: it has none
     names: str = ""  # CSV with a column name: which clips; empty: those of the subtitle file

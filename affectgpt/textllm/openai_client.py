@@ -145,7 +145,7 @@ class OpenAIClient(TextLLM):
                     try:
                         conversation = conversations[index]
                     except DataError as error:
-                        raise _ConversationError(str(error), by_server=False) from error
+                        raise _ConversationError(str(error), again=True, by_server=False) from error
                     finished.put((index, self._ask(conversation, sampling, stop), None))
                 except Exception as error:  # handed to the calling thread, which decides
                     finished.put((index, None, error))

@@ -99,8 +99,10 @@ def test_estimates_of_files_are_kept_and_gaps_told(tmp_path):
     found = judge_speakers(wanted, SpeakerConfig(), folder=tmp_path)
     assert found.scores["good"] > 0.8 and not found.dropped
     assert "5 face crops" in found.unscored["few"] and "no such file" in found.unscored["gone"]
-    paths["good"][0].unlink()  # the second look needs no file
+    np.save(paths["good"][0], mouth(loud, rng)[::-1])  # as many bytes: taken for the same, the score is kept
     assert judge_speakers(wanted, SpeakerConfig(), folder=tmp_path).scores == found.scores
+    np.save(paths["good"][0], mouth(loud, rng)[:60])  # another file of this name
+    assert judge_speakers(wanted, SpeakerConfig(), folder=tmp_path).scores["good"] != found.scores["good"]
 
 
 def test_off_is_off(tmp_path):
