@@ -99,12 +99,12 @@ class State:
         if name in self.dropped:
             filter_, reason = self.dropped[name]
             return "dropped", f"{filter_}: {reason}"
-        failure = self._failure_of.get(name)
-        if failure is not None:
-            return "waiting", f"{failure.step}: {failure.reason}"
         if name in self.labels and self.done >= STEPS.index("high_level"):
             decision = self.decisions.get(name)
             return "kept", f"{PERSON}: {decision.keep}" if decision and decision.keep else ""
+        failure = self._failure_of.get(name)
+        if failure is not None:
+            return "waiting", f"{failure.step}: {failure.reason}"
         return "waiting", f"not gone further than {STEPS[self.done] if self.done >= 0 else 'the start'}"
 
 

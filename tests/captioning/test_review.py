@@ -77,3 +77,18 @@ def test_another_word_is_told_with_its_place(world):
     fill(world, rows)
     with pytest.raises(DataError, match=rf"review\.csv, clip '{rows[3]['name']}': decision is 'maybe'"):
         run(world)
+
+
+def test_a_person_may_describe_a_clip_that_no_model_could(world):
+    run(world, "--review")
+    rows = rows_of(world)
+    rows[0]["new_description"] = "A hand-written one. So the person's emotional state is calm."
+    fill(world, rows)
+    name = rows[0]["name"]
+    descriptions = world.work.parent / "descriptions.csv"
+    lines = (world.input / "descriptions.csv").read_text().splitlines(keepends=True)
+    descriptions.write_text("".join(line for line in lines if not line.startswith(name)))
+    options = ["--options", f"captioning.merge.file={descriptions}"]
+    assert run(world, *options) == 0
+    row = world.read("clips.csv")[name]
+    assert (row["verdict"], row["labels"]) == ("kept", "calm") and world.read("failed.csv") == {}
