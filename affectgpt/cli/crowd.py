@@ -71,7 +71,7 @@ def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
     from affectgpt.captioning import crowd_train
     from affectgpt.captioning.crowd_sets import build_head, labelled_set
     from affectgpt.captioning.features import encoder_keys
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.errors import ConfigError, DataError
     from affectgpt.data.loader import named_samples
 
     spec = config.captioning.crowd
@@ -80,7 +80,10 @@ def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
     sets = []
     load = _loader(config)
     for name in spec.sets:
-        title, samples = named_samples(config, name, split="train")
+        try:
+            title, samples = named_samples(config, name, split="train")
+        except DataError as error:
+            raise DataError(f"captioning.crowd.sets names {name}: {error}") from error
         sets.append(labelled_set(build_head(title, samples), samples, split="train", load=load))
     encoders = encoder_keys(config, visual_of(config))
     return crowd_train.train_crowd(spec, sets, folder=crowd_folder(config), encoders=encoders)

@@ -9,7 +9,7 @@ import pytest
 from small_annotation import make_world
 
 from affectgpt.cli import caption, crowd
-from affectgpt.core.errors import CheckpointError, ConfigError
+from affectgpt.core.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,8 @@ def test_predicting_needs_a_crowd(world, tmp_path):
 
 
 def test_the_sets_must_be_named(world):
+    with pytest.raises(DataError, match=r"captioning\.crowd\.sets names MER2024: .*label-6way\.npz: no such file"):
+        run(world, "train", options=("captioning.crowd.sets=[MER2024]",))
     with pytest.raises(ConfigError, match=r"captioning\.crowd\.sets"):
         run(world, "train", options=("captioning.crowd.sets=[]",))
 
