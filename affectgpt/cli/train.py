@@ -58,6 +58,10 @@ def check_writable(root: Path) -> None:
 def check_data_root(root: Path) -> None:
     """Raises DataError when there is no folder for data sets at all."""
     if not root.is_dir():
+        if "demo" in root.parts:
+            raise DataError(
+                f"paths.dataset_root: no folder {root}; the demo's corpus and models are made by `make demo`"
+            )
         raise DataError(
             f"paths.dataset_root: no folder {root}; the data sets go there, or set it to where they are (affectgpt "
             "check_data tells what is missing)"

@@ -190,6 +190,7 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
         (["run.score_every=1", "run.score_datasets=[MELD]"], DataError, "meld-process"),
         (["run.evaluate=True"], ConfigError, "run.evaluate: nothing to measure"),
         (["paths.dataset_root=/nowhere"], DataError, "paths.dataset_root: no folder /nowhere"),
+        (["paths.dataset_root=output/demo/dataset_of_nobody"], DataError, "made by `make demo`"),
         (["paths.models_root=/nowhere"], CheckpointError, "no model folder"),
         (["paths.output_root=/proc/output"], ConfigError, "paths.output_root: /proc/output cannot be written to"),
         (["run.parallel=fsdp2"], ConfigError, "start it with torchrun"),
