@@ -60,7 +60,7 @@ def check_data_root(root: Path) -> None:
     if not root.is_dir():
         if "demo" in root.parts:
             raise DataError(
-                f"paths.dataset_root: no folder {root}; the demo's corpus and models are made by `make demo`"
+                f"paths.dataset_root: no folder {root}; the demo's are made by `make demo`"
             )
         raise DataError(
             f"paths.dataset_root: no folder {root}; the data sets go there, or set it to where they are (affectgpt "
