@@ -31,7 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--subtitle", metavar="TEXT", help="what is said (default: the .srt or .vtt beside the video, else empty)"
     )
     parser.add_argument(
-        "--asr", metavar="FOLDER", help="faster-whisper model folder that hears the subtitle where there is none"
+        "--asr",
+        metavar="FOLDER",
+        help="Whisper model folder (Hugging Face's format, or faster-whisper's with the extra [asr]) that hears the "
+        "subtitle where there is none",
     )
     parser.add_argument("--both", action="store_true", help="labels and a description")
     parser.add_argument("--json", action="store_true", help="print JSON, one object per line and video")
@@ -74,13 +77,13 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--{option} belongs to one video; {len(videos)} are given")
 
     from affectgpt.inference.predictor import Predictor
-    from affectgpt.inference.subtitles import Recogniser
+    from affectgpt.preprocess.asr import Transcriber
 
     predictor = Predictor.from_config(
         args.cfg_path,
         options=args.options,
         mode=args.outside_face_or_frame,
-        recognise=Recogniser(args.asr) if args.asr else None,
+        recognise=Transcriber(args.asr) if args.asr else None,
     )
     failed = 0
     for video in videos:

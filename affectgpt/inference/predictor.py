@@ -21,9 +21,9 @@ from affectgpt.data.guard import Decoder
 from affectgpt.inference.asker import Asker, FeatureOf, inference_device
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED, answer_flags
-from affectgpt.inference.subtitles import read_subtitle, subtitle_beside
 from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops
+from affectgpt.preprocess.subtitles import beside
 from affectgpt.prompts.modes import get_mode
 from affectgpt.prompts.questions import parse_labels, render_question
 
@@ -153,9 +153,9 @@ class Predictor:
         return reply
 
     def _subtitle(self, video: Path, audio: str | Path | None) -> str:
-        beside = subtitle_beside(video)
-        if beside is not None:
-            return read_subtitle(beside)
+        text = beside(video)
+        if text is not None:
+            return text
         if self.recognise is None or not get_mode(self.asker.mode).has_subtitle:
             return ""
         if audio is None and not self._decoder.probe(video).audio_tracks:

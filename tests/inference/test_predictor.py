@@ -16,7 +16,6 @@ from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.inference import predictor as module
 from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, TURNED, Predictor
-from affectgpt.inference.subtitles import read_subtitle
 from affectgpt.prompts.questions import render_question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,15 +129,6 @@ def test_a_subtitle_file_beside_the_video_is_read(predictors, clips, tmp_path, s
     assert reply.subtitle == "I am so glad & calm"
     assert reply.answer == predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad & calm").answer
     assert predictors[FRAMES](video, subtitle="").subtitle == ""  # given, and empty
-
-
-def test_a_file_that_is_no_subtitle_is_named(tmp_path):
-    (tmp_path / "a.srt").write_text("just text", encoding="utf-8")
-    with pytest.raises(DataError, match=r"a\.srt: no subtitle"):
-        read_subtitle(tmp_path / "a.srt")
-    (tmp_path / "a.srt").write_bytes(SRT.encode("utf-16"))
-    with pytest.raises(DataError, match="save it as UTF-8"):
-        read_subtitle(tmp_path / "a.srt")
 
 
 def test_speech_recognition_is_the_last_resort(predictors, clips, monkeypatch, tmp_path):
