@@ -59,9 +59,7 @@ def check_data_root(root: Path) -> None:
     """Raises DataError when there is no folder for data sets at all."""
     if not root.is_dir():
         if "demo" in root.parts:
-            raise DataError(
-                f"paths.dataset_root: no folder {root}; the demo's are made by `make demo`"
-            )
+            raise DataError(f"paths.dataset_root: no folder {root}; the demo's are made by `make demo`")
         raise DataError(
             f"paths.dataset_root: no folder {root}; the data sets go there, or set it to where they are (affectgpt "
             "check_data tells what is missing)"
@@ -150,8 +148,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             try:
                 report = rehearse(model=model, config=config, batches=batches, device=device)
-            except torch.OutOfMemoryError as error:
-                raise out_of_memory(error) from error
+            except RuntimeError as error:
+                if (told := out_of_memory(error)) is None:
+                    raise
+                raise told from error
             if rank() == 0:
                 print(report)
             return 0
@@ -183,11 +183,10 @@ def main(argv: list[str] | None = None) -> int:
             return interrupted.status
         except Exception as error:
             record.end("failed", error=str(error))
-            if isinstance(error, torch.OutOfMemoryError):
-                raise out_of_memory(error) from error
-            if isinstance(error, RuntimeError) and (told := lost_peer(error)) is not None:
-                raise told from error
-            raise
+            told = (out_of_memory(error) or lost_peer(error)) if isinstance(error, RuntimeError) else None
+            if told is None:
+                raise
+            raise told from error
         record.end("finished", checkpoint=latest.name)
         if main_rank:
             draw_training(output_dir)

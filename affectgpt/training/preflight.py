@@ -98,6 +98,8 @@ def _free_cpu() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def out_of_memory(error: torch.OutOfMemoryError) -> AffectGPTError:
-    """What to say when memory ran out during a step."""
-    return AffectGPTError(f"the GPU's memory ran out ({str(error).splitlines()[0]}); {ADVICE}")
+def out_of_memory(error: RuntimeError) -> AffectGPTError | None:
+    """What to say when memory ran out during a step; None for any other error."""
+    if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):  # the latter on a CPU
+        return None
+    return AffectGPTError(f"memory ran out ({str(error).splitlines()[0]}); {ADVICE}")

@@ -225,14 +225,23 @@ def test_compiling_without_a_compiler_is_told_before_the_model_is_loaded(recipe,
         main(["--cfg-path", str(recipe(mode="textonly", compile=True))])
 
 
-def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: not enough memory"),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch, error):
     def run(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        raise error
 
     monkeypatch.setattr("affectgpt.training.step.Stepper.run", run)
     path = recipe(mode="textonly")
-    with pytest.raises(AffectGPTError, match=r"lower run\.batch_size_train"):
-        main(["--cfg-path", str(path)])
+    for dry in (["--dry-run"], []):
+        with pytest.raises(AffectGPTError, match=r"lower run\.batch_size_train"):
+            main(["--cfg-path", str(path), *dry])
     assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "failed"
 
 
