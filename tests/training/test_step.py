@@ -43,9 +43,10 @@ def gradients(model, objective, batch) -> dict[str, torch.Tensor]:
 
 
 def assert_close(ours: dict, theirs: dict) -> None:
+    """To rounding, which goes by the largest terms of a sum: small numbers of a gradient are sums of large ones."""
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+        assert (ours[name] - gradient).abs().max() <= 1e-5 * (1 + gradient.abs().max()), name
 
 
 def test_loss_sum_is_the_models_mean_times_its_learnt_tokens(parts, model):
@@ -131,12 +132,7 @@ def test_recomputation_kernels_and_compilation_change_no_gradient(parts, changed
 def test_compiled_kernels_change_no_gradient(parts, changed):
     if not shutil.which("g++"):
         pytest.skip("no C++ compiler")
-    other = changed("compile")
-    for batch in parts.batches[:2]:
-        ours, theirs = (gradients(model, LossSum(model), batch) for model in (other, parts.model))
-        assert ours.keys() == theirs.keys()
-        for name, gradient in theirs.items():  # fused kernels round otherwise, by the largest terms of a sum
-            assert (ours[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+    assert_same_gradients(changed("compile"), parts)
 
 
 def test_clipping_shortens_the_gradient_and_reports_the_whole(parts, tiny_models, training_set, tmp_path):
