@@ -337,12 +337,13 @@ def show(rows: list[dict]) -> None:
                   f"   recall: wrong dropped {r['crowd recall']:5.1f}   right kept {r['crowd right kept']:5.1f}"
                   f"   right among kept {r['right in kept']:5.1f}")  # fmt: skip
     if all(row["hit"] for row in rows):
-        print("\ntraining on what is kept, HIT on held-out persons (clips)")
+        judged = [row for row in rows if row["seed"] != TUNED_ON] or rows
+        print("\ntraining on what is kept, HIT on held-out persons (clips); mean without the seed tuned on")
         print(f"  {'low':4} {'high':5}" + "".join(f"{'seed ' + str(row['seed']):>16}" for row in rows) + f"{'mean':>8}")
         for rule in RULES:
             low, high = ("-" if rule == "none" else "yes"), (rule if rule in ("E", "S", "E+S") else "-")
             cells = "".join(f"{100 * row['hit'][rule]:9.1f} ({row['clips'][rule]:4})" for row in rows)
-            print(f"  {low:4} {high:5}{cells}{100 * mean_hit(rows, rule):8.1f}")
+            print(f"  {low:4} {high:5}{cells}{100 * mean_hit(judged, rule):8.1f}")
 
 
 def _groups(rows: list[dict]) -> list[tuple[str, list[dict]]]:
