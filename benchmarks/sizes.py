@@ -27,7 +27,7 @@ SIZES = {
     ),
     "medium": Size(
         # The published measurement tells no feed-forward size; with this one the LLM has its published share.
-        llm={"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8,
+        llm={"hidden_size": 512, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 8,
              "num_key_value_heads": 8, "vocab_size": 1600},
         vision={"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6,
                 "patch_size": 16, "image_size": 224},

@@ -25,7 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that spin are quicker on a machine of their own and ruinous on a shared one.
+os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if os.getloadavg()[0] < 0.7 else "PASSIVE")
 
 import torch
 from sizes import SIZES, Size
