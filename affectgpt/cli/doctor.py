@@ -72,10 +72,10 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     from affectgpt.config.paths import select_checkpoints
     from affectgpt.core.errors import DataError
     from affectgpt.core.files import write_json
+    from affectgpt.core.provenance import device_name, file_hash, installed_versions
     from affectgpt.inference.asker import Asker, inference_device
     from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint
     from affectgpt.inference.probe import TOLERANCES, fingerprint, first_deviation, run_stages
-    from affectgpt.inference.provenance import device_name, file_hash, installed_versions
 
     checkpoint = select_checkpoints(config)[-1].path
     asker = Asker(config, device=inference_device(config))

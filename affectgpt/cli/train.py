@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.cli.training_scores import training_scores
     from affectgpt.data.loader import training_batches
     from affectgpt.data.validation import validation_batches
+    from affectgpt.data.video import video_reader
     from affectgpt.modeling.build import build_model, build_preparation
     from affectgpt.training.distributed import lost_peer, process_group
     from affectgpt.training.evaluate import evaluate
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         batches.failures.path = output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv")
         record = Record(
             output_dir / "run.json" if main_rank else None,
-            config=config, device=device, counts=batches.counts, world_size=world_size(),
+            config=config, device=device, counts=batches.counts, video_reader=video_reader(), world_size=world_size(),
         )  # fmt: skip
         try:
             latest = train(

@@ -16,6 +16,7 @@ from affectgpt.config.paths import CheckpointFile
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.files import write_json
+from affectgpt.core.provenance import device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.dataset import Example
@@ -27,7 +28,6 @@ from affectgpt.inference.asker import ENCODE_BATCH, Asker, FeatureOf, training_m
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.provenance import device_name, file_hash, installed_versions, settings_hash
 from affectgpt.inference.results import meta_path, read_meta, result_path
 from affectgpt.inference.share import Share
 from affectgpt.inference.spool import FeatureSpool

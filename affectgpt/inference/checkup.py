@@ -12,8 +12,8 @@ from typing import Any
 from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, CheckpointError
+from affectgpt.core.provenance import file_hash
 from affectgpt.data.video import video_reader
-from affectgpt.inference.provenance import file_hash
 from affectgpt.modeling.llm.rows import get_llm
 from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids, stop_sequences
 

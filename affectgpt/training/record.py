@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -17,27 +16,33 @@ import torch
 from affectgpt.config.load import to_dict
 from affectgpt.config.schema import Config
 from affectgpt.core.files import write_json
-
-_LIBRARIES = ("affectgpt", "torch", "transformers", "peft", "accelerate", "numpy", "tokenizers", "av", "decord")
+from affectgpt.core.provenance import device_name, installed_versions
 
 
 class Record:
     """Written when a run begins and again when it ends, however it ends. ``path`` None: nothing is written."""
 
     def __init__(
-        self, path: Path | None, *, config: Config, device: torch.device, counts: Mapping[str, int], world_size: int
+        self,
+        path: Path | None,
+        *,
+        config: Config,
+        device: torch.device,
+        counts: Mapping[str, int],
+        video_reader: str,
+        world_size: int,
     ) -> None:
         self.path = path
         self.started = time.time()
         self.values: dict[str, Any] = {
             "command": sys.argv,
             "config": to_dict(config),
-            "versions": {name: v for name in _LIBRARIES if (v := _version(name))}
-            | {"python": platform.python_version()},
+            "versions": installed_versions(),
+            "video_reader": video_reader,  # pixels differ between readers
             "git": git_revision(),
             "data": dict(counts),
             "seeds": {"run": config.run.seed, "ranks": [config.run.seed + rank for rank in range(world_size)]},
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "processes": world_size,
             "host": platform.node(),
             "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -49,13 +54,6 @@ class Record:
         if self.path is not None:
             self.values |= {"state": how, "seconds": round(time.time() - self.started, 1), **more}
             write_json(self.path, self.values)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def git_revision() -> str | None:

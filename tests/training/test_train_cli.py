@@ -39,6 +39,7 @@ def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
     assert record["data"] == {"MERCaptionPlus": 9} and record["seeds"]["run"] == 42
     assert record["config"]["run"]["iters_per_epoch"] == 4
     assert {"torch", "transformers", "peft"} <= record["versions"].keys()
+    assert record["video_reader"].startswith(("decord", "pyav"))
     content = torch.load(folder / max(expected), weights_only=True)
     assert list(content) == ["model", "optimizer", "config", "scaler", "epoch"] and content["epoch"] == 2
 

@@ -9,13 +9,14 @@ import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = (
-    "torch", "transformers", "tokenizers", "peft", "numpy", "vllm", "decord", "av", "soundfile",
-    "opencv-python-headless",
+    "torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "vllm", "decord", "decord2", "av",
+    "soundfile", "opencv-python-headless", "pillow",
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def settings_hash(settings: Any) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of this package, Python, and what answers depend on; what is not installed is left out."""
+    """Versions of this package, Python, and what results depend on; what is not installed is left out."""
     from affectgpt import __version__
 
     found = {"affectgpt": __version__, "python": platform.python_version()}
@@ -51,4 +52,6 @@ def installed_versions() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """A GPU's name, or the processor's architecture."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
