@@ -11,6 +11,7 @@ from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError
 
 Score = Callable[[Path], dict[str, float]]
+_BATCH = 8  # clips that are answered together where inference.batch_size does not say
 
 
 def training_scores(config: Config, *, preparation: Any, device: Any) -> Callable[[Any], Score] | None:
@@ -30,7 +31,7 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
     from affectgpt.evaluation.answers import direct_items
     from affectgpt.evaluation.lexicon import find_lexicon
     from affectgpt.evaluation.score import Truth, make_metric, score_items
-    from affectgpt.inference.asker import ENCODE_BATCH, training_mode
+    from affectgpt.inference.asker import training_mode
     from affectgpt.inference.decoding import sample_seed
     from affectgpt.inference.engines.base import ENGINES, Decoding
     from affectgpt.prompts.questions import render_question
@@ -61,7 +62,7 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
             audio_clip_spacing=config.model.audio_clip_spacing,
         )  # fmt: skip
         sets.append((row, truth, make_metric(row, grouping), asked))
-    batch_size = config.inference.batch_size or ENCODE_BATCH
+    batch_size = config.inference.batch_size or _BATCH
 
     def score(model: Any, engine: Any, checkpoint: Path) -> dict[str, float]:
         scores = {}

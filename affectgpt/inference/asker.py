@@ -22,7 +22,9 @@ from affectgpt.prompts.modes import get_mode
 
 # Encoder outputs of a sample's medium, and what was odd about the medium.
 FeatureOf = Callable[[Sample], tuple[torch.Tensor, tuple[str, ...]]]
-ENCODE_BATCH = 8  # clips whose media are in memory at once, per worker: 5 MB per clip and visual medium
+# Clips that are encoded together, and whose media are in memory at once, per worker (5 MB per clip and visual medium).
+# One on a CPU: more gain nothing there, and their activations leave the cache.
+ENCODE_BATCH = {"cuda": 8, "cpu": 1}
 
 
 def inference_device(config: Config) -> torch.device:

@@ -204,10 +204,11 @@ class Benchmark:
         if not fresh:
             return
         failures = FailureLog()
+        encode_batch = ENCODE_BATCH[self.device.type]
         stream = BatchStream(
             {dataset: self.asker.dataset(fresh, question=question, features=self._stored(dataset))},
-            batches=SequentialBatches(len(fresh), batch_size=ENCODE_BATCH),
-            num_workers=min(self.config.run.num_workers, -(-len(fresh) // ENCODE_BATCH)),
+            batches=SequentialBatches(len(fresh), batch_size=encode_batch),
+            num_workers=min(self.config.run.num_workers, -(-len(fresh) // encode_batch)),
             on_error=self.config.inference.on_error,
             failures=failures,
             pin_memory=self.device.type == "cuda",
