@@ -13,6 +13,7 @@ from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.inference.decoding import SampleByRow, StopSequences, clean_answer, cut_at_stop, end_ids
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
+from affectgpt.inference.kv_cache import growing_cache
 from affectgpt.inference.memory import autocast
 from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.build import load_checkpoint
@@ -76,6 +77,7 @@ class TransformersEngine:
         return self.model.llm.generate(
             inputs_embeds=embeds,
             attention_mask=batch.attention_mask.long(),
+            past_key_values=growing_cache(self.model.llm.config),
             generation_config=GenerationConfig(
                 max_new_tokens=decoding.max_new_tokens,
                 do_sample=False,
