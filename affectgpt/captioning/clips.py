@@ -12,8 +12,7 @@ from affectgpt.core.runtime import logger
 from affectgpt.core.types import Sample
 from affectgpt.data.csvfile import read_table
 from affectgpt.data.readers import Folder
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+from affectgpt.data.video import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 from affectgpt.captioning.clips import work_folder
 from affectgpt.captioning.lengths import length
-from affectgpt.captioning.pipeline import HIGH, LENGTH, PERSON, SPEAKER, STEPS, State
-from affectgpt.config.captioning import AskConfig, CaptioningFile
+from affectgpt.captioning.pipeline import HIGH, LENGTH, PERSON, SPEAKER, State
+from affectgpt.config.captioning import STEPS, AskConfig, CaptioningFile
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import write_json, write_text
 from affectgpt.core.runtime import logger

@@ -18,12 +18,11 @@ from affectgpt.captioning.merge import STEP as MERGE
 from affectgpt.captioning.merge import merge
 from affectgpt.captioning.speaker import SpeakerScores, judge_speakers
 from affectgpt.captioning.votes import ClipVotes, Wheels
-from affectgpt.config.captioning import CaptioningFile
+from affectgpt.config.captioning import STEPS, CaptioningFile
 from affectgpt.core.runtime import logger
 from affectgpt.evaluation.lexicon import find_lexicon
 from affectgpt.textllm.base import TextLLMError
 
-STEPS = ("describe", "merge", "low_level", "high_level", "output")
 SPEAKER, LENGTH, HIGH, PERSON = "speaker", "length", "crowd", "person"
 
 # The crowd's votes on clips, and name → reason of clips that it cannot judge. Handed in by the command line, which

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectgpt.cli.common import add_config_arguments, run_cli
+from affectgpt.config.captioning import STEPS
 
 if TYPE_CHECKING:
     from affectgpt.captioning.clips import Clip
     from affectgpt.captioning.pipeline import Run, State
     from affectgpt.captioning.votes import ClipVotes, Wheels
     from affectgpt.config.captioning import CaptioningFile
-
-STEPS = ("describe", "merge", "low_level", "high_level", "output")
 
 
 def build_parser() -> argparse.ArgumentParser:

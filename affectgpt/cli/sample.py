@@ -12,8 +12,6 @@ from typing import Any
 from affectgpt.cli.common import run_cli
 from affectgpt.cli.infer import add_inference_arguments
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Arguments of the published command, and ours."""
@@ -44,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 def find_videos(paths: Sequence[str]) -> list[Path]:
     """Files as they are given; of a folder the videos in it, by name. Raises DataError for what is not there."""
     from affectgpt.core.errors import DataError
+    from affectgpt.data.video import VIDEO_SUFFIXES
 
     videos: list[Path] = []
     for path in map(Path, paths):

@@ -11,6 +11,7 @@ from typing import Literal
 
 from affectgpt.config.schema import Config
 
+STEPS = ("describe", "merge", "low_level", "high_level", "output")  # of a run, in their order
 AUDIO_PROMPT = (
     "You will hear one person speaking. Please describe how it is said: tone, pitch, loudness, speed, pauses, "
     "laughter, sighs or sobs, and anything else in the sound that may tell what this person feels. Describe only what "

@@ -38,9 +38,11 @@ from affectgpt.config.schema import DatasetConfig
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.annotations import DIALOGUE, read_annotations
+from affectgpt.data.audio import SOUND_SUFFIXES
 from affectgpt.data.csvfile import check_name
 from affectgpt.data.readers import Folder, parse_label_list, without_collector
 from affectgpt.data.seeds import seeded
+from affectgpt.data.video import VIDEO_SUFFIXES
 
 _LABELS: Mapping[str, tuple[str, ...]] = {  # column → label types that it gives
     "emotion": ("onehot_w_candidates", "onehot_wo_candidates"),
@@ -53,8 +55,8 @@ _LABELS: Mapping[str, tuple[str, ...]] = {  # column → label types that it giv
 }
 _COLUMNS = ("name", "subtitle", "file", "question", *_LABELS)
 _SUFFIXES = {
-    "video": (".mp4", ".avi", ".mkv", ".mov", ".webm"),
-    "audio": (".wav", ".flac", ".mp3", ".ogg"),
+    "video": VIDEO_SUFFIXES,
+    "audio": SOUND_SUFFIXES,
     "face": (".npy",),
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp"),
 }

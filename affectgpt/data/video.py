@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
 _CHECK = re.compile(r"^\[[\d:]+\] \S+:\d+: Check failed: .*?\(-?\d+ vs\. -?\d+\) ?")
 
 

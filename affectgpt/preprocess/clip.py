@@ -14,6 +14,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.data.csvfile import check_name
 from affectgpt.data.guard import Decoder
+from affectgpt.data.video import VIDEO_SUFFIXES
 from affectgpt.preprocess.audio_track import extract_audio
 from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops
@@ -21,7 +22,6 @@ from affectgpt.preprocess.faces import face_crops
 if TYPE_CHECKING:
     import numpy as np
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".flv", ".wmv", ".mpg")
 NO_SOUND = "no sound track"
 
 

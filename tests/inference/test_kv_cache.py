@@ -31,6 +31,12 @@ def test_states_are_those_of_the_dynamic_cache_over_many_blocks():
         assert ours.get_seq_length() == theirs.get_seq_length()
 
 
+def test_states_stay_where_they_are_until_a_block_is_full():
+    cache = growing_cache(Qwen2Config(**SHAPE))
+    places = [cache.update(*states(1, step), 0)[0].data_ptr() for step in range(2 * _BLOCK)]
+    assert len(set(places)) == 2
+
+
 def test_rows_may_be_chosen_in_between():
     ours, theirs = growing_cache(Qwen2Config(**SHAPE)), DynamicCache(config=Qwen2Config(**SHAPE))
     for cache in (ours, theirs):

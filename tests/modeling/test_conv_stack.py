@@ -49,6 +49,17 @@ def test_a_clip_does_not_depend_on_the_others():
         assert torch.equal(fast(wave)[1:2], fast(wave[1:2]))
 
 
+def test_without_gradients_no_convolution_runs():
+    fast = WaveConvolutions(build("HubertModel").feature_extractor)
+    calls = []
+    fast.conv_layers[1].conv.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        fast(torch.randn(2, 32000))
+    assert not calls
+    fast(torch.randn(2, 32000))
+    assert calls
+
+
 def test_with_gradients_the_original_runs_in_its_mode():
     model = build("HubertModel")
     model.feature_extractor = WaveConvolutions(model.feature_extractor)
