@@ -38,9 +38,3 @@ def test_constraints_name_packages_of_the_project_only():
         lines = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#")]
         assert lines and {name_of(line) for line in lines} <= known, file.name
         assert not {"torchvision", "torchaudio"} & {name_of(line) for line in lines}
-
-
-def test_the_published_keys_of_the_readme_are_those_of_the_shipped_files():
-    text = (ROOT / "README.md").read_text("utf-8")
-    for path in set(re.findall(r"train_configs/[\w]+\.yaml", text)):
-        assert (ROOT / path).is_file(), path

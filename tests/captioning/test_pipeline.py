@@ -182,7 +182,7 @@ def test_a_killed_run_goes_on_where_it_was(world, serve):
     while len(server.requests) < 9 and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the run was over before the kill"
     answered = sum(len(path.read_text().splitlines()) - 1 for path in (world.work / "cache").glob("*.jsonl"))
     assert 0 < answered < 18
     time.sleep(0.2)

@@ -338,7 +338,7 @@ def test_kill_and_resume_ask_for_nothing_twice(tmp_path):
             time.sleep(0.005)
         assert process.poll() is None
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
         time.sleep(0.05)
         path = files.labels_path(answers)
         finished = len(files.journal_path(path).read_bytes().splitlines()) - 1

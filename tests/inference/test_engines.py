@@ -110,10 +110,12 @@ def test_contract(world, engine):
     together = asker.answer(examples, seeds=seeds)
     assert [asker.answer([e], seeds=[s])[0] for e, s in zip(examples, seeds, strict=True)] == together
     assert asker.answer(examples[::-1], seeds=seeds[::-1]) == together[::-1]
-    assert asker.answer(examples, seeds=[s + 100 for s in seeds]) != together
-    for answer in together:
-        assert 1 <= answer.tokens <= 12 and answer.stopped == (answer.tokens < 12 or answer.stopped)
+    others = [a for start in (100, 200, 300) for a in asker.answer(examples, seeds=[s + start for s in seeds])]
+    assert others[:6] != together
+    for answer in together + others:
+        assert 1 <= answer.tokens <= 12 and (answer.stopped or answer.tokens == 12)
         assert answer.text == answer.text.strip() and "<|im_end|>" not in answer.text and "###" not in answer.text
+    assert {answer.stopped for answer in together + others} == {True, False}  # answers of both kinds were seen
     said = asker.engine.describe()
     assert said["engine"].startswith(engine.split("=")[1])
     assert (said["greedy"], said["max_new_tokens"], said["top_p"], said["top_k"]) == (False, 12, 0.9, 20)

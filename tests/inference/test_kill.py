@@ -41,14 +41,15 @@ def journal_of(results: Path) -> list[str]:
     return lines
 
 
-def kill_when(process: subprocess.Popen, results: Path, count: int, delay: float) -> None:
-    """SIGKILL as soon as the journal holds ``count`` answers, and a moment later."""
+def kill_when(process: subprocess.Popen, results: Path, count: int, delay: float) -> bool:
+    """SIGKILL as soon as the journal holds ``count`` answers, and a moment later; whether the process still ran."""
     deadline = time.monotonic() + 120
     while len(journal_of(results)) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    return process.returncode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +62,19 @@ def undisturbed(world, tmp_path_factory):
 def test_kill_9_at_random_samples(world, undisturbed, tmp_path, kills):
     draw = random.Random(kills)
     kept: list[str] = []
+    landed = 0
     for _ in range(kills):
         process = start(world, tmp_path)
         more = draw.randint(1, BATCH + 1) if kills == 3 else draw.choice((0, 0, 1, 2))
         delay = draw.random() * (0.05 if more else 5)
-        kill_when(process, tmp_path, min(len(kept) + more, N_CLIPS - 1), delay)
+        landed += kill_when(process, tmp_path, min(len(kept) + more, N_CLIPS - BATCH), delay)
         if list(tmp_path.rglob("*.npz")):  # it was faster than the kill
             break
         now = journal_of(tmp_path)
         assert now[: len(kept)] == kept  # nothing is lost or written again
         kept = now
     finished = bool(list(tmp_path.rglob("*.npz")))
+    assert landed >= 3 and kept, f"{landed} of {kills} kills hit a run that was at work: nothing was tested"
     process = start(world, tmp_path)
     _, log = process.communicate(timeout=120)
     assert process.returncode == 0, log
