@@ -34,10 +34,10 @@ from sizes import SIZES, Size
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality, Sample
 from affectgpt.data.features import FeatureReader, FeatureWriter
+from affectgpt.encoders.clip import ClipEncoder
+from affectgpt.encoders.speech import HubertEncoder
 from affectgpt.modeling.affectgpt import AffectGPT
-from affectgpt.modeling.encoders.clip import ClipEncoder
-from affectgpt.modeling.encoders.speech import HubertEncoder
-from affectgpt.modeling.fusion.base import BRANCHES, IMAGE_BRANCHES, PREFUSIONS, BranchShape, PreFusionShape
+from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, ConnectorShape, PreFusionShape
 from affectgpt.modeling.llm.load import LORA_ALPHA, LORA_DROPOUT
 from affectgpt.modeling.llm.rows import get_llm
 from affectgpt.training.optim import build_optimizer
@@ -79,9 +79,9 @@ def build(size: Size, *, device: torch.device, dtype: torch.dtype, rank: int) ->
     with device:
         return AffectGPT(
             llm=llm,
-            image=IMAGE_BRANCHES.get("mean")(BranchShape(width=clip.width, llm_width=width, n_tokens=1)),
-            video=BRANCHES.get("attention")(BranchShape(width=clip.width, llm_width=width, n_tokens=1)),
-            audio=BRANCHES.get("attention")(BranchShape(width=hubert.width, llm_width=width, n_tokens=1)),
+            image=IMAGE_CONNECTORS.get("mean")(ConnectorShape(width=clip.width, llm_width=width, n_tokens=1)),
+            video=CONNECTORS.get("attention")(ConnectorShape(width=clip.width, llm_width=width, n_tokens=1)),
+            audio=CONNECTORS.get("attention")(ConnectorShape(width=hubert.width, llm_width=width, n_tokens=1)),
             multi=PREFUSIONS.get("attention")(
                 PreFusionShape(video_width=clip.width, audio_width=hubert.width, llm_width=width, n_tokens=1)
             ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from affectgpt.config.paths import MODEL_FOLDERS
 from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 
 VISUAL_WIDTHS = {
@@ -43,6 +42,15 @@ _TEXT = [
 ]
 
 
+def folder_of(root: Path, name: str) -> Path:
+    """Where the weights of an encoder or LLM are expected below a models folder."""
+    from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+    from affectgpt.modeling.llm.rows import LLMS
+
+    registry = next(r for r in (VISUAL_ENCODERS, ACOUSTIC_ENCODERS, LLMS) if name in r)
+    return root / registry.get(name).weights.folder
+
+
 def tiny_config(root: Path, *, name: str = "tiny", **model: object) -> Config:
     """The released recipe (attention) over the tiny models in ``root``; ``model`` overrides keys of its section."""
     recipe = {
@@ -66,7 +74,7 @@ def make_tiny_models(root: Path) -> Path:
         _make_siglip(root)
         _make_blip2(root)
         _make_speech(root)
-        make_tiny_llm(root / MODEL_FOLDERS["Qwen25"][0])
+        make_tiny_llm(folder_of(root, "Qwen25"))
     _write(root / "bert-base-uncased" / "config.json", {
         "model_type": "bert", "hidden_size": QFORMER_WIDTH, "num_attention_heads": 4, "intermediate_size": 104,
         "num_hidden_layers": 12, "max_position_embeddings": 30, "vocab_size": 60, "hidden_act": "gelu",
@@ -136,7 +144,7 @@ def make_tokenizer(folder: Path) -> dict[str, int]:
 def _make_clip(root: Path) -> None:
     from transformers import CLIPConfig, CLIPModel
 
-    folder = root / MODEL_FOLDERS["CLIP_VIT_LARGE"][0]
+    folder = folder_of(root, "CLIP_VIT_LARGE")
     config = CLIPConfig(
         text_config={"hidden_size": 20, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1,
                      "vocab_size": 50, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2},
@@ -155,7 +163,7 @@ def _make_clip(root: Path) -> None:
 def _make_dino(root: Path) -> None:
     from transformers import Dinov2Config, Dinov2Model
 
-    folder = root / MODEL_FOLDERS["DINO2_LARGE"][0]
+    folder = folder_of(root, "DINO2_LARGE")
     config = Dinov2Config(
         hidden_size=VISUAL_WIDTHS["DINO2_LARGE"], num_hidden_layers=2, num_attention_heads=4, patch_size=28,
         image_size=448, initializer_range=0.2,
@@ -172,7 +180,7 @@ def _make_dino(root: Path) -> None:
 def _make_siglip(root: Path) -> None:
     from transformers import SiglipConfig, SiglipModel
 
-    folder = root / MODEL_FOLDERS["SigLIP_SO"][0]
+    folder = folder_of(root, "SigLIP_SO")
     config = SiglipConfig(
         text_config={"hidden_size": 20, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1,
                      "vocab_size": 50, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2},
@@ -190,7 +198,7 @@ def _make_siglip(root: Path) -> None:
 def _make_blip2(root: Path) -> None:
     from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
-    folder = root / MODEL_FOLDERS["EVA_CLIP_G"][0]
+    folder = folder_of(root, "EVA_CLIP_G")
     config = Blip2Config(
         vision_config={"hidden_size": VISUAL_WIDTHS["EVA_CLIP_G_NO_QFORMER"], "intermediate_size": 72,
                        "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 32, "image_size": 224,
@@ -230,7 +238,7 @@ def _make_speech(root: Path) -> None:
         ("WAVLM_LARGE", WavLMConfig, WavLMModel, {**stable, "conv_bias": False, "num_buckets": 20}),
         ("DATA2VEC_BASE", Data2VecAudioConfig, Data2VecAudioModel, {"conv_pos_kernel_size": 5}),
     ):
-        folder = root / MODEL_FOLDERS[name][0]
+        folder = folder_of(root, name)
         model_class(config_class(hidden_size=ACOUSTIC_WIDTHS[name], **_SPEECH, **more)).save_pretrained(folder)
         _write(folder / "preprocessor_config.json", {
             "feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True, "feature_size": 1,

@@ -56,10 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _llm_of(content: dict, *, llm: str | None, read: bool, trusted: bool):
     """The LLM's row and folder, as the checkpoint's configuration names them."""
-    from affectgpt.config.paths import MODEL_FOLDERS, model_folder
     from affectgpt.config.schema import Config, ModelConfig, PathsConfig
     from affectgpt.core.errors import ConfigError
-    from affectgpt.modeling.llm.rows import get_llm
+    from affectgpt.modeling.llm.rows import get_llm, llm_folder
 
     saved = content.get("config") or {}
     name = (saved.get("model") or {}).get("llama_model", ModelConfig.llama_model)
@@ -69,14 +68,13 @@ def _llm_of(content: dict, *, llm: str | None, read: bool, trusted: bool):
     paths = saved.get("paths") or {}
     config = Config(
         name="export",
+        model=ModelConfig(llama_model=name),
         paths=PathsConfig(
             models_root=paths.get("models_root", PathsConfig.models_root),
             folders={**(paths.get("folders") or {}), **({name: llm} if llm else {})},
         ),
     )
-    if read:
-        return row, model_folder(config, name, key="--llm" if llm else "model.llama_model")
-    return row, config.paths.folders.get(name, Path(config.paths.models_root) / MODEL_FOLDERS[name][0])
+    return row, llm_folder(config, key="--llm" if llm else "model.llama_model", must_exist=read)
 
 
 if __name__ == "__main__":

@@ -91,18 +91,17 @@ def extract(
     import torch
     from tqdm import tqdm
 
-    from affectgpt.config.paths import model_folder
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
     from affectgpt.data.features import FeatureWriter, feature_key, store_folder
     from affectgpt.data.media_loader import media_batches
-    from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+    from affectgpt.encoders.base import encoder_class, encoder_folder
 
     is_audio = modality is Modality.AUDIO
-    encoder_name = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
-    kind = (ACOUSTIC_ENCODERS if is_audio else VISUAL_ENCODERS).get(encoder_name)
+    key = "acoustic_encoder" if is_audio else "visual_encoder"
+    encoder_name, kind = getattr(config.model, key), encoder_class(config, key)
     processor = (config.model if split == "train" else config.inference).vis_processor.train
-    folder = model_folder(config, encoder_name, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
+    folder = encoder_folder(config, key)
     writer = FeatureWriter(
         store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name),
         key=feature_key(config, modality, device_type=device.type, processor=processor),

@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _job_folder(config: Any, resumed: Any) -> Path:
     """The folder of this run, the same on every rank; holds the resolved configuration."""
-    from affectgpt.config.load import to_dict
+    from affectgpt.config.schema import to_dict
     from affectgpt.core.files import write_json
     from affectgpt.core.runtime import rank
     from affectgpt.training.distributed import gather

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from affectgpt.config.schema import Config
+from affectgpt.config.schema import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Config, limited
 
 STEPS = ("describe", "merge", "low_level", "high_level", "output")  # of a run, in their order
 AUDIO_PROMPT = (
@@ -56,19 +56,19 @@ class AskConfig:
     file: str = ""  # client: file - CSV with the columns name and the one below
     column: str = "text"
     prompt: str = ""
-    concurrency: int = 16  # requests at a time
-    requests_per_minute: float | None = None  # null: no limit but concurrency
-    timeout: float = 300.0  # seconds for one request
-    attempts: int = 6  # per request, see textllm
+    concurrency: int = limited(16, COUNT)  # requests at a time
+    requests_per_minute: float | None = limited(None, POSITIVE)  # null: no limit but concurrency
+    timeout: float = limited(300.0, POSITIVE)  # seconds for one request
+    attempts: int = limited(6, COUNT)  # per request, see textllm
     temperature: float = 0.7
-    top_p: float = 0.8
+    top_p: float = limited(0.8, SHARE)
     repetition_penalty: float = 1.0  # not 1: only vLLM and SGLang know it
-    max_tokens: int = 512  # of the reply
+    max_tokens: int = limited(512, COUNT)  # of the reply
     seed: int = 42
-    frames: int = 8  # visual clues: uniformly sampled frames of the video
-    longest_side: int = 448  # pixels of such a frame
-    price_prompt: float = 0.0  # of a million prompt tokens, in any currency: for the costs in the report
-    price_reply: float = 0.0  # of a million reply tokens
+    frames: int = limited(8, COUNT)  # visual clues: uniformly sampled frames of the video
+    longest_side: int = limited(448, COUNT)  # pixels of such a frame
+    price_prompt: float = limited(0.0, NOT_NEGATIVE)  # of a million prompt tokens, in any currency
+    price_reply: float = limited(0.0, NOT_NEGATIVE)  # of a million reply tokens
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,19 @@ class MergeAskConfig(AskConfig):
     """The LLM that joins clues and subtitle into a description (paper: GPT-3.5)."""
 
     prompt: str = MERGE_PROMPT  # {subtitle}, {audio} and {visual} may stand in it; else they follow it
-    max_tokens: int = 1024
+    max_tokens: int = limited(1024, COUNT)
 
 
 @dataclass(frozen=True)
 class ExtractorConfig:
     """What reads labels and polarity out of descriptions (paper, appendix E); see evaluation/extract."""
 
-    name: Literal["direct", "openai", "transformers", "vllm"] = "openai"  # direct: descriptions of the trained form
+    name: str = "openai"  # openai, transformers, vllm; direct: descriptions of the trained form
     model: str = "models/Qwen2.5-7B-Instruct"  # as the server calls it, or a folder
     base_url: str = ""
     key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 16
-    requests_per_minute: float | None = None
+    concurrency: int = limited(16, COUNT)
+    requests_per_minute: float | None = limited(None, POSITIVE)
     seed: int = 42
 
 
@@ -116,7 +116,7 @@ class SpeakerConfig:
     score_column: str = "score"
     threshold: float = 0.0  # csv: keep from this score on (TalkNet: 0)
     estimate_threshold: float = 0.5  # estimate: keep from this correlation (0 to 1) on
-    min_crops: int = 16  # estimate: with fewer face crops a clip is not judged, and kept
+    min_crops: int = limited(16, NOT_NEGATIVE)  # estimate: with fewer face crops a clip is not judged, and kept
     missing: Literal["keep", "drop"] = "keep"  # clips that have no score
 
 
@@ -125,7 +125,7 @@ class LengthConfig:
     """Low-level filter, second half: descriptions at both ends of the length distribution are removed."""
 
     use: bool = True
-    sigmas: float = 2.5  # kept: within so many standard deviations of the Gaussian's mean
+    sigmas: float = limited(2.5, POSITIVE)  # kept: within so many standard deviations of the Gaussian's mean
     fit: Literal["moments", "robust"] = "robust"  # mean and deviation, or median and interquartile range
 
 
@@ -135,16 +135,16 @@ class CrowdConfig:
 
     folder: str = ""  # of the trained classifiers; empty: <work>/crowd
     sets: tuple[str, ...] = ("MER2023", "MER2024", "MELD", "IEMOCAPFour", "CMUMOSI")
-    models: int = 5
-    leave_out: int = 1  # sets that each classifier, in turn, does without
+    models: int = limited(5, COUNT)
+    leave_out: int = limited(1, NOT_NEGATIVE)  # sets that each classifier, in turn, does without
     visual: Literal["face", "frame"] = "face"  # what the visual encoder sees
-    hidden: int = 128
-    dropout: float = 0.3
-    epochs: int = 30
-    batch: int = 256
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    held_back: float = 0.1  # of every training split: picks each classifier's best epoch
+    hidden: int = limited(128, COUNT)
+    dropout: float = limited(0.3, FRACTION)
+    epochs: int = limited(30, COUNT)
+    batch: int = limited(256, COUNT)
+    lr: float = limited(1e-3, POSITIVE)
+    weight_decay: float = limited(1e-4, NOT_NEGATIVE)
+    held_back: float = limited(0.1, SHARE)  # of every training split: picks each classifier's best epoch
     neutral_band: float = 0.1  # of a set's largest |valence|: within it a predicted valence is neutral
     seed: int = 42
 
@@ -154,8 +154,8 @@ class AgreementConfig:
     """High-level filter: keep a description when its labels agree with the crowd (paper, table 4)."""
 
     rule: Literal["E", "S", "E+S", "off"] = "E+S"  # emotion, sentiment, or both must agree
-    votes: float = 0.5  # share of the classifiers that must be of one mind; below it there is no majority
-    wheels: float = 0.5  # share of the emotion wheels on which the emotions must agree, more than this
+    votes: float = limited(0.5, SHARE)  # share of the classifiers that must agree
+    wheels: float = limited(0.5, FRACTION)  # the emotions must agree on more than this share of wheels
     undecided: Literal["drop", "keep"] = "drop"  # clips without a majority
     lexicon: str = ""  # folder of emotion wheels, or builtin; empty: emotion_wheel/ if it is there, else builtin
 
@@ -183,7 +183,7 @@ class CaptioningConfig:
     crowd: CrowdConfig = field(default_factory=CrowdConfig)
     agreement: AgreementConfig = field(default_factory=AgreementConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
-    shown: int = 50  # random clips in the report
+    shown: int = limited(50, NOT_NEGATIVE)  # random clips in the report
     output: str = ""  # dataset root for training; empty: <work>/dataset
 
 

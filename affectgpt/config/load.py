@@ -13,41 +13,18 @@ from typing import Any, TypeVar
 from affectgpt.config.schema import Config
 from affectgpt.config.tree import Origins, read_tree
 from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.registry import import_files
 from affectgpt.core.runtime import logger
 
 _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
-_AT_LEAST_ONE = {
-    "batch_size_train", "batch_size_eval", "batch_size", "max_epoch", "iters_per_epoch", "accum_grad_iters",
-    "max_length", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
-    "num_image_query_token", "log_freq", "tensor_parallel_size", "skip_epoch", "max_new_tokens", "n_frms", "image_size",
-    "valid_every", "score_samples", "concurrency", "attempts", "max_tokens", "frames", "longest_side", "models",
-    "hidden", "epochs", "batch",
-}  # fmt: skip
-_NOT_NEGATIVE = {
-    "init_lr",
-    "min_lr",
-    "warmup_lr",
-    "weight_decay",
-    "warmup_steps",
-    "num_workers",
-    "lora_r",
-    "sample_ratio",
-    "top_k",
-    "packing",
-    "save_state_every",
-    "keep_last",
-    "score_every",
-    "leave_out",
-    "price_prompt",
-    "price_reply",
-    "shown",
-    "min_crops",
-}
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]
     """Read a configuration file and lay ``a.b=c`` items over it. ``kind``: the schema of the whole file.
+
+    The files of ``imports:`` are imported: this is the only place that does it, so that no configuration inside a
+    checkpoint or an export ever runs code.
 
     Raises ConfigError naming the file, the key, what was found and what is allowed.
     """
@@ -66,12 +43,9 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     assert isinstance(plain, dict)
-    return _build(kind, {"name": path.stem, **plain}, "", origins)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain containers, as it is saved beside a run and inside a checkpoint."""
-    return dataclasses.asdict(config)
+    config = dataclasses.replace(_build(kind, {"name": path.stem, **plain}, "", origins), origins=origins)
+    import_files(config.imports)
+    return config
 
 
 def _unquote(item: str) -> str:
@@ -90,7 +64,7 @@ def _build(cls: type, values: Any, where: str, source: Origins) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source.of(where)}: {where or 'file'} must be a section of keys; found {values!r}")
     hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    known = {f.name: f for f in dataclasses.fields(cls) if not f.metadata.get("internal")}
     arguments = {}
     for key, value in values.items():
         full = f"{where}.{key}" if where else str(key)
@@ -100,7 +74,9 @@ def _build(cls: type, values: Any, where: str, source: Origins) -> Any:
             logger.debug("%s: %s is accepted and ignored", source.of(full), full)
             continue
         arguments[key] = _convert(value, hints[key], full, source)
-        _check_range(key, arguments[key], full, source)
+        limits = known[key].metadata.get("limits")
+        if limits is not None and arguments[key] is not None and arguments[key] not in limits:
+            raise _wrong(source, full, value, str(limits))
     return cls(**arguments)
 
 
@@ -166,35 +142,6 @@ def _near_key(key: str, where: str, known: Mapping[str, Any]) -> str:
     ]
     known = {name: f for name, f in known.items() if where or name != "name"}
     return f" Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(key, known)
-
-
-def _check_range(name: str, value: Any, key: str, source: Origins) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if name in _AT_LEAST_ONE and value < 1:
-        raise _wrong(source, key, value, "at least 1")
-    if name in _NOT_NEGATIVE and value < 0:
-        raise _wrong(source, key, value, "0 or more")
-    if name == "temperature" and value <= 0 and key.startswith("inference."):
-        raise _wrong(source, key, value, "above 0 (inference.decoding=greedy takes the likeliest token)")
-    if name == "top_p" and not 0 < value <= 1:
-        raise _wrong(source, key, value, "above 0, at most 1")
-    if name in ("clip_grad_norm", "lr_decay_rate") and value <= 0:
-        raise _wrong(source, key, value, "more than 0")
-    if name == "beta2" and not 0 <= value < 1:
-        raise _wrong(source, key, value, "0 or more and less than 1")
-    if name == "ratio" and not 0 < value <= 1:
-        raise _wrong(source, key, value, "more than 0, at most 1")
-    if name == "valid_ratio" and not 0 <= value < 1:
-        raise _wrong(source, key, value, "0 or more and less than 1")
-    if name in ("dropout", "wheels") and not 0 <= value < 1:
-        raise _wrong(source, key, value, "0 or more and less than 1")
-    if name in ("votes", "held_back") and not 0 < value <= 1:
-        raise _wrong(source, key, value, "more than 0, at most 1")
-    if name in ("sigmas", "requests_per_minute", "timeout", "lr") and value <= 0:
-        raise _wrong(source, key, value, "more than 0")
-    if name == "audio_clip_spacing" and value not in (7, 8):
-        raise _wrong(source, key, value, "8 (as the released checkpoints) or 7")
 
 
 def _wrong(source: Origins, key: str, value: Any, allowed: str) -> ConfigError:

@@ -6,56 +6,54 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from affectgpt.config.schema import Config
-from affectgpt.core.errors import CheckpointError, ConfigError, did_you_mean
+from affectgpt.core.errors import CheckpointError, ConfigError
 
-# Encoder or LLM name → folder under models/ and where its weights come from.
-MODEL_FOLDERS = {
-    "CLIP_VIT_LARGE": ("clip-vit-large-patch14", "https://huggingface.co/openai/clip-vit-large-patch14"),
-    "DINO2_LARGE": ("dinov2-large", "https://huggingface.co/facebook/dinov2-large"),
-    "SigLIP_SO": ("siglip-so400m-patch14-384", "https://huggingface.co/google/siglip-so400m-patch14-384"),
-    "HUBERT_LARGE": ("chinese-hubert-large", "https://huggingface.co/TencentGameMate/chinese-hubert-large"),
-    "WAVLM_LARGE": ("wavlm-large", "https://huggingface.co/microsoft/wavlm-large"),
-    "DATA2VEC_BASE": ("data2vec-audio-base-960h", "https://huggingface.co/facebook/data2vec-audio-base-960h"),
-    "IMAGEBIND": ("imagebind_huge.pth", "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth"),
-    "EVA_CLIP_G": ("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl"),
-    "EVA_CLIP_G_NO_QFORMER": ("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl"),
-    "Qwen25": ("Qwen2.5-7B-Instruct", "https://huggingface.co/Qwen/Qwen2.5-7B-Instruct"),
-    "Qwen2": ("Qwen2-7B-Instruct", "https://huggingface.co/Qwen/Qwen2-7B-Instruct"),
-    "Vicuna": ("vicuna-7b-v1.5", "https://huggingface.co/lmsys/vicuna-7b-v1.5"),
-    "LLaMA2": ("Llama-2-7b-chat-hf", "https://huggingface.co/meta-llama/Llama-2-7b-chat-hf"),
-    "LLaMA3": ("Meta-Llama-3-8B-Instruct", "https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct"),
-    "Baichuan2": ("Baichuan2-7B-Chat", "https://huggingface.co/baichuan-inc/Baichuan2-7B-Chat"),
-}
+
+class Weights(NamedTuple):
+    """Where a model's weights are expected by default, and where to get them."""
+
+    folder: str  # under paths.models_root; or a file, where the weights are published as one .pth
+    source: str = ""  # a web address
+
+
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")
 
 
-def model_hint(config: Config, name: str) -> str:
+def model_hint(config: Config, name: str, weights: Weights | None) -> str:
     """What to do when the folder of an encoder or LLM is missing or incomplete."""
     if name in config.paths.folders:
         hint = f"It is set by paths.folders.{name}."
         if Path(config.paths.folders[name]).name.startswith("demo-"):
             hint += " The demo's tiny models are made by `make demo`."
         return hint
-    folder, url = MODEL_FOLDERS[name]
-    place = Path(config.paths.models_root) / folder
-    return f"Download it from {url} {'as' if place.suffix else 'into'} {place}, or set paths.folders.{name}."
+    if weights is None:
+        return f"Set paths.folders.{name}."
+    place = Path(config.paths.models_root) / weights.folder
+    if not weights.source:
+        return f"Put it at {place}, or set paths.folders.{name}."
+    return f"Download it from {weights.source} {'as' if place.suffix else 'into'} {place}, or set paths.folders.{name}."
 
 
-def model_folder(config: Config, name: str, *, key: str) -> Path:
+def default_folder(config: Config, name: str, weights: Weights | None) -> Path | None:
+    """Where the weights of ``name`` are expected, whether they are there or not; None where nothing says it."""
+    if name in config.paths.folders:
+        return Path(config.paths.folders[name])
+    return None if weights is None else Path(config.paths.models_root) / weights.folder
+
+
+def model_folder(config: Config, name: str, *, key: str, weights: Weights | None) -> Path:
     """The folder of an encoder's or LLM's weights, or their file where they are published as one .pth.
 
-    ``key`` is the configuration key that named it. Raises CheckpointError saying what to download when it is missing.
+    ``key`` is the configuration key that named it, ``weights`` what its class or row says. Raises CheckpointError
+    saying what to download when it is missing.
     """
-    if name in config.paths.folders:
-        folder = Path(config.paths.folders[name])
-    elif name in MODEL_FOLDERS:
-        folder = Path(config.paths.models_root) / MODEL_FOLDERS[name][0]
-    else:
-        raise ConfigError(f"{key}: unknown model {name!r}.{did_you_mean(name, MODEL_FOLDERS)}")
-    hint = model_hint(config, name)
+    folder = default_folder(config, name, weights)
+    hint = model_hint(config, name, weights)
+    if folder is None:
+        raise CheckpointError(f"{key}: {name}: nothing says where its weights are. {hint}")
     if folder.suffix == ".pth":
         if not folder.is_file():
             raise CheckpointError(f"{key}: {name}: no file {folder}. {hint}")

@@ -1,16 +1,61 @@
 """Every key of a configuration file: its type, its default and what it means.
 
 Keys and values of the released YAMLs are a wire format (users own files with them). Keys marked *ours* are additions.
-Keys marked *ignored* are accepted because released files have them, and change nothing.
+Keys marked *ignored* are accepted because released files have them, and change nothing. Names that a registry decides
+(encoders, fusion types, input modes, …) are plain words here; they are checked when the thing is built.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-FUSION = Literal["attention", "mean", "qformer"]
+from affectgpt.core.errors import ConfigError
+
 IGNORED = {"ignored": True}
+INTERNAL = {"internal": True}  # no key of a file
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What numbers a key takes."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False  # the number must be above ``low``
+    open_high: bool = False
+    advice: str = ""
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.low == 0 and self.open_low:
+            low = "more than 0"
+        else:
+            low = "0 or more" if self.low == 0 else f"at least {self.low:g}"
+        parts = [low] if self.low > -math.inf else []
+        if self.high < math.inf:
+            parts.append(f"less than {self.high:g}" if self.open_high else f"at most {self.high:g}")
+        return " and ".join(parts) + (f" ({self.advice})" if self.advice else "")
+
+
+COUNT = Limits(low=1)
+NOT_NEGATIVE = Limits(low=0)
+POSITIVE = Limits(low=0, open_low=True)
+SHARE = Limits(low=0, high=1, open_low=True)  # 1 is all
+FRACTION = Limits(low=0, high=1, open_high=True)  # 0 is none
+WARM = Limits(low=0, open_low=True, advice="inference.decoding=greedy takes the likeliest token")
+
+
+def limited(default: Any, limits: Limits) -> Any:
+    """A field of a number with the limits that its value must keep."""
+    return field(default=default, metadata={"limits": limits})
 
 
 @dataclass(frozen=True)
@@ -18,8 +63,8 @@ class ProcessorSpec:
     """One media processor of the released files; only the sizes are read."""
 
     name: str = "alpro_video_train"
-    n_frms: int = 8  # frames per clip
-    image_size: int = 224  # pixels
+    n_frms: int = limited(8, COUNT)  # frames per clip
+    image_size: int = limited(224, COUNT)  # pixels
 
 
 @dataclass(frozen=True)
@@ -42,28 +87,26 @@ class ModelConfig:
     frozen_multi_Qformer: bool = False  # noqa: N815 - freeze the pre-fusion Q-Former
     frozen_multi_llama_proj: bool = False  # freeze multi_llama_proj
     frozen_llm: bool = False  # freeze the LoRA weights
-    multi_fusion_type: Literal["attention", "qformer"] = "attention"  # pre-fusion of audio and face
-    video_fusion_type: FUSION = "qformer"  # face and frame branch
-    audio_fusion_type: FUSION = "qformer"
-    image_fusion_type: Literal["token", "mean"] = "token"
+    multi_fusion_type: str = "attention"  # pre-fusion of audio and face: attention, qformer
+    video_fusion_type: str = "qformer"  # face and frame branch: attention, mean, qformer
+    audio_fusion_type: str = "qformer"  # the same
+    image_fusion_type: str = "token"  # token, mean
     ckpt: str = ""  # checkpoints loaded one over the other, in this order, non-strictly
     ckpt_2: str = ""
     ckpt_3: str = ""
     llama_model: str = "Qwen25"
     acoustic_encoder: str = "HUBERT_LARGE"
     visual_encoder: str = "CLIP_VIT_LARGE"
-    num_audio_query_token: int = 1  # tokens a branch gives the LLM
-    num_video_query_token: int = 1
-    num_multi_query_token: int = 1
-    num_image_query_token: int = 1
-    max_length: int = 1024  # tokens, of prompt and of answer each
-    lora_r: int = 16  # rank of LoRA; 0: none
+    num_audio_query_token: int = limited(1, COUNT)  # tokens a branch gives the LLM
+    num_video_query_token: int = limited(1, COUNT)
+    num_multi_query_token: int = limited(1, COUNT)
+    num_image_query_token: int = limited(1, COUNT)
+    max_length: int = limited(1024, COUNT)  # tokens, of prompt and of answer each
+    lora_r: int = limited(16, NOT_NEGATIVE)  # rank of LoRA; 0: none
     vis_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     text_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
-    audio_clip_spacing: int = (
-        8  # ours: 8 as the released checkpoints were made, 7 as later library releases space clips
-    )
+    audio_clip_spacing: Literal[8, 7] = 8  # ours: 8 as the released checkpoints were made, 7 as later releases
     trust_remote_code: bool = False  # ours: run the model code that an LLM folder brings (Baichuan2 needs it)
     encoder_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: frozen encoders (float32 on a CPU)
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: LLM weights (float32 on a CPU)
@@ -76,8 +119,8 @@ class DatasetConfig:
     data_type: Literal["video", "audio", "image"] = "video"
     face_or_frame: str = "multiface_audio_face_text"  # input mode: which parts the prompt has
     label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
-    ratio: float = 1.0  # keep this fraction, drawn by the seed
-    sample_ratio: float | None = None  # weight of this set when several are mixed; uniform when absent
+    ratio: float = limited(1.0, SHARE)  # keep this fraction, drawn by the seed
+    sample_ratio: float | None = limited(None, NOT_NEGATIVE)  # weight where several sets are mixed; absent: uniform
     features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
     path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
     test_path: str | None = None  # ours: the same of clips to answer (inference's --dataset); default: those of path
@@ -91,22 +134,22 @@ class RunConfig:
 
     task: str = field(default="video_text_pretrain", metadata=IGNORED)
     lr_sched: str = "linear_warmup_cosine_lr"  # see training/optim
-    init_lr: float = 1e-5
-    min_lr: float = 1e-5
-    warmup_lr: float = 1e-6
-    warmup_steps: int = 5000
-    lr_decay_rate: float = 1.0  # linear_warmup_step_lr: factor per epoch
-    weight_decay: float = 0.05
-    beta2: float = 0.999
-    max_epoch: int = 60
-    iters_per_epoch: int = 5000
-    batch_size_train: int = 3  # per GPU
-    batch_size_eval: int = 3
+    init_lr: float = limited(1e-5, NOT_NEGATIVE)
+    min_lr: float = limited(1e-5, NOT_NEGATIVE)
+    warmup_lr: float = limited(1e-6, NOT_NEGATIVE)
+    warmup_steps: int = limited(5000, NOT_NEGATIVE)
+    lr_decay_rate: float = limited(1.0, POSITIVE)  # linear_warmup_step_lr: factor per epoch
+    weight_decay: float = limited(0.05, NOT_NEGATIVE)
+    beta2: float = limited(0.999, FRACTION)
+    max_epoch: int = limited(60, COUNT)
+    iters_per_epoch: int = limited(5000, COUNT)
+    batch_size_train: int = limited(3, COUNT)  # per GPU
+    batch_size_eval: int = limited(3, COUNT)
     seed: int = 42  # plus the rank
-    num_workers: int = 4  # loader processes
+    num_workers: int = limited(4, NOT_NEGATIVE)  # loader processes
     amp: bool = True  # autocast fp16 with gradient scaling on a GPU
-    accum_grad_iters: int = 1
-    log_freq: int = 50  # steps between two log lines
+    accum_grad_iters: int = limited(1, COUNT)
+    log_freq: int = limited(50, COUNT)  # steps between two log lines
     resume_ckpt_path: str | None = None
     evaluate: bool = False  # train nothing; print the losses of valid_splits and the scores of score_datasets
     train_splits: tuple[str, ...] = ("train",)
@@ -118,18 +161,24 @@ class RunConfig:
     gradient_checkpointing: bool = False  # recompute the LLM's activations in backward: less memory, a third slower
     compile: bool = False  # torch.compile of the LLM
     fused_adamw: bool = False
-    packing: int = 0  # put samples side by side in rows of up to this many tokens instead of padding them; 0: off
+    packing: int = limited(
+        0, NOT_NEGATIVE
+    )  # put samples side by side in rows of up to this many tokens instead of padding them; 0: off
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # several GPUs: copies of the model, or shards of one (fsdp2)
-    clip_grad_norm: float | None = None  # longest gradient; null: no clipping, as published
+    clip_grad_norm: float | None = limited(None, POSITIVE)  # longest gradient; null: no clipping, as published
     # Ours: what is kept, watched and measured.
-    save_state_every: int = 500  # steps between two last.state, from which a stopped run goes on; 0: only when stopped
-    keep_last: int = 0  # checkpoints of so many last epochs stay, and that of epoch 0; 0: all
+    save_state_every: int = limited(
+        500, NOT_NEGATIVE
+    )  # steps between two last.state, from which a stopped run goes on; 0: only when stopped
+    keep_last: int = limited(0, NOT_NEGATIVE)  # checkpoints of so many last epochs stay, and that of epoch 0; 0: all
     tensorboard: bool = False  # needs the extra [track]
-    valid_ratio: float = 0.0  # this fraction of each training split is held out; valid_splits: ["valid"] means these
-    valid_every: int = 1  # epochs between two looks at valid_splits
+    valid_ratio: float = limited(
+        0.0, FRACTION
+    )  # this fraction of each training split is held out; valid_splits: ["valid"] means these
+    valid_every: int = limited(1, COUNT)  # epochs between two looks at valid_splits
     score_datasets: tuple[str, ...] = ()  # data sets of MER-UniBench whose direct scores are taken during training
-    score_every: int = 0  # epochs between two scorings; 0: never
-    score_samples: int = 100  # of each data set
+    score_every: int = limited(0, NOT_NEGATIVE)  # epochs between two scorings; 0: never
+    score_samples: int = limited(100, COUNT)  # of each data set
     device: str = "cuda"  # cuda, cuda:N, cpu, auto (ours: the GPU if there is one)
     world_size: int = field(default=1, metadata=IGNORED)
     dist_url: str = field(default="env://", metadata=IGNORED)
@@ -150,16 +199,18 @@ class InferenceConfig:
     ckpt_name: str | None = None  # one checkpoint file
     test_epoch: int | None = None
     test_epochs: str | None = None  # "A-B"
-    skip_epoch: int = 1  # of A-B, those divisible by this
+    skip_epoch: int = limited(1, COUNT)  # of A-B, those divisible by this
     gpu: int = 0
-    engine: Literal["transformers", "vllm"] = "transformers"  # ours: what decodes
+    engine: str = "transformers"  # ours: what decodes: transformers, vllm
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
-    temperature: float = 1.0  # ours: of sampling
-    top_p: float = 0.9  # ours: of sampling
-    top_k: int | None = None  # ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 0: all tokens
-    max_new_tokens: int = 1200  # ours
-    batch_size: int | None = None  # ours: clips generated together; not set: as many as memory allows
-    tensor_parallel_size: int = 1  # ours: GPUs that share one model (vllm)
+    temperature: float = limited(1.0, WARM)  # ours: of sampling
+    top_p: float = limited(0.9, SHARE)  # ours: of sampling
+    top_k: int | None = limited(
+        None, NOT_NEGATIVE
+    )  # ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 0: all tokens
+    max_new_tokens: int = limited(1200, COUNT)  # ours
+    batch_size: int | None = limited(None, COUNT)  # ours: clips generated together; not set: as many as memory allows
+    tensor_parallel_size: int = limited(1, COUNT)  # ours: GPUs that share one model (vllm)
     on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
     seed: int = 42  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
 
@@ -180,8 +231,27 @@ class Config:
     """A whole configuration file. ``name`` is the file's stem; it names the output folder."""
 
     name: str
+    imports: tuple[str, ...] = ()  # ours: your own Python files, whose registered classes and rows can be named below
     model: ModelConfig = field(default_factory=ModelConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    origins: Any = field(default=None, repr=False, compare=False, metadata=INTERNAL)  # of config.tree, for messages
+
+    def where(self, key: str) -> str:
+        """``file:line: key`` of a dotted key as it was given, or the key alone."""
+        return f"{self.origins.of(key)}: {key}" if self.origins is not None else key
+
+    @contextmanager
+    def naming(self, key: str) -> Iterator[None]:
+        """Put a key's place before the message of a ConfigError: for names that a registry checks."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(f"{self.where(key)}: {error}") from None
+
+
+def to_dict(config: Config) -> Mapping[str, Any]:
+    """The resolved configuration as plain containers, as it is saved beside a run and inside a checkpoint."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "origins"}

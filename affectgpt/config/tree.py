@@ -9,6 +9,7 @@ from typing import Any
 from affectgpt.core.errors import ConfigError, did_you_mean
 
 EXTENDS = "extends"
+IMPORTS = "imports"
 _REPLACED = ("datasets",)  # a file that names its own data sets does not train on its base's as well
 
 
@@ -33,8 +34,8 @@ class Origins:
 def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's sections, laid over those of the file that it ``extends`` (a path beside it).
 
-    Sections are merged key by key, except ``datasets``, which replaces its base's. Raises ConfigError naming file and
-    line.
+    Sections are merged key by key, except ``datasets``, which replaces its base's, and ``imports``, which adds to its
+    base's; an imported file is looked for beside the file that names it. Raises ConfigError naming file and line.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -55,6 +56,11 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
         raise ConfigError(f"{path}: expected the sections model, datasets, run, inference; found {type(tree).__name__}")
     if "name" in tree:
         raise ConfigError(f"{path}:{lines['name']}: unknown key 'name'; a configuration is named by its file")
+    imports = tree.pop(IMPORTS, None) or []
+    imports = [imports] if isinstance(imports, str) else imports
+    if not isinstance(imports, list) or not all(isinstance(item, str) for item in imports):
+        raise ConfigError(f"{path}:{lines[IMPORTS]}: imports is {imports!r}; allowed: a list of Python files")
+    imports = [str(path.parent / item) for item in imports]
     base = tree.pop(EXTENDS, None)
     if base is not None:
         if not isinstance(base, str):
@@ -65,10 +71,11 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
             asked_by=f"{path}:{lines[EXTENDS]}: {EXTENDS}",
             above=(*above, path.resolve()),
         )
+        imports = [*below.pop(IMPORTS, []), *imports]
         tree = _lay_over(below, tree)
     for key, line in lines.items():
         origins.note(key, f"{path}:{line}")
-    return tree
+    return {**tree, IMPORTS: imports} if imports else tree
 
 
 def _lay_over(base: dict[str, Any], top: dict[str, Any], where: str = "") -> dict[str, Any]:

@@ -1,56 +1,113 @@
-"""One generic registry: a decorator, found by scanning its own package on the first look-up."""
+"""Registries: the names that users write in YAML → the code behind them, in this package or in a user's own file."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
-from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.errors import AffectGPTError, ConfigError, did_you_mean
 
 T = TypeVar("T")
 
 
 class Registry:
-    """Names that users write in YAML → the code behind them.
+    """Names that users write in YAML → classes, functions or rows of data.
 
-    Adding an entry is adding a file to ``package`` that decorates something with ``@registry.register("NAME")``.
+    Adding an entry is ``@registry.register("NAME")`` on a class or function, or ``registry.register("NAME")(row)``: in
+    a file of ``package``, which is imported on the first look-up, or in a file that ``imports:`` of a configuration
+    names. Names are compared as they are written, or in any case with ``any_case``.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str | None = None, *, any_case: bool = False) -> None:
         self.kind = kind
         self.package = package
-        self._entries: dict[str, object] = {}
-        self._scanned = False
+        self.any_case = any_case
+        self._entries: dict[str, Any] = {}
+        self._scanned = package is None
+
+    def _key(self, name: str) -> str:
+        return name.strip().lower() if self.any_case else name
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Decorator that enters a class or function under each of ``names``."""
+        """Decorator that enters a class, function or row under each of ``names``. ValueError for a name in use."""
 
         def enter(thing: T) -> T:
             for name in names:
-                if self._entries.get(name, thing) is not thing:
+                if self._entries.get(self._key(name), thing) is not thing:
                     raise ValueError(f"{self.kind} {name!r} is registered twice")
-                self._entries[name] = thing
+                self._entries[self._key(name)] = thing
             return thing
 
         return enter
 
     def _scan(self) -> None:
         if not self._scanned:
-            package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__, self.package + "."):
+            package = importlib.import_module(str(self.package))
+            for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
                 importlib.import_module(module.name)
             self._scanned = True
 
-    def get(self, name: str):
+    def get(self, name: str) -> Any:
         """The entry called ``name``; ConfigError with the nearest known name otherwise."""
         self._scan()
-        if name not in self._entries:
-            raise ConfigError(f"unknown {self.kind} {name!r}.{did_you_mean(str(name), self._entries)}")
-        return self._entries[name]
+        try:
+            return self._entries[self._key(name)]
+        except KeyError:
+            raise ConfigError(f"unknown {self.kind} {name!r}.{did_you_mean(str(name), self._entries)}") from None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get(name)
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
         self._scan()
         return sorted(self._entries)
+
+    def values(self) -> list[Any]:
+        """All entries, in the order in which they were registered."""
+        return [entry for _, entry in self.items()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Name and entry of each, in the order in which they were registered."""
+        self._scan()
+        return list(self._entries.items())
+
+    def __contains__(self, name: object) -> bool:
+        self._scan()
+        return isinstance(name, str) and self._key(name) in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name, _ in self.items()])
+
+    def __len__(self) -> int:
+        return len(self.items())
+
+
+def import_files(files: Iterable[str | Path]) -> None:
+    """Import a user's Python files, each once, so that what they register can be named in a configuration.
+
+    A file is imported under its stem, with its folder on ``sys.path``: its classes can then be pickled to the processes
+    of a data loader. Raises ConfigError naming the file when it is missing, does not import, or has the name of another
+    module.
+    """
+    for file in files:
+        path = Path(file).resolve()
+        if path.suffix != ".py" or not path.is_file():
+            raise ConfigError(f"imports: {file}: no such Python file (looked for {path})")
+        if not path.stem.isidentifier():
+            raise ConfigError(f"imports: {file}: {path.stem!r} is not a module name; use letters, digits and _")
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        try:
+            module = importlib.import_module(path.stem)
+        except AffectGPTError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            raise ConfigError(f"imports: {path} does not import: {type(error).__name__}: {error}") from error
+        found = getattr(module, "__file__", None)
+        if found is None or Path(found).resolve() != path:
+            raise ConfigError(f"imports: {path}: another module is called {path.stem!r} ({found}); rename the file")

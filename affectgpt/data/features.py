@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import locked, write_json
@@ -44,9 +43,11 @@ def feature_key(config: Config, modality: Modality, *, device_type: str, process
     import numpy as np
     import torch
 
+    from affectgpt.encoders.base import encoder_folder
+
     is_audio = modality is Modality.AUDIO
     encoder = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
-    folder = model_folder(config, encoder, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
+    folder = encoder_folder(config, f"{'acoustic' if is_audio else 'visual'}_encoder")
     spec = processor or config.model.vis_processor.train
     preprocessing: Key = (
         {"audio_clip_spacing": config.model.audio_clip_spacing}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from affectgpt.core.errors import DataError, did_you_mean
+from affectgpt.core.registry import Registry
 
 MELD_EMOTIONS = ("anger", "joy", "sadness", "neutral", "disgust", "fear", "surprise")
 IEMOCAP_EMOTIONS = ("happy", "sad", "neutral", "anger")
@@ -96,17 +97,18 @@ _ROWS = (
         **{**_MER2025, "label_kind": "names_only", "label_types": ("ovlabel",)}),
 )  # fmt: skip
 
-DATASETS: Mapping[str, DatasetRow] = {row.name.lower(): row for row in _ROWS}
+DATASETS = Registry("data set", any_case=True)
+for _row in _ROWS:
+    DATASETS.register(_row.name)(_row)
 MER_UNIBENCH = ("MER2023", "MER2024", "MELD", "IEMOCAPFour", "CMUMOSI", "CMUMOSEI", "SIMS", "SIMSv2", "OVMERDPlus")
 
 
 def get_row(name: str, *, others: Iterable[str] = ()) -> DatasetRow:
     """The row of a data set, by its name in any case; DataError with the nearest name (or of ``others``) otherwise."""
-    try:
-        return DATASETS[name.strip().lower()]
-    except KeyError:
-        known = [*(row.name for row in DATASETS.values()), *others]
-        raise DataError(f"unknown data set {name!r}.{did_you_mean(name.strip(), known)}") from None
+    if name in DATASETS:
+        return DATASETS.get(name)
+    known = [*(row.name for row in DATASETS.values()), *others]
+    raise DataError(f"unknown data set {name!r}.{did_you_mean(name.strip(), known)}")
 
 
 def parse_names(text: str, *, own: Iterable[str] = ()) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import logger, pick_device
@@ -17,7 +16,7 @@ from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.memory import autocast, find_batch_size
-from affectgpt.modeling.build import build_model, build_preparation
+from affectgpt.modeling.build import build_model, build_preparation, weights_folder
 from affectgpt.prompts.modes import get_mode
 
 # Encoder outputs of a sample's medium, and what was odd about the medium.
@@ -61,7 +60,7 @@ class Asker:
             self.model,
             tokenizer=tokenizer,
             decoding=Decoding.from_config(config.inference),
-            llm_folder=model_folder(config, config.model.llama_model, key="model.llama_model"),
+            llm_folder=weights_folder(config, "llama_model"),
             tensor_parallel_size=config.inference.tensor_parallel_size,
         )
 

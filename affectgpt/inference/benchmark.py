@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from affectgpt.config.load import to_dict
 from affectgpt.config.paths import CheckpointFile
-from affectgpt.config.schema import Config
+from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.files import write_json
 from affectgpt.core.provenance import device_name, file_hash, installed_versions, settings_hash

@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.core.provenance import file_hash
 from affectgpt.data.video import video_reader
-from affectgpt.modeling.llm.rows import get_llm
+from affectgpt.modeling.build import weights_folder
+from affectgpt.modeling.llm.rows import configured_llm
 from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids, stop_sequences
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -53,7 +53,7 @@ def check_installation(config: Config, *, hashes: bool = True) -> Iterator[Findi
         reader if reader.startswith("decord 0.6") else f"{reader}; the published pixels are those of decord 0.6",
     )
     for key in ("visual_encoder", "acoustic_encoder", "llama_model"):
-        yield from check_folder(config, getattr(config.model, key), key=f"model.{key}", hashes=hashes)
+        yield from check_folder(config, key, hashes=hashes)
     yield from check_tokenizer(config)
 
 
@@ -71,10 +71,11 @@ def check_versions() -> Iterator[Finding]:
         yield Finding(OK if fits else WARN, package, found if fits else f"{found} is outside the tested {allowed}")
 
 
-def check_folder(config: Config, name: str, *, key: str, hashes: bool) -> Iterator[Finding]:
-    """A model folder: there, of the published shape, its weights' hashes."""
+def check_folder(config: Config, key: str, *, hashes: bool) -> Iterator[Finding]:
+    """The folder that ``model.<key>`` names: there, of the published shape, its weights' hashes."""
+    name = getattr(config.model, key)
     try:
-        folder = model_folder(config, name, key=key)
+        folder = weights_folder(config, key)
     except AffectGPTError as error:
         yield Finding(FAIL, name, str(error))
         return
@@ -99,7 +100,7 @@ def check_tokenizer(config: Config) -> Iterator[Finding]:
     """Ids of the tokens that stops and placeholders depend on."""
     name = config.model.llama_model
     try:
-        tokenizer = load_tokenizer(model_folder(config, name, key="model.llama_model"), get_llm(name))
+        tokenizer = load_tokenizer(weights_folder(config, "llama_model"), configured_llm(config))
     except AffectGPTError as error:
         yield Finding(FAIL, "tokenizer", str(error))
         return

@@ -10,25 +10,27 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from affectgpt.config.paths import model_folder, model_hint, qformer_config
+from affectgpt.config.paths import Weights, model_hint, qformer_config
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
+from affectgpt.core.registry import Registry
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import N_FRAMES, Modality
+from affectgpt.encoders.base import ENCODERS, FrozenEncoder, Transform, encoder_class, encoder_folder
+from affectgpt.encoders.pretrained import read_config
 from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint, recipe_of
-from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder, Transform
-from affectgpt.modeling.fusion.base import (
-    BRANCHES,
-    IMAGE_BRANCHES,
+from affectgpt.modeling.connectors.base import (
+    CONNECTORS,
+    IMAGE_CONNECTORS,
     PREFUSIONS,
-    BranchShape,
+    Connector,
+    ConnectorShape,
     PreFusionShape,
     QFormerShape,
 )
 from affectgpt.modeling.llm.load import empty_llm, load_llm
-from affectgpt.modeling.llm.rows import LLMRow, get_llm
-from affectgpt.modeling.pretrained import read_config
+from affectgpt.modeling.llm.rows import LLMRow, configured_llm, llm_folder
 from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids
 
 _VIDEO_POSITIONS = 32
@@ -191,11 +193,11 @@ def _assemble(
     qformer = _qformer_shape(config)
     parts = AffectGPT(
         llm=llm,
-        image=IMAGE_BRANCHES.get(model.image_fusion_type)(
-            BranchShape(width=visual.width, llm_width=llm_width, n_tokens=model.num_image_query_token)
+        image=_connector(config, "image_fusion_type", IMAGE_CONNECTORS)(
+            ConnectorShape(width=visual.width, llm_width=llm_width, n_tokens=model.num_image_query_token)
         ),
-        video=BRANCHES.get(model.video_fusion_type)(
-            BranchShape(
+        video=_connector(config, "video_fusion_type", CONNECTORS)(
+            ConnectorShape(
                 width=visual.width,
                 llm_width=llm_width,
                 n_tokens=model.num_video_query_token,
@@ -203,8 +205,8 @@ def _assemble(
                 qformer=qformer,
             )
         ),
-        audio=BRANCHES.get(model.audio_fusion_type)(
-            BranchShape(
+        audio=_connector(config, "audio_fusion_type", CONNECTORS)(
+            ConnectorShape(
                 width=acoustic.width,
                 llm_width=llm_width,
                 n_tokens=model.num_audio_query_token,
@@ -212,7 +214,7 @@ def _assemble(
                 qformer=qformer,
             )
         ),
-        multi=PREFUSIONS.get(model.multi_fusion_type)(
+        multi=_connector(config, "multi_fusion_type", PREFUSIONS)(
             PreFusionShape(
                 video_width=visual.width,
                 audio_width=acoustic.width,
@@ -235,26 +237,24 @@ def _assemble(
     return parts
 
 
+def _connector(config: Config, key: str, registry: Registry) -> type[Connector]:
+    with config.naming(f"model.{key}"):
+        return registry.get(getattr(config.model, key))
+
+
 def _encoder_classes(config: Config) -> dict[str, type[FrozenEncoder]]:
-    classes = {}
-    for key, registry in (("visual_encoder", VISUAL_ENCODERS), ("acoustic_encoder", ACOUSTIC_ENCODERS)):
-        try:
-            classes[key] = registry.get(getattr(config.model, key))
-        except ConfigError as error:
-            raise ConfigError(f"model.{key}: {error}") from None
-    return classes
+    return {key: encoder_class(config, key) for key in ENCODERS}
 
 
 def _empty_encoders(config: Config) -> list[FrozenEncoder]:
-    classes = _encoder_classes(config)
     return [
         kind.from_config(_architecture(config, key, kind.architecture, read=kind.config_of))
-        for key, kind in classes.items()
+        for key, kind in _encoder_classes(config).items()
     ]
 
 
 def _llm_row(config: Config) -> LLMRow:
-    row = get_llm(config.model.llama_model)
+    row = configured_llm(config)
     if row.remote_code and not config.model.trust_remote_code:
         raise ConfigError(
             f"model.llama_model: {row.name} is code in its own folder, which runs on your machine; read it, then allow "
@@ -263,20 +263,30 @@ def _llm_row(config: Config) -> LLMRow:
     return row
 
 
+def weights_folder(config: Config, key: str) -> Path:
+    """Folder of the model that ``model.<key>`` (an encoder or the LLM) names. Raises CheckpointError without it."""
+    return encoder_folder(config, key) if key in ENCODERS else llm_folder(config)
+
+
+def _weights(config: Config, key: str) -> Weights | None:
+    return encoder_class(config, key).weights if key in ENCODERS else configured_llm(config).weights
+
+
 def _from_folder(config: Config, key: str, load: Callable[[Path], T]) -> T:
     """``load`` of the folder that ``model.<key>`` names; its errors also say the key and what to download."""
     name = getattr(config.model, key)
-    folder = model_folder(config, name, key=f"model.{key}")
+    folder = weights_folder(config, key)
     try:
         return load(folder)
     except CheckpointError as error:
-        raise CheckpointError(f"model.{key}: {name}: {error}. {model_hint(config, name)}") from error
+        hint = model_hint(config, name, _weights(config, key))
+        raise CheckpointError(f"model.{key}: {name}: {error}. {hint}") from error
 
 
 def _architecture(config: Config, key: str, numbers: Any, *, read: Callable[..., Any] = read_config) -> Any:
     name = getattr(config.model, key)
     try:
-        folder = model_folder(config, name, key=f"model.{key}")
+        folder = weights_folder(config, key)
     except CheckpointError as error:
         if numbers is None or name in config.paths.folders:
             raise

@@ -18,38 +18,8 @@ from affectgpt.config.schema import ModelConfig
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import atomic_path
 
-# Our module paths → published names.
-_WIRE_PREFIXES = {
-    "llm.": "llama_model.",
-    "image.proj.": "image_llama_proj.",
-    "video.attention.": "video_attention_mlp.",
-    "video.query_tokens": "video_query_tokens",
-    "video.position_embedding.": "video_frame_position_embedding.",
-    "video.qformer.": "video_Qformer.bert.",
-    "video.proj.": "affectgpt_proj.",
-    "audio.attention.": "audio_attention_mlp.",
-    "audio.query_tokens": "audio_query_tokens",
-    "audio.position_embedding.": "audio_position_embedding.",
-    "audio.qformer.": "audio_Qformer.bert.",
-    "audio.proj.": "audio_llama_proj.",
-    "multi.query_tokens": "multi_query_tokens",
-    "multi.position_embedding.": "multi_position_embedding.",
-    "multi.qformer.": "multi_Qformer.bert.",
-    "multi.audio_in.": "multi_audio_embs.",
-    "multi.video_in.": "multi_video_embs.",
-    "multi.mix.": "attention_mlp.",
-    "multi.weights.": "fc_att.",
-    "multi.proj.": "multi_llama_proj.",
-}
 _LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
-# Inside a Q-Former: transformers' names → BLIP-2's, which published checkpoints have.
-_QFORMER_PARTS = (
-    ("bert.position_ids", "bert.embeddings.position_ids"),
-    ("bert.model.layernorm.", "bert.embeddings.LayerNorm."),
-    ("bert.model.", "bert."),
-    ("attention.attention.", "attention.self."),  # crossattention's too
-)
 _RECIPE_KEYS = (
     "multi_fusion_type", "video_fusion_type", "audio_fusion_type", "image_fusion_type", "llama_model",
     "visual_encoder", "acoustic_encoder", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
@@ -57,16 +27,15 @@ _RECIPE_KEYS = (
 )  # fmt: skip
 
 
-def wire_name(name: str) -> str:
-    """A parameter's name in a published checkpoint, e.g. ``video.proj.weight`` → ``affectgpt_proj.weight``."""
-    for ours, published in _WIRE_PREFIXES.items():
-        if name.startswith(ours):
-            wire = published + name.removeprefix(ours)
-            if ".qformer." in ours:
-                for part, published_part in _QFORMER_PARTS:
-                    wire = wire.replace(part, published_part)
-            return wire
-    raise KeyError(f"{name} has no published name")
+def published_name(model: nn.Module, name: str) -> str:
+    """A parameter's name in a published checkpoint, e.g. ``video.proj.weight`` → ``affectgpt_proj.weight``.
+
+    The connectors say theirs themselves; the LLM's begin with ``llama_model.``
+    """
+    place, _, rest = name.partition(".")
+    if place == "llm":
+        return f"llama_model.{rest}"
+    return getattr(model, place).published_name(place, rest)
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -76,7 +45,7 @@ def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     state = {
-        wire_name(name): tensor
+        published_name(model, name): tensor
         for name, tensor in model.state_dict().items()
         if name not in frozen and not name.startswith(_NOT_SAVED)
     }
@@ -85,7 +54,7 @@ def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Published name and parameter of everything that trains, in the order that a published optimizer state counts."""
-    named = [(wire_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(published_name(model, name), p) for name, p in model.named_parameters() if p.requires_grad]
     return sorted(named, key=lambda pair: _belongs_to_a_module(pair[0]))
 
 
@@ -179,7 +148,7 @@ def load_state(
     Raises CheckpointError when not one trained tensor of the model is in ``state`` with its shape.
     """
     report = LoadReport()
-    targets = {wire_name(k): v for k, v in model.state_dict().items() if not k.startswith(_NOT_SAVED)}
+    targets = {published_name(model, k): v for k, v in model.state_dict().items() if not k.startswith(_NOT_SAVED)}
     # A buffer (position_ids) is saved, but nothing is learnt in it: it may be missing.
     trained = [name for name, _ in trained_parameters(model)]
     with torch.no_grad():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.registry import Registry
 from affectgpt.core.types import Modality
 
 _FRAMES = "uniformly sample raw frames from the video"
@@ -22,6 +21,7 @@ FRAME = f"Meanwhile, we {_FRAMES}: <Video><FrameHere></Video>. "
 IMAGE = "The image content is as follows: <Image><ImageHere></Image>. "
 SUBTITLE = "The subtitle of this video is: <Subtitle>{subtitle}</Subtitle>. "
 HUMAN = "###Human: "
+_SUBTITLE = "{subtitle}"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class Mode:
     @property
     def has_subtitle(self) -> bool:
         """Whether the prompt quotes the subtitle."""
-        return SUBTITLE in self.sentences
+        return any(_SUBTITLE in sentence for sentence in self.sentences)
 
 
-_ROWS = (
+MODES = Registry("input mode (face_or_frame)")
+for _row in (
     Mode("multiface_audio_face_text", (MULTI, AUDIO, FACE, SUBTITLE), Modality.FACE),
     Mode("multiframe_audio_frame_text", (MULTI, AUDIO, FRAME, SUBTITLE), Modality.FRAME),
     Mode("multiface_audio_face_frame_text", (MULTI, AUDIO, FACE, FRAME, SUBTITLE), Modality.FACE),
@@ -70,13 +71,10 @@ _ROWS = (
     Mode("audio_text", (AUDIO, SUBTITLE), lead=""),
     Mode("face_text", (FACE_FIRST, SUBTITLE), lead=""),
     Mode("frame_text", (FRAME_FIRST_SMALL, SUBTITLE), lead=""),
-)
-MODES: Mapping[str, Mode] = {row.name: row for row in _ROWS}
+):
+    MODES.register(_row.name)(_row)
 
 
 def get_mode(name: str) -> Mode:
     """The row of an input mode; ConfigError with the nearest name otherwise."""
-    try:
-        return MODES[name]
-    except KeyError:
-        raise ConfigError(f"unknown input mode (face_or_frame) {name!r}.{did_you_mean(str(name), MODES)}") from None
+    return MODES.get(name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from affectgpt.core.errors import ConfigError, DataError, did_you_mean
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.registry import Registry
 from affectgpt.core.types import Labels, Sample
 
 
@@ -46,7 +47,8 @@ _VALENCE = (
     "Here, {min} indicates extremely negative emotions, 0 indicates neutral emotions, and {max} indicates extremely "
     "positive emotions. Please provide your judgment as a ﬂoating-point number."
 )
-_ROWS = (
+LABEL_TYPES = Registry("label_type")
+for _row in (
     LabelType(
         "description",
         "Please infer the person's emotional state and provide your reasoning process.",
@@ -76,17 +78,14 @@ _ROWS = (
         lambda labels: None if labels.valence is None else f"The valence score is {labels.valence:.2f}.",
     ),
     LabelType("qa", "{question}", lambda labels: labels.answer),  # instruction sets: both taken verbatim
-)
-LABEL_TYPES: Mapping[str, LabelType] = {row.name: row for row in _ROWS}
+):
+    LABEL_TYPES.register(_row.name)(_row)
 HYBRID = "hybird"  # the published spelling
 
 
 def get_label_type(name: str) -> LabelType:
     """The row of a label type; ConfigError with the nearest name otherwise."""
-    try:
-        return LABEL_TYPES[name]
-    except KeyError:
-        raise ConfigError(f"unknown label_type {name!r}.{did_you_mean(str(name), [*LABEL_TYPES, HYBRID])}") from None
+    return LABEL_TYPES.get(name)
 
 
 def render_question(label_type: str, context: Context | None = None, labels: Labels | None = None) -> str:

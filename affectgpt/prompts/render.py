@@ -6,7 +6,7 @@ import re
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality
-from affectgpt.prompts.modes import SUBTITLE, get_mode
+from affectgpt.prompts.modes import get_mode
 
 _QUESTION = "Now, please answer my question based on all the provided information. {question} ###Assistant: "
 _PLACEHOLDER = re.compile("<(" + "|".join(m.placeholder[1:-1] for m in Modality) + ")>")
@@ -41,7 +41,9 @@ def render_prompt(mode: str, *, subtitle: str, question: str, sample: str = "") 
             f"sample {sample!r}: mode {mode} quotes the subtitle, which must be text (an empty one is fine); "
             f"found {subtitle!r}"
         )
-    sentences = [s.replace("{subtitle}", quote_text(subtitle)) if s == SUBTITLE else s for s in row.sentences]
+    sentences = row.sentences
+    if row.has_subtitle:
+        sentences = tuple(s.replace("{subtitle}", quote_text(subtitle)) for s in sentences)
     return row.lead + "".join(sentences) + _QUESTION.replace("{question}", quote_text(question))
 
 

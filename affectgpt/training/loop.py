@@ -8,8 +8,7 @@ from typing import Protocol
 
 import torch
 
-from affectgpt.config.load import to_dict
-from affectgpt.config.schema import Config
+from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError
 from affectgpt.core.files import write_json
 from affectgpt.core.runtime import logger

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.modeling.build import weights_folder
 from affectgpt.training.distributed import world
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -43,7 +43,7 @@ def check_memory(config: Config, device: torch.device) -> None:
         ("visual_encoder", model.encoder_dtype),
         ("acoustic_encoder", model.encoder_dtype),
     ):
-        weights = count_weights(model_folder(config, getattr(model, key), key=f"model.{key}"))
+        weights = count_weights(weights_folder(config, key))
         needed += weights * (4 if device.type == "cpu" else _BYTES[dtype])
     if config.run.parallel == "fsdp2":
         needed //= world()

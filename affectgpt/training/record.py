@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from affectgpt.config.load import to_dict
-from affectgpt.config.schema import Config
+from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.files import write_json
 from affectgpt.core.provenance import device_name, installed_versions
 

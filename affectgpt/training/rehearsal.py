@@ -9,7 +9,7 @@ from torch import nn
 
 from affectgpt.config.schema import Config
 from affectgpt.core.types import Batch
-from affectgpt.modeling.checkpoint import wire_name
+from affectgpt.modeling.checkpoint import published_name
 from affectgpt.training.loop import Batches, build_stepper
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.progress import memory_gb
@@ -22,7 +22,7 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
     rows: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         encoder = name.startswith(("visual_encoder.", "acoustic_encoder."))
-        part = (name if encoder else wire_name(name)).split(".")[0]
+        part = (name if encoder else published_name(model, name)).split(".")[0]
         rows.setdefault(part, [0, 0])[0 if parameter.requires_grad else 1] += parameter.numel()
     return [(part, trained, frozen) for part, (trained, frozen) in rows.items()]
 

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from affectgpt.config.load import to_dict
 from affectgpt.config.paths import list_checkpoints
-from affectgpt.config.schema import Config, ModelConfig
+from affectgpt.config.schema import Config, ModelConfig, to_dict
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.modeling.checkpoint import read_checkpoint

@@ -1,7 +1,6 @@
 """Every shipped configuration parses; the released ones have the released keys and values."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import yaml
 from openpyxl import Workbook
 
 from affectgpt.config.load import load_config
+from affectgpt.config.schema import to_dict
 from affectgpt.data.own import load_own_samples, own_label_types
 from affectgpt.data.table import DATASETS, get_row
 from affectgpt.prompts.modes import get_mode
@@ -66,8 +66,8 @@ def changed(name: str) -> dict:
         else:
             yield where, tree
 
-    released = dict(flat(asdict(load_config(FOLDER / f"{FACE}.yaml"))))
-    mine = dict(flat(asdict(load_config(FOLDER / f"ablation_{name}.yaml"))))
+    released = dict(flat(to_dict(load_config(FOLDER / f"{FACE}.yaml"))))
+    mine = dict(flat(to_dict(load_config(FOLDER / f"ablation_{name}.yaml"))))
     return {k: v for k, v in mine.items() if released.get(k) != v and k != "name"}
 
 

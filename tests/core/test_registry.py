@@ -2,8 +2,8 @@ import pytest
 
 from affectgpt.core.errors import ConfigError, did_you_mean
 from affectgpt.core.registry import Registry
-from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
-from affectgpt.modeling.fusion.base import BRANCHES, PREFUSIONS
+from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+from affectgpt.modeling.connectors.base import CONNECTORS, PREFUSIONS
 
 
 def test_a_wrong_name_is_answered_with_the_nearest():
@@ -13,7 +13,7 @@ def test_a_wrong_name_is_answered_with_the_nearest():
 
 def test_scanning_finds_what_the_released_recipe_names():
     assert "HUBERT_LARGE" in ACOUSTIC_ENCODERS.names()
-    assert {"attention", "mean"} <= set(BRANCHES.names())
+    assert {"attention", "mean"} <= set(CONNECTORS.names())
     assert "attention" in PREFUSIONS.names()
 
 

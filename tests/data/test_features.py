@@ -25,7 +25,7 @@ from affectgpt.data.features import (
 )
 from affectgpt.data.loader import named_samples, training_batches
 from affectgpt.data.table import get_row
-from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 
 MEDIA = (Modality.AUDIO, Modality.FACE)
 

@@ -92,7 +92,7 @@ def test_lessons_hear_what_the_product_hears(tmp_path):
     import soundfile
 
     from affectgpt.data.audio import read_audio
-    from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS
+    from affectgpt.encoders.base import ACOUSTIC_ENCODERS
 
     wave = (0.1 * np.random.default_rng(0).normal(size=47_000)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
@@ -122,7 +122,7 @@ def taught(tmp_path_factory):
 
 
 def test_folders_load_as_real_ones(taught, tmp_path):
-    from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+    from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
     from affectgpt.modeling.llm.load import load_llm
     from affectgpt.modeling.llm.rows import get_llm
     from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids, stop_sequences

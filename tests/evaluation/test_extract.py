@@ -303,7 +303,7 @@ def test_unequal_arrays_are_refused(answers):
 
 
 def test_extractors_by_name():
-    assert extractor_names() == ["direct", "openai", "transformers", "vllm"]
+    assert set(extractor_names()) >= {"direct", "openai", "transformers", "vllm"}
     with pytest.raises(ConfigError, match="direct"):
         get_extractor("dircet")
     extractor = get_extractor("transformers", model="models/none", sampling=Sampling(seed=9))

@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from affectgpt.cli import export
 from affectgpt.cli.common import run_cli
-from affectgpt.config.load import to_dict
+from affectgpt.config.schema import to_dict
 from affectgpt.core.errors import CheckpointError
 from affectgpt.modeling.build import build_empty_model, build_model, load_checkpoint
 from affectgpt.modeling.checkpoint import read_checkpoint, trained_state, write_checkpoint

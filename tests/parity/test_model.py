@@ -11,13 +11,13 @@ import torch
 
 from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 from affectgpt.core.types import Batch, Modality
+from affectgpt.encoders.pixels import PixelTransform
+from affectgpt.encoders.speech import WaveNormalize
 from affectgpt.inference.decoding import StopSequences
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine
 from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
-from affectgpt.modeling.checkpoint import trained_state, wire_name, write_checkpoint
-from affectgpt.modeling.encoders.pixels import PixelTransform
-from affectgpt.modeling.encoders.speech import WaveNormalize
+from affectgpt.modeling.checkpoint import published_name, trained_state, write_checkpoint
 from affectgpt.modeling.tokenizer import stop_sequences
 from affectgpt.prompts.modes import get_mode
 from affectgpt.training.optim import parameter_groups
@@ -163,7 +163,7 @@ def test_gradient_of_every_trained_parameter(golden, model, inputs, prepared, mo
     batch = batch_of(values, mode, media_of(inputs, mode, prepared, slice(None)), slice(None), golden_audio=True)
     model.zero_grad(set_to_none=True)
     model(batch).loss.backward()
-    ours = {wire_name(n): p.grad for n, p in model.named_parameters() if p.requires_grad}
+    ours = {published_name(model, n): p.grad for n, p in model.named_parameters() if p.requires_grad}
     model.zero_grad(set_to_none=True)
     assert list(ours) == list(published)
     for name, norm in published.items():
@@ -188,8 +188,8 @@ def test_a_saved_checkpoint_has_the_published_names_shapes_and_dtypes(golden, mo
 
 def test_weight_decay_groups(golden, model):
     published = json.loads((golden / "attention" / "weight_decay.json").read_text())
-    names = {id(p): wire_name(n) for n, p in model.named_parameters() if p.requires_grad}
-    named = [(wire_name(n), p) for n, p in model.named_parameters() if p.requires_grad]
+    names = {id(p): published_name(model, n) for n, p in model.named_parameters() if p.requires_grad}
+    named = [(published_name(model, n), p) for n, p in model.named_parameters() if p.requires_grad]
     decay, no_decay = parameter_groups(named, weight_decay=0.05)
     assert [names[id(p)] for p in decay["params"]] == published["decay"]
     assert [names[id(p)] for p in no_decay["params"]] == published["no_decay"]

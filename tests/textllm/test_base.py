@@ -41,7 +41,7 @@ def test_three_clients_are_registered_and_nothing_heavy_is_imported():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "['openai', 'transformers', 'vllm'] []"
-    assert CLIENTS.names() == ["openai", "transformers", "vllm"]
+    assert set(CLIENTS.names()) >= {"openai", "transformers", "vllm"}
 
 
 def test_an_unknown_client_gets_a_hint():

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from affectgpt.core.errors import CheckpointError
+from affectgpt.encoders.pretrained import load_pretrained
 from affectgpt.modeling.llm.rows import LLMRow
-from affectgpt.modeling.pretrained import load_pretrained
 
 LORA_ALPHA = 32
 LORA_DROPOUT = 0.05

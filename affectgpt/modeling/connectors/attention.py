@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from affectgpt.modeling.fusion.base import BRANCHES, PREFUSIONS, BranchShape, PreFusionShape, repeat_token
+from affectgpt.modeling.connectors.base import (
+    CONNECTORS,
+    PREFUSIONS,
+    Connector,
+    ConnectorShape,
+    PreFusionShape,
+    repeat_token,
+)
 
 
-@BRANCHES.register("attention")
-class AttentionBranch(nn.Module):
+@CONNECTORS.register("attention")
+class AttentionConnector(Connector):
     """Weighted sum over time, then a projection. The weights are raw: there is no softmax (SPEC 2.3, wire)."""
 
-    def __init__(self, shape: BranchShape) -> None:
+    published: ClassVar = {
+        "video": {"attention.": "video_attention_mlp.", "proj.": "affectgpt_proj."},
+        "audio": {"attention.": "audio_attention_mlp.", "proj.": "audio_llama_proj."},
+    }
+
+    def __init__(self, shape: ConnectorShape) -> None:
         super().__init__()
         self.n_tokens = shape.n_tokens
         self.attention = nn.Linear(shape.width, 1)
@@ -28,8 +42,18 @@ class AttentionBranch(nn.Module):
 
 
 @PREFUSIONS.register("attention")
-class AttentionPreFusion(nn.Module):
+class AttentionPreFusion(Connector):
     """Pre-fusion by attention over the two modalities (paper section 3, equations of "pre-fusion operation")."""
+
+    published: ClassVar = {
+        "multi": {
+            "audio_in.": "multi_audio_embs.",
+            "video_in.": "multi_video_embs.",
+            "mix.": "attention_mlp.",
+            "weights.": "fc_att.",
+            "proj.": "multi_llama_proj.",
+        }
+    }
 
     def __init__(self, shape: PreFusionShape) -> None:
         super().__init__()

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from affectgpt.config.paths import Weights
 from affectgpt.core.errors import CheckpointError
-from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, FrozenEncoder
-from affectgpt.modeling.encoders.mel import N_MELS, N_STEPS, MelSpectrogram
-from affectgpt.modeling.pretrained import load_file_part
+from affectgpt.encoders.base import ACOUSTIC_ENCODERS, FrozenEncoder
+from affectgpt.encoders.mel import N_MELS, N_STEPS, MelSpectrogram
+from affectgpt.encoders.pretrained import load_file_part
 
 _HEAD_SIZE = 64  # of attention; the file does not say it
 _PATCH, _STRIDE = 16, 10
@@ -56,6 +57,7 @@ class ImageBindEncoder(FrozenEncoder):
     """
 
     kind = "acoustic"
+    weights = Weights("imagebind_huge.pth", "https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth")
     architecture: ClassVar = {"width": 768, "hidden": 3072, "blocks": 12, "output": 1024}
 
     def __init__(self, *, width: int, hidden: int, blocks: int, output: int) -> None:

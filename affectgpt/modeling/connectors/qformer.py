@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from affectgpt.core.errors import DataError
-from affectgpt.modeling.fusion.base import BRANCHES, PREFUSIONS, BranchShape, PreFusionShape, QFormerShape
+from affectgpt.modeling.connectors.base import (
+    CONNECTORS,
+    PREFUSIONS,
+    Connector,
+    ConnectorShape,
+    PreFusionShape,
+    QFormerShape,
+)
+
+# Inside a Q-Former: transformers' names → BLIP-2's, which published checkpoints have.
+_PUBLISHED_PARTS = (
+    ("bert.position_ids", "bert.embeddings.position_ids"),
+    ("bert.model.layernorm.", "bert.embeddings.LayerNorm."),
+    ("bert.model.", "bert."),
+    ("attention.attention.", "attention.self."),  # crossattention's too
+)
 
 
 class QFormer(nn.Module):
@@ -57,11 +75,38 @@ def positions_of(hidden_states: torch.Tensor, table: nn.Embedding) -> torch.Tens
     return table.weight[:count]
 
 
-@BRANCHES.register("qformer")
-class QFormerBranch(nn.Module):
+def _published(medium: str, *, positions: str, proj: str, **more: str) -> Mapping[str, Mapping[str, str]]:
+    return {
+        medium: {
+            "query_tokens": f"{medium}_query_tokens",
+            "position_embedding.": f"{positions}.",
+            "qformer.": f"{medium}_Qformer.bert.",
+            "proj.": f"{proj}.",
+            **{f"{ours}.": f"{theirs}." for ours, theirs in more.items()},
+        }
+    }
+
+
+class _WithQFormer(Connector):
+    @classmethod
+    def published_name(cls, place: str, name: str) -> str:
+        published = super().published_name(place, name)
+        if name.startswith("qformer."):
+            for part, theirs in _PUBLISHED_PARTS:
+                published = published.replace(part, theirs)
+        return published
+
+
+@CONNECTORS.register("qformer")
+class QFormerConnector(_WithQFormer):
     """A position per frame is added, K queries attend to all vectors, a projection."""
 
-    def __init__(self, shape: BranchShape) -> None:
+    published: ClassVar = {
+        **_published("video", positions="video_frame_position_embedding", proj="affectgpt_proj"),
+        **_published("audio", positions="audio_position_embedding", proj="audio_llama_proj"),
+    }
+
+    def __init__(self, shape: ConnectorShape) -> None:
         super().__init__()
         self.query_tokens = fresh_queries(shape.n_tokens, shape.qformer)
         self.position_embedding = nn.Embedding(shape.n_positions, shape.width)
@@ -79,8 +124,13 @@ class QFormerBranch(nn.Module):
 
 
 @PREFUSIONS.register("qformer")
-class QFormerPreFusion(nn.Module):
+class QFormerPreFusion(_WithQFormer):
     """Both modalities to one width, one after the other in time, positions added, K queries attend to all."""
+
+    published: ClassVar = _published(
+        "multi", positions="multi_position_embedding", proj="multi_llama_proj", audio_in="multi_audio_embs",
+        video_in="multi_video_embs",
+    )  # fmt: skip
 
     def __init__(self, shape: PreFusionShape) -> None:
         super().__init__()

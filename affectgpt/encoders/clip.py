@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from affectgpt.modeling.encoders.base import VISUAL_ENCODERS, FrozenEncoder
-from affectgpt.modeling.encoders.pixels import PixelTransform, read_pixel_transform
-from affectgpt.modeling.pretrained import load_pretrained
+from affectgpt.config.paths import Weights
+from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder
+from affectgpt.encoders.pixels import PixelTransform, read_pixel_transform
+from affectgpt.encoders.pretrained import load_pretrained
 
 
 @VISUAL_ENCODERS.register("CLIP_VIT_LARGE")
@@ -17,6 +18,7 @@ class ClipEncoder(FrozenEncoder):
     """Projected image embedding of each frame, not normalised to unit length (SPEC 2.1)."""
 
     kind = "visual"
+    weights = Weights("clip-vit-large-patch14", "https://huggingface.co/openai/clip-vit-large-patch14")
     architecture: ClassVar = {
         "model_type": "clip",
         "projection_dim": 768,

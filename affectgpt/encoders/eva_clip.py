@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from affectgpt.modeling.encoders.base import VISUAL_ENCODERS, FrozenEncoder, Transform
-from affectgpt.modeling.encoders.pixels import RandomCrop, read_pixel_transform
-from affectgpt.modeling.pretrained import load_part, read_config
+from affectgpt.config.paths import Weights
+from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder, Transform
+from affectgpt.encoders.pixels import RandomCrop, read_pixel_transform
+from affectgpt.encoders.pretrained import load_part, read_config
 
 _BLIP2 = {
     "model_type": "blip-2",
@@ -27,6 +28,7 @@ class EvaClipEncoder(FrozenEncoder):
     """Mean over the tokens of the last layer, before ``ln_vision`` (transformers' ``post_layernorm``); 1408 wide."""
 
     kind = "visual"
+    weights = Weights("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl")
     architecture: ClassVar = _BLIP2
 
     def __init__(self, vision_model: nn.Module) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from affectgpt.modeling.fusion.base import BRANCHES, BranchShape, repeat_token
+from affectgpt.modeling.connectors.base import CONNECTORS, Connector, ConnectorShape, repeat_token
 
 
-@BRANCHES.register("mean")
-class MeanBranch(nn.Module):
+@CONNECTORS.register("mean")
+class MeanConnector(Connector):
     """Mean over time, then a projection."""
 
-    def __init__(self, shape: BranchShape) -> None:
+    published: ClassVar = {"video": {"proj.": "affectgpt_proj."}, "audio": {"proj.": "audio_llama_proj."}}
+
+    def __init__(self, shape: ConnectorShape) -> None:
         super().__init__()
         self.n_tokens = shape.n_tokens
         self.proj = nn.Linear(shape.width, shape.llm_width)

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import ACOUSTIC_WIDTHS, VISUAL_WIDTHS
+from tiny import ACOUSTIC_WIDTHS, VISUAL_WIDTHS, folder_of
 
-from affectgpt.config.paths import MODEL_FOLDERS
 from affectgpt.core.errors import CheckpointError
-from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
-from affectgpt.modeling.encoders.mel import MelSpectrogram
+from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+from affectgpt.encoders.mel import MelSpectrogram
 
 PROCESSORS = {
     "CLIP_VIT_LARGE": "CLIPImageProcessor",
@@ -47,20 +46,25 @@ def load(tiny_models):
 
     def get(name):
         if name not in made:
-            made[name] = kind_of(name).from_folder(tiny_models / MODEL_FOLDERS[name][0], dtype=torch.float32)
-        return made[name], tiny_models / MODEL_FOLDERS[name][0]
+            made[name] = kind_of(name).from_folder(folder_of(tiny_models, name), dtype=torch.float32)
+        return made[name], folder_of(tiny_models, name)
 
     return get
 
 
 def test_every_registered_encoder_is_tested():
-    assert set(VISUAL_ENCODERS.names()) == set(VISUAL_WIDTHS)
-    assert set(ACOUSTIC_ENCODERS.names()) == {*ACOUSTIC_WIDTHS, "IMAGEBIND"}  # the last in test_imagebind.py
+    of_the_package = {
+        name
+        for registry in (VISUAL_ENCODERS, ACOUSTIC_ENCODERS)
+        for name, kind in registry.items()
+        if kind.__module__.startswith("affectgpt.")
+    }
+    assert of_the_package == {*VISUAL_WIDTHS, *ACOUSTIC_WIDTHS, "IMAGEBIND"}  # the last in test_imagebind.py
 
 
 @pytest.mark.parametrize("name", VISUAL_WIDTHS)
 def test_pixels_equal_the_family_processor_to_the_bit(tiny_models, name):
-    folder = tiny_models / MODEL_FOLDERS[name][0]
+    folder = folder_of(tiny_models, name)
     # transformers 5 calls the class that works on PIL images …Pil; before, it is the plain one
     name_in_v5 = f"{PROCESSORS[name]}Pil"
     cls = getattr(transformers, name_in_v5 if hasattr(transformers, name_in_v5) else PROCESSORS[name])
@@ -72,7 +76,7 @@ def test_pixels_equal_the_family_processor_to_the_bit(tiny_models, name):
 
 @pytest.mark.parametrize("name", ACOUSTIC_WIDTHS)
 def test_wave_equals_the_family_extractor_on_the_block_of_clips(tiny_models, name):
-    folder = tiny_models / MODEL_FOLDERS[name][0]
+    folder = folder_of(tiny_models, name)
     extractor = transformers.Wav2Vec2FeatureExtractor.from_pretrained(folder)
     theirs = extractor(torch.from_numpy(sound()), sampling_rate=16000, return_tensors="pt").input_values
     ours = kind_of(name).transform_of(folder)(sound())
@@ -189,7 +193,7 @@ def test_half_precision_is_close(tiny_models, load, name, dtype):
 
 
 def test_random_crop_only_in_training_and_the_same_for_all_frames(tiny_models):
-    folder = tiny_models / MODEL_FOLDERS["EVA_CLIP_G"][0]
+    folder = folder_of(tiny_models, "EVA_CLIP_G")
     kind = kind_of("EVA_CLIP_G")
     still = np.repeat(frames(count=1), 8, axis=0)
     torch.manual_seed(0)
@@ -200,14 +204,14 @@ def test_random_crop_only_in_training_and_the_same_for_all_frames(tiny_models):
     torch.manual_seed(0)
     assert torch.equal(kind.transform_of(folder, training=True)(still), first)
     for name in ("CLIP_VIT_LARGE", "DINO2_LARGE", "SigLIP_SO"):
-        transform = kind_of(name).transform_of(tiny_models / MODEL_FOLDERS[name][0], training=True)
+        transform = kind_of(name).transform_of(folder_of(tiny_models, name), training=True)
         assert torch.equal(transform(still), transform(still))
 
 
 def test_incomplete_folders_are_named(tiny_models, tmp_path):
     import shutil
 
-    source = tiny_models / MODEL_FOLDERS["CLIP_VIT_LARGE"][0]
+    source = folder_of(tiny_models, "CLIP_VIT_LARGE")
     shutil.copytree(source, tmp_path / "clip")
     (tmp_path / "clip" / "preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"clip is incomplete, it has no preprocessor_config\.json"):
@@ -231,7 +235,7 @@ def test_missing_weights_are_not_random(tiny_models, tmp_path):
 
     for name, lost in (("HUBERT_LARGE", "encoder.layers.2.attention.q_proj.weight"), ("EVA_CLIP_G", "query_tokens")):
         folder = tmp_path / name
-        shutil.copytree(tiny_models / MODEL_FOLDERS[name][0], folder)
+        shutil.copytree(folder_of(tiny_models, name), folder)
         state = load_file(folder / "model.safetensors")
         del state[next(k for k in state if k.endswith(lost))]
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

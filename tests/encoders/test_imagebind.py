@@ -8,8 +8,8 @@ import torch
 
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import CheckpointError
+from affectgpt.encoders.imagebind import ImageBindEncoder
 from affectgpt.modeling.build import build_empty_model, build_preparation
-from affectgpt.modeling.encoders.imagebind import ImageBindEncoder
 
 WIDTH, HIDDEN, BLOCKS, OUTPUT = 128, 96, 2, 20  # two heads of 64
 AUDIO = "modality_preprocessors.audio."

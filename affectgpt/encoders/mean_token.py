@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from affectgpt.modeling.encoders.base import VISUAL_ENCODERS, FrozenEncoder
-from affectgpt.modeling.encoders.pixels import PixelTransform, read_pixel_transform
-from affectgpt.modeling.pretrained import load_pretrained
+from affectgpt.config.paths import Weights
+from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder
+from affectgpt.encoders.pixels import PixelTransform, read_pixel_transform
+from affectgpt.encoders.pretrained import load_pretrained
 
 
 class MeanTokenEncoder(FrozenEncoder):
@@ -59,6 +60,7 @@ class DinoEncoder(MeanTokenEncoder):
     """DINOv2: 1024 numbers per frame for the large one."""
 
     model_class = "Dinov2Model"
+    weights = Weights("dinov2-large", "https://huggingface.co/facebook/dinov2-large")
     architecture: ClassVar = {
         "model_type": "dinov2", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
         "mlp_ratio": 4, "patch_size": 14, "image_size": 518,
@@ -70,6 +72,7 @@ class SiglipEncoder(MeanTokenEncoder):
     """SigLIP: 1152 numbers per frame for so400m. Its processor resizes the frames to 384 pixels."""
 
     model_class = "SiglipVisionModel"
+    weights = Weights("siglip-so400m-patch14-384", "https://huggingface.co/google/siglip-so400m-patch14-384")
     architecture: ClassVar = {
         "model_type": "siglip",
         "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,

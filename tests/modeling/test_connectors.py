@@ -5,12 +5,11 @@ import torch
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.modeling.checkpoint import wire_name
-from affectgpt.modeling.fusion.base import (
-    BRANCHES,
-    IMAGE_BRANCHES,
+from affectgpt.modeling.connectors.base import (
+    CONNECTORS,
+    IMAGE_CONNECTORS,
     PREFUSIONS,
-    BranchShape,
+    ConnectorShape,
     PreFusionShape,
     QFormerShape,
 )
@@ -20,8 +19,8 @@ SMALL = QFormerShape(hidden_size=20, num_attention_heads=4, intermediate_size=28
 
 def branch(kind, **more):
     torch.manual_seed(0)
-    shape = BranchShape(**{"width": 12, "llm_width": 16, "n_tokens": 3, "n_positions": 8, "qformer": SMALL, **more})
-    return BRANCHES.get(kind)(shape).eval()
+    shape = ConnectorShape(**{"width": 12, "llm_width": 16, "n_tokens": 3, "n_positions": 8, "qformer": SMALL, **more})
+    return CONNECTORS.get(kind)(shape).eval()
 
 
 def prefusion(kind, **more):
@@ -52,13 +51,13 @@ def reference_qformer(state, prefix, *, width, shape=SMALL):
 
 
 def published(module, ours):
-    return {wire_name(f"{ours}.{name}"): tensor for name, tensor in module.state_dict().items()}
+    return {module.published_name(ours, name): tensor for name, tensor in module.state_dict().items()}
 
 
 def test_all_fusions_of_the_configuration_are_there():
-    assert set(BRANCHES.names()) == {"attention", "mean", "qformer"}
-    assert set(PREFUSIONS.names()) == {"attention", "qformer"}
-    assert set(IMAGE_BRANCHES.names()) == {"mean", "token"}
+    assert {"attention", "mean", "qformer"} <= set(CONNECTORS.names())
+    assert {"attention", "qformer"} <= set(PREFUSIONS.names())
+    assert {"mean", "token"} <= set(IMAGE_CONNECTORS.names())
 
 
 @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ def test_too_many_vectors_for_the_position_table():
 
 def test_image_tokens():
     def image(kind, n_tokens):
-        return IMAGE_BRANCHES.get(kind)(BranchShape(width=12, llm_width=16, n_tokens=n_tokens))
+        return IMAGE_CONNECTORS.get(kind)(ConnectorShape(width=12, llm_width=16, n_tokens=n_tokens))
 
     one, many = torch.randn(2, 1, 12), torch.randn(2, 1, 32, 12)
     token = image("token", 32)

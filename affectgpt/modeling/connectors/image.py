@@ -1,19 +1,23 @@
-"""The two image branches: one projected vector, or one token per vector of the encoder."""
+"""The two image connectors: one projected vector, or one token per vector of the encoder."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from affectgpt.core.errors import ConfigError
-from affectgpt.modeling.fusion.base import IMAGE_BRANCHES, BranchShape, repeat_token
+from affectgpt.modeling.connectors.base import IMAGE_CONNECTORS, Connector, ConnectorShape, repeat_token
 
 
-@IMAGE_BRANCHES.register("mean")
-class MeanImageBranch(nn.Module):
+@IMAGE_CONNECTORS.register("mean")
+class MeanImageConnector(Connector):
     """Mean over the image's vectors, then a projection, repeated K times."""
 
-    def __init__(self, shape: BranchShape) -> None:
+    published: ClassVar = {"image": {"proj.": "image_llama_proj."}}
+
+    def __init__(self, shape: ConnectorShape) -> None:
         super().__init__()
         self.n_tokens = shape.n_tokens
         self.proj = nn.Linear(shape.width, shape.llm_width)
@@ -24,8 +28,8 @@ class MeanImageBranch(nn.Module):
         return repeat_token(self.proj(vector), self.n_tokens)
 
 
-@IMAGE_BRANCHES.register("token")
-class TokenImageBranch(MeanImageBranch):
+@IMAGE_CONNECTORS.register("token")
+class TokenImageConnector(MeanImageConnector):
     """Every vector of the image is projected to a token of its own: 32 with EVA_CLIP_G, else one."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from affectgpt.config.paths import Weights, model_folder
+from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.registry import Registry
-from affectgpt.modeling.pretrained import read_config
+from affectgpt.encoders.pretrained import read_config
 
-VISUAL_ENCODERS = Registry("visual encoder", "affectgpt.modeling.encoders")
-ACOUSTIC_ENCODERS = Registry("acoustic encoder", "affectgpt.modeling.encoders")
+VISUAL_ENCODERS = Registry("visual encoder", "affectgpt.encoders")
+ACOUSTIC_ENCODERS = Registry("acoustic encoder", "affectgpt.encoders")
+ENCODERS = {"visual_encoder": VISUAL_ENCODERS, "acoustic_encoder": ACOUSTIC_ENCODERS}  # by key of the model section
 
 # A transform runs in the loader's workers: uint8 [T, H, W, 3] or float32 [T, samples] → what ``forward`` takes.
 Transform = Callable[[np.ndarray], torch.Tensor]
@@ -28,12 +31,14 @@ class FrozenEncoder(nn.Module):
     ``width`` is the size of its output vectors. ``forward`` takes a batch of transformed media ``[B, T, …]`` and gives
     ``Z [B, T, width]`` (``[B, T, Q, width]`` where an encoder gives Q vectors per frame) in one call over all clips; a
     sample's result does not depend on its batch mates. ``architecture`` holds the numbers of the published model, as
-    its config.json has them, for whatever must know them without its folder.
+    its config.json has them, for whatever must know them without its folder. ``weights`` says where its weights are
+    (None: only where ``paths.folders.NAME`` of a configuration says so).
     """
 
     width: int
     kind: ClassVar[str]  # visual or acoustic
-    architecture: ClassVar[Mapping[str, Any]]
+    architecture: ClassVar[Mapping[str, Any] | None] = None
+    weights: ClassVar[Weights | None] = None
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> FrozenEncoder:
@@ -66,6 +71,18 @@ class FrozenEncoder(nn.Module):
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stay in eval mode: dropout, layer drop and SpecAugment would make features random."""
         return super().train(False)
+
+
+def encoder_class(config: Config, key: str) -> type[FrozenEncoder]:
+    """The class that ``model.<key>`` (visual_encoder or acoustic_encoder) names. Raises ConfigError naming the key."""
+    with config.naming(f"model.{key}"):
+        return ENCODERS[key].get(getattr(config.model, key))
+
+
+def encoder_folder(config: Config, key: str) -> Path:
+    """Folder (or file) of that encoder's weights. Raises CheckpointError saying what to download."""
+    kind = encoder_class(config, key)
+    return model_folder(config, getattr(config.model, key), key=f"model.{key}", weights=kind.weights)
 
 
 def read_preprocessor(folder: str | Path) -> dict:

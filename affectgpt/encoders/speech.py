@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, FrozenEncoder, read_preprocessor
-from affectgpt.modeling.encoders.conv_stack import WaveConvolutions
-from affectgpt.modeling.pretrained import load_pretrained
+from affectgpt.config.paths import Weights
+from affectgpt.encoders.base import ACOUSTIC_ENCODERS, FrozenEncoder, read_preprocessor
+from affectgpt.encoders.conv_stack import WaveConvolutions
+from affectgpt.encoders.pretrained import load_pretrained
 
 _VARIANCE_FLOOR = 1e-7
 
@@ -84,6 +85,7 @@ class HubertEncoder(SpeechEncoder):
     """HuBERT; 1024 numbers per clip for the large one."""
 
     model_class = "HubertModel"
+    weights = Weights("chinese-hubert-large", "https://huggingface.co/TencentGameMate/chinese-hubert-large")
     architecture: ClassVar = {"model_type": "hubert", "conv_bias": True, **_LARGE}
 
 
@@ -92,6 +94,7 @@ class WavlmEncoder(SpeechEncoder):
     """WavLM; 1024 numbers per clip for the large one."""
 
     model_class = "WavLMModel"
+    weights = Weights("wavlm-large", "https://huggingface.co/microsoft/wavlm-large")
     architecture: ClassVar = {"model_type": "wavlm", "conv_bias": False, **_LARGE}
 
 
@@ -100,6 +103,7 @@ class Data2VecEncoder(SpeechEncoder):
     """data2vec-audio; 768 numbers per clip for the base one."""
 
     model_class = "Data2VecAudioModel"
+    weights = Weights("data2vec-audio-base-960h", "https://huggingface.co/facebook/data2vec-audio-base-960h")
     architecture: ClassVar = {
         "model_type": "data2vec-audio", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
         "intermediate_size": 3072,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from affectgpt.core.errors import CheckpointError
-from affectgpt.modeling.encoders.base import read_preprocessor
+from affectgpt.encoders.base import read_preprocessor
 
 _BICUBIC = 3  # PIL's number, which preprocessor_config.json uses
 _CROP_AREA = (0.5, 1.0)  # of the frame, where training crops at random
