@@ -40,8 +40,9 @@ from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, ConnectorShape, PreFusionShape
 from affectgpt.modeling.llm.load import LORA_ALPHA, LORA_DROPOUT
 from affectgpt.modeling.llm.rows import get_llm
+from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import build_optimizer
-from affectgpt.training.step import LossSum, Stepper, learnt_tokens, prepare_llm
+from affectgpt.training.step import Stepper, prepare_llm
 
 # Of the published step on the medium model (batch 3, 153 tokens, two threads), ms: the shape that its arm must have.
 PUBLISHED_STAGES = {"encode video": 606, "encode audio": 2278, "LLM forward": 225, "backward": 4246, "optimizer": 7}
@@ -245,7 +246,7 @@ def measure(step: Callable[[Batch], object], batches: list[Batch], device: torch
 def mean_tokens(batches: list[Batch]) -> tuple[float, float, float]:
     """Per step: tokens of samples, tokens with padding, learnt tokens."""
     real = sum(int((b.attention_mask | (b.labels != IGNORE_INDEX)).sum()) for b in batches)
-    padded, learnt = sum(b.input_ids.numel() for b in batches), sum(map(learnt_tokens, batches))
+    padded, learnt = sum(b.input_ids.numel() for b in batches), sum(map(SupervisedObjective.terms, batches))
     return real / len(batches), padded / len(batches), learnt / len(batches)
 
 
@@ -305,9 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     batches = make_batches(model, count=args.steps, size=args.batch, vocabulary=size.llm["vocab_size"], device=device)
     optimizer = build_optimizer(((n, p) for n, p in model.named_parameters() if p.requires_grad), run=run)
-    ours = Stepper(
-        LossSum(model, packing=run.packing, attention=run.attention), optimizer=optimizer, run=run, device=device
-    )
+    ours = Stepper(SupervisedObjective(model, run), optimizer=optimizer, run=run, device=device)
     published = PublishedWay(model, optimizer, ours)
     real, padded, learnt = mean_tokens(batches)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -333,7 +332,9 @@ def main(argv: list[str] | None = None) -> int:
         model.eval()
         with torch.no_grad(), ours.autocast():
             store = Store(Path(folder), model, batches)
-            first = [float(ours.objective(b)) / learnt_tokens(b) for b in (batches[0], store.read(batches[0]))]
+            first = [
+                float(ours.objective(b)) / SupervisedObjective.terms(b) for b in (batches[0], store.read(batches[0]))
+            ]
             first.append(float(published.forward(batches[0])))
         published.costs = {stage: [] for stage in PUBLISHED_STAGES}
         print("loss before the first step: ours {:.6f}, from the store {:.6f}, published way {:.6f}".format(*first))

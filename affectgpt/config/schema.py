@@ -133,6 +133,7 @@ class RunConfig:
     """Training."""
 
     task: str = field(default="video_text_pretrain", metadata=IGNORED)
+    objective: str = "sft"  # ours: what a step minimises (training/objectives)
     lr_sched: str = "linear_warmup_cosine_lr"  # see training/optim
     init_lr: float = limited(1e-5, NOT_NEGATIVE)
     min_lr: float = limited(1e-5, NOT_NEGATIVE)

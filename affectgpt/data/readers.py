@@ -13,9 +13,14 @@ from typing import Any
 
 from affectgpt.core.errors import DataError, did_you_mean
 from affectgpt.core.npz import read_npz
+from affectgpt.core.registry import Registry
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.csvfile import check_name, read_table
 from affectgpt.data.table import DatasetRow
+
+
+# label_kind of a row → function(row, split, its root folder) → name → labels, in file order
+LABEL_READERS = Registry("label reader (label_kind)")
 
 
 def without_collector(load: Callable) -> Callable:
@@ -44,13 +49,7 @@ def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dic
     root = Path(dataset_root) / row.root
     if split not in row.splits:
         raise DataError(f"{row.name} has no split {split!r}.{did_you_mean(split, row.splits)}")
-    if row.label_kind.startswith("npz_"):
-        return _npz_labels(row, split, root)
-    if row.label_kind == "csv_open":
-        return _csv_labels(row, root)
-    if row.label_kind == "names_only":
-        return _candidates(row, root)
-    raise DataError(f"data set {row.name}: no reader for label_kind {row.label_kind!r}")
+    return LABEL_READERS.get(row.label_kind)(row, split, root)
 
 
 @without_collector
@@ -150,6 +149,7 @@ def _subtitles(row: DatasetRow, root: Path, names: Iterable[str]) -> dict[str, s
     return subtitles
 
 
+@LABEL_READERS.register("npz_word", "npz_index", "npz_valence")
 def _npz_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
     path, key = root / str(row.label_file), row.splits[split]
     archive = read_npz(path)
@@ -200,7 +200,8 @@ def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
     return {name: parse(text) for name, text in _column(root, file, "openset").items()}
 
 
-def _csv_labels(row: DatasetRow, root: Path) -> dict[str, Labels]:
+@LABEL_READERS.register("csv_open")
+def _csv_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
     if row.openset_file is None and row.reason_file is None:
         raise DataError(
             f"{row.name} has no published label file name; give yours, a table with name and reason below {root}: "
@@ -231,7 +232,8 @@ def _names_of_subtitles(row: DatasetRow, root: Path, labelled: list[str]) -> lis
     return names
 
 
-def _candidates(row: DatasetRow, root: Path) -> dict[str, Labels]:
+@LABEL_READERS.register("names_only")
+def _candidates(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
     path = root / str(row.label_file)
     names = read_table(path, key="name", columns=())
     truth_path = root / str(row.openset_file)

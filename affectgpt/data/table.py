@@ -20,14 +20,14 @@ OPEN = ("description", "ovlabel")
 class DatasetRow:
     """Where the files of one data set lie (relative to its root) and what they hold.
 
-    ``label_kind`` names the reader: ``npz_word`` (``emo`` is a word), ``npz_index`` (``emo`` indexes ``classes``),
+    ``label_kind`` names the reader (``data.readers.LABEL_READERS``, where others can be added): ``npz_word`` (``emo`` is a word), ``npz_index`` (``emo`` indexes ``classes``),
     ``npz_valence`` (``val``), ``csv_open`` (name/openset and name/reason tables), ``names_only``.
     ``splits`` maps a split to the key in the label file (npz) or is unused (CSV); ``counts`` to its expected size.
     """
 
     name: str
     root: str
-    task: str  # basic, sentiment, fine-grained, train: which metric scores it
+    task: str  # basic, sentiment, fine-grained or another metric's, which scores it; train: nothing does
     label_kind: str
     label_types: tuple[str, ...]  # what label_type hybird draws from
     splits: Mapping[str, str]

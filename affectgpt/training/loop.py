@@ -17,11 +17,12 @@ from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.checkpoint import load_state, trained_parameters
 from affectgpt.training.distributed import is_main, shard, world, wrap
 from affectgpt.training.interrupt import Interrupt, Interrupted
+from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.optim import build_optimizer, get_schedule
 from affectgpt.training.progress import Progress
 from affectgpt.training.resume import Position, Resumed, load_optimizer, set_random_state
 from affectgpt.training.saving import Saver
-from affectgpt.training.step import LossSum, Step, Stepper, prepare_llm
+from affectgpt.training.step import Step, Stepper, prepare_llm
 from affectgpt.training.validate import mean_loss
 
 _MAX_BAD_STEPS = 3  # losses in a row that are no numbers before training stops
@@ -46,11 +47,12 @@ def build_stepper(model: AffectGPT, config: Config, device: torch.device, *, res
             raise ConfigError(f"run.resume_ckpt_path: {resumed.path} was made by another recipe: {report}")
         logger.info("going on from %s: %s", resumed.path, report)
     prepare_llm(model, run)
-    objective: torch.nn.Module = LossSum(model, packing=run.packing, attention=run.attention)
+    with config.naming("run.objective"):
+        objective = OBJECTIVES.get(run.objective)(model, run)
     if run.parallel == "fsdp2":
         shard(objective, layers=model.llm.get_decoder().layers, run=run, device=device)
     optimizer = build_optimizer(trained_parameters(model), run=run)
-    stepper = Stepper(wrap(objective, run, device), optimizer=optimizer, run=run, device=device)
+    stepper = Stepper(objective, wrapped=wrap(objective, run, device), optimizer=optimizer, run=run, device=device)
     if resumed is not None:
         load_optimizer(optimizer, resumed.content.get("optimizer"), source=resumed.path)
         if stepper.scaler is not None and resumed.content.get("scaler"):

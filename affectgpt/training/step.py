@@ -10,65 +10,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
-from affectgpt.core.types import IGNORE_INDEX, Batch
+from affectgpt.core.types import Batch
 from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.training.distributed import last_backward, sum_over_ranks, world
-from affectgpt.training.packing import pack
-
-
-class LossSum(nn.Module):
-    """The model with its objective: the sum of the token losses of a batch.
-
-    Logits are made for learnt tokens alone: of a vocabulary of 152,000 they are most of the memory of a step.
-    """
-
-    def __init__(self, model: AffectGPT, *, packing: int = 0, attention: str = "sdpa") -> None:
-        super().__init__()
-        self.model = model
-        self.packing = packing
-        self.attention = attention
-
-    def forward(self, batch: Batch | None) -> torch.Tensor:
-        """A scalar. None (nothing of this rank's batch could be read) gives 0 that every trained parameter is part of,
-        so that the ranks go on together."""
-        if batch is None:
-            return sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad)  # type: ignore[return-value]
-        assert batch.labels is not None
-        embeds, mask, positions, labels = self.model.embed(batch), batch.attention_mask, None, batch.labels
-        if self.packing:
-            packed = pack(inputs_embeds=embeds, attention_mask=mask, labels=labels, room=self.packing)
-            embeds, positions, labels = packed.inputs_embeds, packed.position_ids, packed.labels
-            # FlashAttention reads the borders of samples from the positions; the others take a mask to be added.
-            mask = None if self.attention == "flash_attention_2" else _additive(packed.attention_mask, embeds.dtype)
-        llm = self.model.llm
-        hidden = llm.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state  # [B, L, D]
-        targets = labels[:, 1:]  # [B, L-1]: token t predicts t + 1
-        learnt = targets != IGNORE_INDEX
-        logits = llm.get_output_embeddings()(hidden[:, :-1][learnt])  # [learnt, V]
-        return F.cross_entropy(logits.float(), targets[learnt], reduction="sum")
-
-
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-
-
-def learnt_tokens(batch: Batch | None) -> int:
-    """How many tokens of a batch are learnt."""
-    return 0 if batch is None or batch.labels is None else int((batch.labels[:, 1:] != IGNORE_INDEX).sum())
+from affectgpt.training.objectives.base import Objective
 
 
 @dataclass
 class Step:
     """What one optimizer step did, over all ranks."""
 
-    loss: float  # mean over all learnt tokens of the step
+    loss: float  # mean over all terms of the objective (learnt tokens) of the step
     grad_norm: float  # of the mean's gradient, before clipping
     samples: int
     tokens: int  # of prompt and answer, padding not counted
@@ -81,12 +37,19 @@ class Step:
 
 
 class Stepper:
-    """Runs steps. ``objective`` is LossSum, bare or wrapped for several ranks."""
+    """Runs steps. ``wrapped``: the objective as several ranks need it; the objective itself where not given."""
 
     def __init__(
-        self, objective: nn.Module, *, optimizer: torch.optim.Optimizer, run: RunConfig, device: torch.device
+        self,
+        objective: Objective,
+        *,
+        optimizer: torch.optim.Optimizer,
+        run: RunConfig,
+        device: torch.device,
+        wrapped: nn.Module | None = None,
     ) -> None:
         self.objective = objective
+        self.wrapped = objective if wrapped is None else wrapped
         self.optimizer = optimizer
         self.device = device
         self.clip = math.inf if run.clip_grad_norm is None else run.clip_grad_norm
@@ -101,11 +64,11 @@ class Stepper:
     def run(self, fetched: Sequence[Batch | None], *, lr: float, stop: bool = False) -> Step:
         """Forward and backward over the micro-batches, one optimizer step.
 
-        The loss is the mean over all learnt tokens of the global batch, whatever the ranks and micro-batches they lie
-        in. A step whose loss or gradient is no number changes no weight.
+        The loss is the mean over all terms of the global batch (learnt tokens), whatever the ranks and micro-batches
+        that they are in. A step whose loss or gradient is no number changes no weight.
         """
-        learnt, samples, tokens, stops = sum_over_ranks(
-            sum(learnt_tokens(batch) for batch in fetched),
+        terms, samples, tokens, stops = sum_over_ranks(
+            sum(self.objective.terms(batch) for batch in fetched),
             sum(len(batch.names) for batch in fetched if batch is not None),
             sum(int(batch.attention_mask.sum()) for batch in fetched if batch is not None),
             int(stop),
@@ -116,16 +79,16 @@ class Stepper:
         for number, batch in enumerate(fetched):
             if batch is None and world() == 1:
                 continue
-            with last_backward(self.objective, number + 1 == len(fetched)):
+            with last_backward(self.wrapped, number + 1 == len(fetched)):
                 with self.autocast():
-                    loss = self.objective(None if batch is None else batch.to(self.device))
-                # Wrappers average gradients over ranks; the mean over tokens needs their sum.
-                scaled = loss * (world() / max(learnt, 1))
+                    loss = self.wrapped(None if batch is None else batch.to(self.device))
+                # Wrappers average gradients over ranks; the mean over terms needs their sum.
+                scaled = loss * (world() / max(terms, 1))
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             total += float(loss.detach())
         (total,) = sum_over_ranks(total)
-        mean = total / learnt if learnt else 0.0
-        norm = self._update(mean) if learnt else 0.0
+        mean = total / terms if terms else 0.0
+        norm = self._update(mean) if terms else 0.0
         self.optimizer.zero_grad(set_to_none=True)
         return Step(loss=mean, grad_norm=norm, samples=int(samples), tokens=int(tokens), stop=stops > 0)
 

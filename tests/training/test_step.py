@@ -13,11 +13,13 @@ import pytest
 import torch
 from training_recipe import load_parts
 
+from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import IGNORE_INDEX
 from affectgpt.training.loop import build_stepper
+from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.packing import pack, row_of_each
-from affectgpt.training.step import LossSum, learnt_tokens, prepare_llm
+from affectgpt.training.step import prepare_llm
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "training_curve.json"
 CPU = torch.device("cpu")
@@ -36,6 +38,13 @@ def model(parts):
     return parts.model
 
 
+terms = SupervisedObjective.terms
+
+
+def objective_of(model, **run) -> SupervisedObjective:
+    return SupervisedObjective(model, RunConfig(**run))
+
+
 def gradients(model, objective, batch) -> dict[str, torch.Tensor]:
     model.zero_grad()
     objective(batch).backward()
@@ -49,16 +58,16 @@ def assert_close(ours: dict, theirs: dict) -> None:
         assert (ours[name] - gradient).abs().max() <= 1e-5 * (1 + gradient.abs().max()), name
 
 
-def test_loss_sum_is_the_models_mean_times_its_learnt_tokens(parts, model):
+def test_the_objective_is_the_models_mean_times_its_terms(parts, model):
     for batch in parts.batches:
-        total = LossSum(model)(batch)
-        assert float(total) == pytest.approx(float(model(batch).loss) * learnt_tokens(batch), rel=1e-5)
+        total = objective_of(model)(batch)
+        assert float(total) == pytest.approx(float(model(batch).loss) * terms(batch), rel=1e-5)
 
 
 @pytest.mark.parametrize("room", [1, 300, 100_000], ids=["one-each", "some-rows", "one-row"])
 def test_packing_changes_neither_loss_nor_gradient(parts, model, room):
     for batch in parts.batches[:2]:
-        plain, packed = LossSum(model), LossSum(model, packing=room)
+        plain, packed = objective_of(model), objective_of(model, packing=room)
         assert float(packed(batch)) == pytest.approx(float(plain(batch)), rel=1e-5)
         assert_close(gradients(model, packed, batch), gradients(model, plain, batch))
 
@@ -110,7 +119,9 @@ def changed(parts, tiny_models, training_set, tmp_path):
 
 def assert_same_gradients(other, parts) -> None:
     for batch in parts.batches[:2]:  # of different lengths
-        assert_close(gradients(other, LossSum(other), batch), gradients(parts.model, LossSum(parts.model), batch))
+        assert_close(
+            gradients(other, objective_of(other), batch), gradients(parts.model, objective_of(parts.model), batch)
+        )
 
 
 @pytest.mark.parametrize("key", KERNELS)
@@ -158,7 +169,7 @@ def test_a_wholly_unreadable_batch_is_a_step_of_the_others(parts, tiny_models, t
     fresh = load_parts(tmp_path, tiny_models, training_set)
     stepper = build_stepper(fresh.model, fresh.config, CPU, resumed=None)
     fresh.model.eval()
-    expected = float(LossSum(fresh.model)(fresh.batches[0])) / learnt_tokens(fresh.batches[0])
+    expected = float(objective_of(fresh.model)(fresh.batches[0])) / terms(fresh.batches[0])
     step = stepper.run([None, fresh.batches[0]], lr=0.0)
     assert step.loss == pytest.approx(expected, rel=1e-5)
     assert stepper.run([None], lr=0.0).samples == 0

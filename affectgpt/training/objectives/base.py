@@ -1,0 +1,37 @@
+"""What a training step minimises: the base class and the registry of ``run.objective``."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from affectgpt.config.schema import RunConfig
+from affectgpt.core.registry import Registry
+from affectgpt.core.types import Batch
+from affectgpt.modeling.affectgpt import AffectGPT
+
+OBJECTIVES = Registry("training objective", "affectgpt.training.objectives")
+
+
+class Objective(nn.Module):
+    """The model with what is to be minimised of it: a sum over the terms of a batch (learnt tokens, say).
+
+    A step minimises the mean over all terms of the global batch: over micro-batches and ranks, whatever their sizes.
+    """
+
+    def __init__(self, model: AffectGPT, run: RunConfig) -> None:
+        super().__init__()
+        self.model = model
+
+    @staticmethod
+    def terms(batch: Batch | None) -> int:
+        """How many terms the sum of a batch has; None (nothing of it could be read) has none."""
+        raise NotImplementedError  # abstract
+
+    def forward(self, batch: Batch | None) -> torch.Tensor:
+        """The sum over the batch, a scalar. None gives ``nothing()``."""
+        raise NotImplementedError  # abstract
+
+    def nothing(self) -> torch.Tensor:
+        """0, as a scalar that every trained parameter is part of: a rank without a batch keeps step with the others."""
+        return sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad)  # type: ignore[return-value]
