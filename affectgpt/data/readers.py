@@ -18,7 +18,6 @@ from affectgpt.core.types import Labels, Sample
 from affectgpt.data.csvfile import check_name, read_table
 from affectgpt.data.table import DatasetRow
 
-
 # label_kind of a row → function(row, split, its root folder) → name → labels, in file order
 LABEL_READERS = Registry("label reader (label_kind)")
 
