@@ -28,6 +28,13 @@ def run_cli(command: Callable[[list[str] | None], int], argv: list[str] | None =
         return 1
 
 
+def add_imports_argument(parser: argparse._ActionsContainer) -> None:
+    """``--imports`` of commands that have no configuration: one inside a checkpoint is never asked for code."""
+    parser.add_argument(
+        "--imports", nargs="+", default=[], metavar="FILE", help="your own Python files with what they register"
+    )
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The two arguments of every published command: ``--cfg-path`` and ``--options``."""
     parser.add_argument("--cfg-path", required=True, metavar="FILE", help="configuration, a file of train_configs/")

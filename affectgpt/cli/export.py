@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from affectgpt.cli.common import run_cli
+from affectgpt.cli.common import add_imports_argument, run_cli
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a .pth, or a folder written by export")
     parser.add_argument("--out", required=True, metavar="PATH", help="a new folder, or a new FILE.pth to go back")
     parser.add_argument("--merge", action="store_true", help="merge LoRA into the LLM's weights and write them")
+    add_imports_argument(parser)
     parser.add_argument("--llm", metavar="FOLDER", help="the LLM's folder (default: where its configuration has it)")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the model code that an LLM's folder brings (Baichuan2)"
@@ -33,11 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint, out = Path(args.checkpoint), Path(args.out)
 
     from affectgpt.core.errors import CheckpointError, ConfigError
+    from affectgpt.core.registry import import_files
     from affectgpt.modeling.checkpoint import read_checkpoint, write_checkpoint
     from affectgpt.modeling.export import export_folder, is_merged
 
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; name a new one")
+    import_files(args.imports)
     content = read_checkpoint(checkpoint)
     if out.suffix == ".pth":
         if args.merge:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectgpt.cli.common import run_cli
+from affectgpt.cli.common import add_imports_argument, run_cli
 
 if TYPE_CHECKING:
     from affectgpt.data.table import DatasetRow
@@ -26,6 +26,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
         "--base-root", metavar="PATH", help="beginning of the result folders' names (default: OUTPUT_ROOT/results)"
     )
     where.add_argument("--dataset-root", default="../dataset", metavar="DIR", help="holds the data sets (../dataset)")
+    add_imports_argument(where)
     where.add_argument(
         "--lexicon", metavar="DIR|builtin", help="default: emotion_wheel/ if it is there, else the built-in one"
     )
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lexicon]:
     """Data set rows, places and lexicon that the arguments name."""
     from affectgpt.core.errors import ConfigError
+    from affectgpt.core.registry import import_files
     from affectgpt.data.table import get_row, parse_names
     from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.grouping import check_grouping
@@ -89,6 +91,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lex
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
     check_grouping(args.grouping)
+    import_files(args.imports)
     rows = [get_row(name) for name in parse_names(args.datasets)]
     base_root = Path(args.base_root or Path(args.output_root) / "results")
     return rows, Places(base_root, Path(args.dataset_root)), find_lexicon(args.lexicon)

@@ -20,8 +20,8 @@ OPEN = ("description", "ovlabel")
 class DatasetRow:
     """Where the files of one data set lie (relative to its root) and what they hold.
 
-    ``label_kind`` names the reader (``data.readers.LABEL_READERS``, where others can be added): ``npz_word`` (``emo`` is
-    a word), ``npz_index`` (``emo`` indexes ``classes``), ``npz_valence`` (``val``), ``csv_open`` (name/openset and
+    ``label_kind`` names the reader (``data.readers.LABEL_READERS``, where others can be added): ``npz_word`` (``emo``
+    is a word), ``npz_index`` (``emo`` indexes ``classes``), ``npz_valence`` (``val``), ``csv_open`` (name/openset and
     name/reason tables), ``names_only``.
     ``splits`` maps a split to the key in the label file (npz) or is unused (CSV); ``counts`` to its expected size.
     """

@@ -1,0 +1,175 @@
+"""One of each kind, added from one file outside the package: trained, saved, resumed, answered, scored, exported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_tiny_llm
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = Path(__file__).with_name("my_lab.py")
+ADDED = (
+    "COLOUR_GRID", "colour-grid", "LastConnector", "gate", "MyQwen", "voice_first", "mood", "MyMoods", "moods_json",
+    "same-letter", "smoothed",
+)  # fmt: skip
+MOODS = ("glad", "sad", "angry")
+YAML = """\
+imports: [my_lab.py]
+model:
+  visual_encoder: COLOUR_GRID
+  video_fusion_type: last
+  audio_fusion_type: last
+  image_fusion_type: mean
+  multi_fusion_type: gate
+  llama_model: MyQwen
+  lora_r: 4
+datasets:
+  mymoods: {{face_or_frame: voice_first, label_type: hybird}}
+run:
+  objective: smoothed
+  lr_sched: warmup_cosine
+  init_lr: 1e-3
+  min_lr: 1e-4
+  warmup_steps: 1
+  warmup_lr: 1e-6
+  max_epoch: 2
+  iters_per_epoch: 5
+  batch_size_train: 2
+  save_state_every: 1
+  num_workers: 1
+  device: cpu
+  log_freq: 1
+  resume_ckpt_path: auto
+inference:
+  test_epoch: 2
+  max_new_tokens: 8
+  base_root: {root}/output/results
+paths:
+  dataset_root: {root}/dataset
+  models_root: {root}/models
+  output_root: {root}/output
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, tiny_models) -> Path:
+    """A folder as a laboratory has it: its file, its configuration, models and data."""
+    import soundfile
+
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copy(LAB, root / "my_lab.py")
+    (root / "mine.yaml").write_text(YAML.format(root=root))
+    (root / "models").mkdir()
+    (root / "models" / "chinese-hubert-large").symlink_to(tiny_models / "chinese-hubert-large")
+    make_tiny_llm(root / "models" / "my-qwen")
+    grid = root / "models" / "colour-grid"
+    grid.mkdir()
+    (grid / "config.json").write_text(json.dumps({"width": 24}))
+    draw = np.random.default_rng(3)
+    torch.save({"mix.weight": torch.from_numpy(draw.standard_normal((24, 48), np.float32))}, grid / "weights.pth")
+    data = root / "dataset" / "my-moods"
+    names = {split: [f"{split}{i}" for i in range(4)] for split in ("train", "test")}
+    for folder in ("audio", "openface_face", "video"):
+        (data / folder).mkdir(parents=True)
+    for name in [*names["train"], *names["test"]]:
+        np.save(data / "openface_face" / f"{name}.npy", draw.integers(0, 256, (8, 24, 24, 3), dtype=np.uint8))
+        soundfile.write(data / "audio" / f"{name}.wav", draw.normal(0, 0.1, 33_000), 16_000, subtype="PCM_16")
+    moods = {split: {n: MOODS[i % 3] for i, n in enumerate(all_names)} for split, all_names in names.items()}
+    (data / "moods.json").write_text(json.dumps(moods))
+    with (data / "subtitles.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows([["name", "text"], *([n, f"I am {n}"] for part in names.values() for n in part)])
+    return root
+
+
+def run(lab: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    """A published command, from the laboratory's own folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "affectgpt.cli.main", *arguments], cwd=lab, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_no_name_of_the_file_is_known_to_the_package():
+    """Else the test below would show nothing."""
+    for path in [*(ROOT / "affectgpt").rglob("*.py"), *(ROOT / "train_configs").glob("*.yaml")]:
+        text = path.read_text("utf-8")
+        assert not [name for name in ADDED if f'"{name}"' in text or f"'{name}'" in text], path
+
+
+def test_one_of_each_kind_trains_resumes_answers_scores_and_is_exported(lab):
+    first = run(lab, "train", "--cfg-path", "mine.yaml", "--options", "run.max_epoch=1")
+    assert "resuming" not in first.stderr
+    again = run(lab, "train", "--cfg-path", "mine.yaml")
+    [folder] = (lab / "output" / "mine").iterdir()
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines if "loss" in line] == [
+        (epoch, step) for epoch in (1, 2) for step in range(1, 6)
+    ], again.stderr
+    [before, _, after] = sorted(folder.glob("checkpoint_*.pth"))
+    old, new = (torch.load(path, weights_only=True)["model"] for path in (before, after))
+    for name in ("video.norm.weight", "video.proj.weight", "audio.proj.weight", "multi.gate.weight", "multi.proj.bias"):
+        assert not torch.equal(old[name], new[name]), f"{name} was not trained"
+    assert "image_llama_proj.weight" in new  # a class of the package keeps its published name
+    assert {name.split(".")[-4] for name in new if "lora_A" in name} == {"q_proj", "v_proj"}
+
+    run(lab, "infer", "--cfg-path", "mine.yaml", "--dataset", "mymoods", "--zeroshot")
+    [answers] = (lab / "output" / "results-mymoods" / folder.name).glob("*.npz")
+    scored = run(
+        lab, "evaluate", "--extractor", "direct", "--imports", "my_lab.py", "--datasets", "MyMoods",
+        "--dataset-root", "dataset", "--base-root", "output/results", "--checkpoints", answers.stem,
+        "--json", "scores.json", "--lexicon", "builtin",
+    )  # fmt: skip
+    assert "LETTER" in scored.stdout
+    assert '"letter"' in (lab / "scores.json").read_text()
+
+    run(lab, "export", "--imports", "my_lab.py", "--checkpoint", str(after), "--out", "exported")
+    back = run(lab, "export", "--checkpoint", "exported", "--out", "back.pth")
+    restored = torch.load(lab / "back.pth", weights_only=True)["model"]
+    assert list(restored) == list(new) and all(torch.equal(restored[n], new[n]) for n in new), back.stderr
+
+
+def test_features_of_ones_own_encoder_are_stored_and_read(lab):
+    run(lab, "extract_features", "--cfg-path", "mine.yaml", "--datasets", "mymoods", "--split", "test")
+    done = run(
+        lab, "infer", "--cfg-path", "mine.yaml", "--dataset", "mymoods", "--options",
+        "datasets.mymoods.features=require", "inference.base_root=output/stored",
+    )  # fmt: skip
+    assert list((lab / "output").glob("stored-mymoods/*/*.npz")), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("imports: [nowhere.py]\n", "nowhere.py: no such Python file"),
+        ("imports: [broken.py]\n", "broken.py does not import: ZeroDivisionError"),
+        ("imports: 3\n", "imports is 3; allowed: a list of Python files"),
+        ("imports: [my_lab.py]\nmodel: {video_fusion_type: lats}\n", "mine2.yaml:2: model.video_fusion_type: unknown"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(lab, text, told):
+    (lab / "broken.py").write_text("1 / 0\n")
+    (lab / "mine2.yaml").write_text(text)
+    assert told in run(lab, "params", "--cfg-path", "mine2.yaml", status=1).stderr
+
+
+def test_a_configuration_inside_a_checkpoint_imports_nothing(lab, tmp_path):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    path = tmp_path / "checkpoint_000001_loss_1.000.pth"
+    content = {
+        "model": {"affectgpt_proj.weight": torch.zeros(2, 2)},
+        "config": {"imports": [str(tmp_path / "evil.py")]},
+    }
+    torch.save(content, path)
+    run(lab, "export", "--checkpoint", str(path), "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out").is_dir() and not (tmp_path / "ran").exists()
