@@ -94,7 +94,7 @@ def extract(
     from affectgpt.config.paths import model_folder
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
-    from affectgpt.data.features import FeatureWriter, feature_key, store_folder
+    from affectgpt.data.features import FeatureWriter, crops_of, feature_key, store_folder
     from affectgpt.data.media_loader import media_batches
     from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 
@@ -105,7 +105,9 @@ def extract(
     folder = model_folder(config, encoder_name, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
     writer = FeatureWriter(
         store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name),
-        key=feature_key(config, modality, device_type=device.type, processor=processor),
+        key=feature_key(
+            config, modality, device_type=device.type, processor=processor, crops=crops_of(samples, modality)
+        ),
         dtype=dtype,
         rank=rank(),
     )
@@ -128,8 +130,8 @@ def extract(
                 # an image is a video of one frame: [B, 1, 3, H, W]
                 media = batch.media.unsqueeze(1) if modality is Modality.IMAGE else batch.media
                 features = encoders[encoder_name](media.to(device))  # [B, T, d]
-                for name, feature, flags, size in zip(batch.names, features, batch.flags, batch.sizes, strict=True):
-                    writer.write(name, feature.float(), flags=flags, source_bytes=size)
+                for name, feature, flags, source in zip(batch.names, features, batch.flags, batch.sources, strict=True):
+                    writer.write(name, feature.float(), flags=flags, source=source)
             for failure in batch.failures:
                 writer.fail(failure.name, failure.reason)
             written, broken = written + len(batch.names), broken + len(batch.failures)

@@ -64,6 +64,8 @@ class ModelConfig:
     audio_clip_spacing: int = (
         8  # ours: 8 as the released checkpoints were made, 7 as later library releases space clips
     )
+    face_channels: Literal["bgr", "rgb"] = "bgr"  # ours: channel order of the face crops that the visual encoder gets
+    # (bgr: as the released checkpoints; frames are always RGB)
     trust_remote_code: bool = False  # ours: run the model code that an LLM folder brings (Baichuan2 needs it)
     encoder_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: frozen encoders (float32 on a CPU)
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: LLM weights (float32 on a CPU)
@@ -78,6 +80,8 @@ class DatasetConfig:
     label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
     ratio: float = 1.0  # keep this fraction, drawn by the seed
     sample_ratio: float | None = None  # weight of this set when several are mixed; uniform when absent
+    face_channels: Literal["bgr", "rgb"] | None = None  # ours: how its face crops are stored, where their folder has no
+    # crops.json that says so; not set: bgr, as published
     features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
     path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
     test_path: str | None = None  # ours: the same of clips to answer (inference's --dataset); default: those of path

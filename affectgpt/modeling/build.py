@@ -16,7 +16,7 @@ from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import N_FRAMES, Modality
 from affectgpt.modeling.affectgpt import AffectGPT
-from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint, recipe_of
+from affectgpt.modeling.checkpoint import LoadReport, inputs_of, load_state, read_checkpoint, recipe_of
 from affectgpt.modeling.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder, Transform
 from affectgpt.modeling.fusion.base import (
     BRANCHES,
@@ -225,7 +225,7 @@ def _assemble(
         visual_encoder=visual,
         acoustic_encoder=acoustic,
         placeholder_ids=placeholders,
-        recipe=recipe_of(asdict(model)),
+        recipe=recipe_of(asdict(model)) | inputs_of(asdict(model)),
     )
     for key, prefixes in _FREEZES.items():
         if getattr(model, key):

@@ -122,7 +122,7 @@ def test_command_and_restart(tmp_path):
     (videos / "broken.mp4").write_bytes(b"no video")
     arguments = ["--video-dir", str(videos), "--out", str(out), "--sheet", "--frames", "4"]
     assert main(arguments) == 1
-    assert {p.name for p in (out / "openface_face").iterdir()} == {"said.npy", "silent.npy"}
+    assert {p.name for p in (out / "openface_face").iterdir()} == {"crops.json", "said.npy", "silent.npy"}
     assert {p.name for p in (out / "sheets").iterdir()} == {"said.png", "silent.png"}
     assert {p.name for p in (out / "audio").iterdir()} == {"said.wav", "wall.wav"}
     assert read_faces(out / "openface_face" / "said.npy").shape == (8, 224, 224, 3)
@@ -147,12 +147,12 @@ def test_crops_of_other_settings_are_not_mixed(tmp_path):
     write_clip(videos / "a.mp4")
     arguments = ["--video-dir", str(videos), "--out", str(out), "--frames", "2"]
     assert main(arguments) == 0
-    with pytest.raises(ConfigError, match="made with --channels rgb, this run has --channels bgr"):
-        main([*arguments, "--channels", "bgr"])
-    rgb = np.load(out / "openface_face" / "a.npy")
+    with pytest.raises(ConfigError, match="made with --channels bgr, this run has --channels rgb"):
+        main([*arguments, "--channels", "rgb"])
+    bgr = np.load(out / "openface_face" / "a.npy")
     (out / "openface_face" / "a.npy").unlink()
-    assert main([*arguments, "--channels", "bgr"]) == 0
-    np.testing.assert_array_equal(np.load(out / "openface_face" / "a.npy"), rgb[..., ::-1])
+    assert main([*arguments, "--channels", "rgb"]) == 0
+    np.testing.assert_array_equal(np.load(out / "openface_face" / "a.npy"), bgr[..., ::-1])
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
