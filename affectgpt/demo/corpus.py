@@ -125,8 +125,8 @@ def make_corpus(
     """
     fingerprint = {"version": VERSION, "seed": seed, "parts": [[p.dataset, p.split, p.count] for p in parts]}
     state = _claim(root, fingerprint)
-    for row in {get_row(part.dataset) for part in parts}:  # also in a corpus of an earlier version, which had none
-        folder = root / row.root / row.face_dir
+    for name in dict.fromkeys(part.dataset for part in parts):  # also in a corpus of an earlier version, which had none
+        folder = root / get_row(name).root / get_row(name).face_dir
         if not (folder / RECORD).is_file():
             write_record(folder, {"channels": "rgb"})
     if state.get("finished"):
