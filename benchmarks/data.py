@@ -214,7 +214,8 @@ def store(folder: Path) -> dict:
     import torch
 
     from affectgpt.core.types import Modality
-    from affectgpt.data.features import FeatureReader, FeatureWriter, media_source
+    from affectgpt.data.features import FeatureReader, FeatureWriter
+    from affectgpt.data.media import media_source
 
     stream = _stream(folder, mode="multiframe_audio_frame_text", workers=0, steps=12)
     dataset = stream.parts["X"]

@@ -12,10 +12,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config, ProcessorSpec
@@ -24,7 +23,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import locked, write_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.media import media_file
+from affectgpt.data.media import Source, content_checksum, media_file
 from affectgpt.data.video import video_reader
 from affectgpt.prompts.modes import get_mode
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 Key = dict[str, Any]
 _RESIZED_BY = {Modality.FACE: ("cv2",), Modality.IMAGE: ("PIL",)}
 _CROPS = "crops"  # in a key: how the faces are stored
-_BLOCK = 4096  # bytes
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".json")
 
 
@@ -174,36 +172,6 @@ def features_policy(config: Config, dataset: str) -> str:
             return spec.features
     policies = {spec.features for spec in config.datasets.values()}
     return policies.pop() if len(policies) == 1 else "auto"
-
-
-class Source(NamedTuple):
-    """The file that a feature was computed from: its bytes, its time (ns), a checksum of parts of its content."""
-
-    bytes: int
-    mtime: int | None = None
-    parts: int | None = None
-
-
-def media_source(sample: Sample, modality: Modality) -> Source | None:
-    """The file that a sample's medium is read from; None where it is not there."""
-    path = media_file(sample, modality)
-    try:
-        if path is None:
-            return None
-        status = path.stat()
-        return Source(status.st_size, status.st_mtime_ns, _parts(path, status.st_size))
-    except OSError:
-        return None
-
-
-def _parts(path: Path, size: int) -> int:
-    """A checksum of 16 blocks of 4 KB all over a file: enough to tell a file that was made again from a copy."""
-    checksum = 0
-    with path.open("rb") as handle:
-        for number in range(16):
-            handle.seek(max(size - _BLOCK, 0) * number // 15)
-            checksum = zlib.crc32(handle.read(_BLOCK), checksum)
-    return checksum
 
 
 def device_type(config: Config) -> str:
@@ -368,17 +336,17 @@ class FeatureReader:
             return
         try:
             now = path.stat()
-        except OSError:
+            if now.st_size != then.bytes:
+                found = f"has {now.st_size} bytes, its stored features were computed from {then.bytes}"
+            elif then.mtime in (None, now.st_mtime_ns) or sample.name in self._same:
+                return
+            elif content_checksum(path, now.st_size) == then.parts:  # a copy
+                self._same.add(sample.name)
+                return
+            else:
+                found = f"has other content than its stored features were computed from ({path})"
+        except OSError:  # gone, or not to be read any more
             return
-        if now.st_size != then.bytes:
-            found = f"has {now.st_size} bytes, its stored features were computed from {then.bytes}"
-        elif then.mtime in (None, now.st_mtime_ns) or sample.name in self._same:
-            return
-        elif _parts(path, now.st_size) == then.parts:  # a copy
-            self._same.add(sample.name)
-            return
-        else:
-            found = f"has other content than its stored features were computed from ({path})"
         raise DataError(
             f"{sample.dataset}: sample {sample.name!r}: its {self.modality} file {found}; remove {self.folder} and "
             "run affectgpt extract_features"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from affectgpt.core.crops import PUBLISHED, Crops, in_order
 from affectgpt.core.errors import ConfigError, DataError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+_BLOCK = 4096  # bytes
+
 
 def media_file(sample: Sample, modality: Modality) -> Path | None:
     """The file that one medium of a sample is read from; sound comes from the video where there is no sound file."""
@@ -25,6 +28,36 @@ def media_file(sample: Sample, modality: Modality) -> Path | None:
         has_wav = sample.audio is not None and (sample.video is None or sample.audio.is_file())
         return sample.audio if has_wav else sample.video
     return {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}.get(modality)
+
+
+class Source(NamedTuple):
+    """The file that a feature was computed from: its bytes, its time (ns), a checksum of parts of its content."""
+
+    bytes: int
+    mtime: int | None = None
+    parts: int | None = None
+
+
+def media_source(sample: Sample, modality: Modality) -> Source | None:
+    """The file that a sample's medium is read from; None where it is not there."""
+    path = media_file(sample, modality)
+    try:
+        if path is None:
+            return None
+        status = path.stat()
+        return Source(status.st_size, status.st_mtime_ns, content_checksum(path, status.st_size))
+    except OSError:
+        return None
+
+
+def content_checksum(path: Path, size: int) -> int:
+    """A checksum of 16 blocks of 4 KB all over a file: enough to tell a file that was made again from a copy."""
+    checksum = 0
+    with path.open("rb") as handle:
+        for number in range(16):
+            handle.seek(max(size - _BLOCK, 0) * number // 15)
+            checksum = zlib.crc32(handle.read(_BLOCK), checksum)
+    return checksum
 
 
 _told: set[Crops] = set()

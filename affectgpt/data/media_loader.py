@@ -9,9 +9,8 @@ from typing import Any
 from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.features import Source, media_source
 from affectgpt.data.loader import Failure, quiet_worker
-from affectgpt.data.media import MediaReader, tell_conversion
+from affectgpt.data.media import MediaReader, Source, media_source, tell_conversion
 
 
 def media_batches(

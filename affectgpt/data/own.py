@@ -13,7 +13,8 @@ datasets:
 Columns: ``name``, ``subtitle``; labels ``emotion``, ``ovlabel``, ``description``, ``valence``; ``question`` with
 ``answer``, taken verbatim, or ``dialogue``, a list of both; ``caption``, with a question of a few wordings. ``file``
 names the media file where it is another (several questions about one image). Folders: ``video``, ``audio``, ``face``,
-``image``.
+``image``. ``face_channels`` says how the face crops are stored, where their folder has no crops.json that does (see
+core/crops).
 
 The sets of the paper's table 3, from the files as they are published (each with ``path`` and a media folder):
 
