@@ -121,10 +121,12 @@ def plant(places: Places) -> None:
     import numpy as np
 
     from affectgpt.captioning.output import to_csv
+    from affectgpt.core.crops import write_record
     from affectgpt.demo.corpus import make_corpus, plan_part
 
     parts = corpus_parts()
     make_corpus(places.judged, seed=places.seed, parts=parts)
+    write_record(places.input / "openface_face", {"channels": "rgb"})
     table = places.folder / "faults.csv"
     if table.exists():
         return
@@ -180,7 +182,8 @@ def configuration(places: Places, human: Path) -> Path:
     """The captioning configuration of a seed."""
     path = places.folder / "captioning.yaml"
     folders = "\n".join(f"    {item.split('.')[-1].replace('=', ': ')}" for item in places.paths())
-    write_text(path, f"""run: {{device: cpu, num_workers: 0}}
+    write_text(path, f"""model: {{face_channels: rgb}}
+run: {{device: cpu, num_workers: 0}}
 captioning:
   input: {{root: "{places.input}"}}
   audio: {{client: off}}

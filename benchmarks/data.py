@@ -214,7 +214,8 @@ def store(folder: Path) -> dict:
     import torch
 
     from affectgpt.core.types import Modality
-    from affectgpt.data.features import FeatureReader, FeatureWriter, media_size
+    from affectgpt.data.features import FeatureReader, FeatureWriter
+    from affectgpt.data.media import media_source
 
     stream = _stream(folder, mode="multiframe_audio_frame_text", workers=0, steps=12)
     dataset = stream.parts["X"]
@@ -225,7 +226,7 @@ def store(folder: Path) -> dict:
         writer = FeatureWriter(place, key=key)
         for sample in dataset.samples:
             if sample.name not in writer.done:
-                writer.write(sample.name, torch.randn(8, width), source_bytes=media_size(sample, modality))
+                writer.write(sample.name, torch.randn(8, width), source=media_source(sample, modality))
         writer.close()
         readers[modality] = FeatureReader(place, key=key)
 

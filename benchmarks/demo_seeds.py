@@ -18,6 +18,7 @@ from pathlib import Path
 
 from affectgpt.cli import demo
 from affectgpt.cli.common import run_cli
+from affectgpt.core import crops
 from affectgpt.core.files import write_json
 
 PROMISES = {
@@ -44,6 +45,9 @@ def shuffled_dataset(place: demo.Place, *, folder: str, suffix: str) -> Path:
     files = sorted(source.joinpath(folder).glob(f"synthetic_basic_*{suffix}"))
     order = np.random.default_rng([place.seed, 9]).permutation(len(files))
     (target / folder).mkdir(exist_ok=True)
+    record = crops.read_record(source / folder)[1]
+    if record is not None:
+        crops.write_record(target / folder, record)
     for i, position in enumerate(order):  # one big circle: no clip keeps its own
         link = target / folder / files[position].name
         if not link.is_symlink():

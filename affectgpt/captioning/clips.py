@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affectgpt.config.captioning import CaptioningFile, InputConfig
+from affectgpt.core.crops import folder_crops
 from affectgpt.core.errors import DataError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Sample
@@ -63,11 +64,12 @@ def load_clips(spec: InputConfig, *, title: str, limit: int | None = None) -> li
         )  # fmt: skip
     audios = Folder(root / spec.audio, suffixes=(".wav",))
     faces = Folder(root / spec.face, suffixes=(".npy",))
+    crops = folder_crops(root / spec.face)
     return [
         Clip(
             Sample(
                 name=name, dataset=title, subtitle=subtitles[name][0] if subtitles is not None else "",
-                video=videos.find(name), audio=audios.find(name), face=faces.find(name),
+                video=videos.find(name), audio=audios.find(name), face=faces.find(name), crops=crops,
             ),
             chinese=subtitles[name][1] if subtitles is not None and spec.chinese_column else "",
         )

@@ -13,7 +13,7 @@ import numpy as np
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.features import FeatureReader, device_type, feature_key, store_folder
+from affectgpt.data.features import FeatureReader, crops_of, device_type, feature_key, store_folder, without_crops
 
 UNLABELLED = "unlabelled"  # the split under which features of the clips to annotate are stored
 _REMAP = 4096  # samples after which the memory maps are opened anew: touched pages count as this process's memory
@@ -29,24 +29,29 @@ class ClipFeatures:
     missing: dict[str, str]
 
 
-def open_readers(config: Config, *, title: str, split: str, visual: Modality) -> tuple[FeatureReader, FeatureReader]:
-    """The stores of visual and acoustic features of one data set and split.
+def open_readers(
+    config: Config, samples: Sequence[Sample], *, title: str, split: str, visual: Modality
+) -> tuple[FeatureReader, FeatureReader]:
+    """The stores of visual and acoustic features of the samples of one data set and split.
 
     Raises DataError naming the folder, and the key that differs, when they are absent or were made otherwise.
     """
     first, second = (
         FeatureReader(
-            feature_folder(config, title=title, split=split, modality=modality), key=_key(config, split, modality)
+            feature_folder(config, title=title, split=split, modality=modality),
+            key=_key(config, split, modality, samples),
         )
         for modality in (visual, Modality.AUDIO)
     )
     return first, second
 
 
-def _key(config: Config, split: str, modality: Modality) -> dict[str, Any]:
+def _key(config: Config, split: str, modality: Modality, samples: Sequence[Sample]) -> dict[str, Any]:
     """The key under which features of a split are stored: splits but ``train`` are prepared as inference does."""
     processor = (config.model if split == "train" else config.inference).vis_processor.train
-    return feature_key(config, modality, device_type=device_type(config), processor=processor)
+    return feature_key(
+        config, modality, device_type=device_type(config), processor=processor, crops=crops_of(samples, modality)
+    )
 
 
 def feature_folder(config: Config, *, title: str, split: str, modality: Modality) -> Path:
@@ -58,7 +63,7 @@ def feature_folder(config: Config, *, title: str, split: str, modality: Modality
 def encoder_keys(config: Config, visual: Modality) -> dict[str, Any]:
     """What the features depend on: classifiers trained on some must not judge others."""
     return {
-        modality.value: feature_key(config, modality, device_type=device_type(config))
+        modality.value: without_crops(feature_key(config, modality, device_type=device_type(config)))
         for modality in (visual, Modality.AUDIO)
     }
 
@@ -67,7 +72,7 @@ def load_features(
     config: Config, samples: Sequence[Sample], *, title: str, split: str, visual: Modality
 ) -> ClipFeatures:
     """Features of the samples, averaged over time (and query tokens). Samples without are in ``missing``."""
-    readers = open_readers(config, title=title, split=split, visual=visual)
+    readers = open_readers(config, samples, title=title, split=split, visual=visual)
     return pool(readers, samples)
 
 
@@ -102,4 +107,4 @@ def unstored(config: Config, samples: Sequence[Sample], *, title: str, split: st
     folder = feature_folder(config, title=title, split=split, modality=modality)
     if not (folder / "key.json").exists():
         return [sample.name for sample in samples]
-    return FeatureReader(folder, key=_key(config, split, modality)).missing(samples)
+    return FeatureReader(folder, key=_key(config, split, modality, samples)).missing(samples)

@@ -15,6 +15,7 @@ from affectgpt.captioning.lengths import length
 from affectgpt.captioning.pipeline import State
 from affectgpt.captioning.votes import Wheels
 from affectgpt.config.captioning import CaptioningFile
+from affectgpt.core.crops import in_order
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import write_text
 from affectgpt.data.seeds import seeded
@@ -173,9 +174,9 @@ def _strip(clip: Clip) -> str | None:
     if clip.sample.face is None or not clip.sample.face.is_file():
         return None
     try:
-        crops = read_faces(clip.sample.face, n_frames=_CROPS, size=_SIDE)  # [5, 72, 72, 3] RGB
+        crops = read_faces(clip.sample.face, n_frames=_CROPS, size=_SIDE)  # [5, 72, 72, 3]
     except DataError:
         return None
-    row: np.ndarray = np.hstack(list(crops))
-    good, data = cv2.imencode(".jpg", cv2.cvtColor(row, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
+    row: np.ndarray = np.hstack(list(in_order(crops, stored=clip.sample.crops.channels, wanted="bgr")))
+    good, data = cv2.imencode(".jpg", row, [cv2.IMWRITE_JPEG_QUALITY, 82])
     return base64.b64encode(data.tobytes()).decode() if good else None

@@ -148,6 +148,7 @@ def mouth_sound_correlation(crops: np.ndarray, wave: np.ndarray) -> float:
     changes are reduced to their three principal components ``[N, 3]``; the largest absolute correlation of one of
     them with the loudness around each crop counts. A face that does not move, or silence, gives 0.
     """
+    # the mean of the channels: their order does not matter
     region = crops[(slice(None), *_MOUTH)].astype(np.float32).mean(axis=3)  # [N, h, w]
     region = region.reshape(len(region), -1)
     region = region - region.mean(axis=0)

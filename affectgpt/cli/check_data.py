@@ -106,7 +106,10 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
             if row is None:
                 yield check_own(name, spec, split=split, dataset_root=root, look=look)
             else:
-                yield check_split(row, split=split, dataset_root=root, counts=not args.any_count, look=look)
+                yield check_split(
+                    row, split=split, dataset_root=root, counts=not args.any_count,
+                    face_channels=spec.face_channels, look=look,
+                )  # fmt: skip
 
 
 def print_table(reports: list[SplitReport]) -> None:

@@ -74,7 +74,7 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     from affectgpt.core.files import write_json
     from affectgpt.core.provenance import device_name, file_hash, installed_versions
     from affectgpt.inference.asker import Asker, inference_device
-    from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint
+    from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint, check_inputs
     from affectgpt.inference.probe import TOLERANCES, fingerprint, first_deviation, run_stages
 
     checkpoint = select_checkpoints(config)[-1].path
@@ -83,6 +83,8 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     _line(loaded)
     if loaded.status == FAIL:
         return False
+    for finding in check_inputs(checkpoint, config, mode=asker.mode):
+        _line(finding)
     with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
         found = {name: fingerprint(values) for name, values in run_stages(asker, Path(folder)).items()}
     dtype = str(asker.model.llm.get_input_embeddings().weight.dtype).removeprefix("torch.")

@@ -93,7 +93,7 @@ def extract(
 
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
-    from affectgpt.data.features import FeatureWriter, feature_key, store_folder
+    from affectgpt.data.features import FeatureWriter, crops_of, feature_key, store_folder
     from affectgpt.data.media_loader import media_batches
     from affectgpt.encoders.base import encoder_class, encoder_folder
 
@@ -104,7 +104,9 @@ def extract(
     folder = encoder_folder(config, key)
     writer = FeatureWriter(
         store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name),
-        key=feature_key(config, modality, device_type=device.type, processor=processor),
+        key=feature_key(
+            config, modality, device_type=device.type, processor=processor, crops=crops_of(samples, modality)
+        ),
         dtype=dtype,
         rank=rank(),
     )
@@ -127,8 +129,8 @@ def extract(
                 # an image is a video of one frame: [B, 1, 3, H, W]
                 media = batch.media.unsqueeze(1) if modality is Modality.IMAGE else batch.media
                 features = encoders[encoder_name](media.to(device))  # [B, T, d]
-                for name, feature, flags, size in zip(batch.names, features, batch.flags, batch.sizes, strict=True):
-                    writer.write(name, feature.float(), flags=flags, source_bytes=size)
+                for name, feature, flags, source in zip(batch.names, features, batch.flags, batch.sources, strict=True):
+                    writer.write(name, feature.float(), flags=flags, source=source)
             for failure in batch.failures:
                 writer.fail(failure.name, failure.reason)
             written, broken = written + len(batch.names), broken + len(batch.failures)

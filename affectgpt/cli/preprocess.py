@@ -25,9 +25,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--frames", type=int, default=32, metavar="N", help="look for the face in N uniform frames; 0: in all"
     )
     parser.add_argument(
-        "--channels", choices=("rgb", "bgr"), default="rgb",
-        help="channel order of the stored crops. Crops are read as they are stored, by training and inference alike: "
-        "rgb (default) as CLIP was trained and as inference_sample.py makes them; bgr to match crops that OpenCV wrote",
+        "--channels", choices=("bgr", "rgb"),
+        help="channel order of the stored crops (default: that of the crops that are there, else bgr, as published). "
+        "openface_face/crops.json records it; whoever reads the crops converts them to what the model wants",
+    )  # fmt: skip
+    parser.add_argument(
+        "--face-framing", choices=("loose", "tight"),
+        help="loose (default): the whole head with hair and background; tight: the face fills the crop from jaw to jaw "
+        "and what is outside a mean face's outline is black, near to the published crops",
     )  # fmt: skip
     parser.add_argument("--sheet", action="store_true", help="also a picture of the crops per clip, sheets/NAME.png")
     parser.add_argument(
@@ -65,12 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     places = Places(args.out)
     if args.asr_language and not args.asr:
         raise ConfigError("--asr-language goes with --asr FOLDER")
-    claim(places, {"frames": args.frames, "channels": args.channels})
+    settings = claim(places, frames=args.frames, channels=args.channels, framing=args.face_framing)
     transcribe = Transcriber(args.asr, language=args.asr_language) if args.asr else None
     options = {
         "n_frames": args.frames,
         "sheet": args.sheet,
-        "channels": args.channels,
+        "channels": settings["channels"],
+        "framing": settings["framing"],
         "time_limit": args.time_limit,
     }
     failures: list[tuple[str, str]] = []

@@ -26,6 +26,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--audio_path", metavar="FILE", help="its audio, instead of the video's own track")
     parser.add_argument("--face_npy", metavar="FILE", help="face crops [N, H, W, 3] uint8, instead of detection")
     parser.add_argument(
+        "--face_channels", choices=("bgr", "rgb"),
+        help="channel order of --face_npy (default: as crops.json in its folder says, else bgr)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--face_framing", choices=("loose", "tight"), default="loose",
+        help="of faces taken from the video: loose (default) as trained on by preprocess's default, tight near to the "
+        "published crops; see affectgpt preprocess",
+    )  # fmt: skip
+    parser.add_argument(
         "--subtitle", metavar="TEXT", help="what is said (default: the .srt or .vtt beside the video, else empty)"
     )
     parser.add_argument(
@@ -70,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     if args.both and args.outside_user_message:
         raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
+    if args.face_channels and not args.face_npy:
+        raise ConfigError("--face_channels goes with --face_npy")
     videos = find_videos(args.video_path)
     for option in ("audio_path", "face_npy", "subtitle"):
         if len(videos) > 1 and getattr(args, option) is not None:
@@ -83,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         options=args.options,
         mode=args.outside_face_or_frame,
         recognise=Transcriber(args.asr) if args.asr else None,
+        face_framing=args.face_framing,
     )
     failed = 0
     for video in videos:
@@ -92,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
                 subtitle=args.subtitle,
                 audio=args.audio_path,
                 face=args.face_npy,
+                face_channels=args.face_channels,
                 question=args.outside_user_message,
             )
             if args.both:

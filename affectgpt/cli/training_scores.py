@@ -25,7 +25,7 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
 
     from affectgpt.core.runtime import logger
     from affectgpt.data.dataset import AffectDataset, keep_fraction
-    from affectgpt.data.loader import question_loader
+    from affectgpt.data.loader import block_of, question_loader
     from affectgpt.data.readers import load_samples
     from affectgpt.data.table import get_row, parse_names
     from affectgpt.evaluation.answers import direct_items
@@ -51,15 +51,17 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
     mode = training_mode(config)
     sets = []
     for name in parse_names(",".join(run.score_datasets)):
-        row = get_row(name)
+        row, spec = get_row(name), block_of(config, name)
         truth = Truth.load(row, dataset_root=config.paths.dataset_root)
-        samples = load_samples(row, split="test", dataset_root=config.paths.dataset_root)
+        samples = load_samples(
+            row, split="test", dataset_root=config.paths.dataset_root, face_channels=spec.face_channels
+        )
         samples = [sample for sample in samples if sample.name in truth.values]
         samples = keep_fraction(samples, ratio=run.score_samples / len(samples), seed=run.seed)
         asked = AffectDataset(
             samples, mode=mode, tokenizer=preparation.tokenizer, transforms=preparation.transforms,
             n_tokens=preparation.n_tokens, question=question, max_new_tokens=config.inference.max_new_tokens,
-            audio_clip_spacing=config.model.audio_clip_spacing,
+            audio_clip_spacing=config.model.audio_clip_spacing, face_channels=config.model.face_channels,
         )  # fmt: skip
         sets.append((row, truth, make_metric(row, grouping), asked))
     batch_size = config.inference.batch_size or _BATCH

@@ -107,6 +107,8 @@ class ModelConfig:
     text_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     audio_clip_spacing: Literal[8, 7] = 8  # ours: 8 as the released checkpoints were made, 7 as later releases
+    face_channels: Literal["bgr", "rgb"] = "bgr"  # ours: channel order of the face crops that the visual encoder gets
+    # (bgr: as the released checkpoints; frames are always RGB)
     trust_remote_code: bool = False  # ours: run the model code that an LLM folder brings (Baichuan2 needs it)
     encoder_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: frozen encoders (float32 on a CPU)
     llm_dtype: Literal["float32", "float16", "bfloat16"] = "float16"  # ours: LLM weights (float32 on a CPU)
@@ -121,6 +123,8 @@ class DatasetConfig:
     label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
     ratio: float = limited(1.0, SHARE)  # keep this fraction, drawn by the seed
     sample_ratio: float | None = limited(None, NOT_NEGATIVE)  # weight where several sets are mixed; absent: uniform
+    face_channels: Literal["bgr", "rgb"] | None = None  # ours: how its face crops are stored, where their folder has no
+    # crops.json that says so; not set: bgr, as published
     features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
     path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
     test_path: str | None = None  # ours: the same of clips to answer (inference's --dataset); default: those of path

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.core.crops import AS_PUBLISHED, Crops
+
 if TYPE_CHECKING:
     import torch
 
@@ -57,6 +59,7 @@ class Sample:
     audio: Path | None = None
     face: Path | None = None
     image: Path | None = None
+    crops: Crops = AS_PUBLISHED  # how the file ``face`` is stored
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from affectgpt.config.schema import DatasetConfig
@@ -14,8 +14,8 @@ from affectgpt.core.types import Sample
 from affectgpt.data.audio import probe_audio, read_wave
 from affectgpt.data.csvfile import read_table
 from affectgpt.data.guard import Decoder
-from affectgpt.data.own import load_own_samples
-from affectgpt.data.readers import load_labels, place_samples
+from affectgpt.data.own import load_own_samples, own_crops
+from affectgpt.data.readers import load_labels, place_samples, stored_crops
 from affectgpt.data.table import DatasetRow
 from affectgpt.data.video import probe_faces, probe_image, read_faces, read_image
 
@@ -64,12 +64,21 @@ class Look:
 
 
 def check_split(
-    row: DatasetRow, *, split: str, dataset_root: Path | str, counts: bool = True, look: Look | None = None
+    row: DatasetRow,
+    *,
+    split: str,
+    dataset_root: Path | str,
+    counts: bool = True,
+    face_channels: str | None = None,
+    look: Look | None = None,
 ) -> SplitReport:
-    """Check one split of a data set of the table. ``counts``: compare with the published number of samples."""
+    """Check one split of a data set of the table. ``counts``: compare with the published number of samples;
+    ``face_channels``: how its crops are stored, by the configuration."""
     look = look or Look()
     expected = row.counts.get(split) if counts else None
     report = SplitReport(row.name, split, expected=expected, media=tuple(m for m in look.media if m != "image"))
+    if "face" in look.media:
+        _check_crops(report, lambda: stored_crops(row, dataset_root=dataset_root, face_channels=face_channels))
     return _checked(report, _samples(row, split, Path(dataset_root), report), look)
 
 
@@ -80,12 +89,26 @@ def check_own(
     look = look or Look()
     report = SplitReport(key, split, expected=None, media=tuple(m for m in look.media if m in spec.folders))
     samples: list[Sample] = []
+    folders = dict(spec.folders)
+    if "face" in folders and not _check_crops(report, lambda: own_crops(key, spec, dataset_root=dataset_root)):
+        folders.pop("face")
+    spec = replace(spec, folders=folders)
     try:
         samples = load_own_samples(key, spec, dataset_root=dataset_root, split=split, labels=split == "train")
     except DataError as error:
         kind = "missing" if str(error).endswith("no such file") else "unreadable"
         report.problems.append(Problem(key, split, "", "label", kind, str(error)))
     return _checked(report, samples, look)
+
+
+def _check_crops(report: SplitReport, read: Callable[[], object]) -> bool:
+    """Whether a face folder's record and the configuration agree on how its crops are stored; a problem otherwise."""
+    try:
+        read()
+    except DataError as error:
+        report.problems.append(Problem(report.dataset, report.split, "", "face", "unreadable", str(error)))
+        return False
+    return True
 
 
 def _checked(report: SplitReport, samples: list[Sample], look: Look) -> SplitReport:

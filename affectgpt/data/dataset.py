@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.core.crops import PUBLISHED
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import IMAGE_SIZE, N_FRAMES, Modality, Sample
 from affectgpt.data.encode import GENERATION_LENGTH, MAX_NEW_TOKENS, encode_generation, encode_training
 from affectgpt.data.guard import Decoder
-from affectgpt.data.media import MediaReader
+from affectgpt.data.media import MediaReader, tell_conversion
 from affectgpt.data.seeds import seeded
 from affectgpt.prompts.modes import get_mode
 from affectgpt.prompts.questions import Context, get_label_type, render_answer, render_question
@@ -67,6 +68,7 @@ class AffectDataset:
         n_frames: int = N_FRAMES,
         image_size: int = IMAGE_SIZE,
         audio_clip_spacing: int = 8,
+        face_channels: str = PUBLISHED,
         decoder: Decoder | None = None,
         features: Mapping[Modality, Callable[[Sample], tuple[torch.Tensor, tuple[str, ...]]]] | None = None,
     ) -> None:
@@ -89,12 +91,15 @@ class AffectDataset:
             n_frames=n_frames,
             image_size=image_size,
             audio_clip_spacing=audio_clip_spacing,
+            face_channels=face_channels,
             decoder=decoder,
         )
         self.features = features or {}
         for modality in self.mode.media:
             if modality not in self.features and modality not in transforms:
                 raise ConfigError(f"mode {mode} needs {modality.value}, but no transform for it was handed in")
+        if Modality.FACE in self.mode.media and Modality.FACE not in self.features:
+            tell_conversion(samples, wanted=face_channels)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from affectgpt.config.schema import Config, ProcessorSpec
+from affectgpt.core.crops import AS_PUBLISHED, Crops
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import locked, write_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.media import media_file
+from affectgpt.data.media import Source, content_checksum, media_file
 from affectgpt.data.video import video_reader
 from affectgpt.prompts.modes import get_mode
 
@@ -31,14 +32,22 @@ if TYPE_CHECKING:
 
 Key = dict[str, Any]
 _RESIZED_BY = {Modality.FACE: ("cv2",), Modality.IMAGE: ("PIL",)}
+_CROPS = "crops"  # in a key: how the faces are stored
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".json")
 
 
-def feature_key(config: Config, modality: Modality, *, device_type: str, processor: ProcessorSpec | None = None) -> Key:
+def feature_key(
+    config: Config,
+    modality: Modality,
+    *,
+    device_type: str,
+    processor: ProcessorSpec | None = None,
+    crops: Crops = AS_PUBLISHED,
+) -> Key:
     """Everything that an encoder's output depends on: encoder, weights, preprocessing, versions, arithmetic.
 
-    ``processor``: number and size of frames, those of training where not given. Raises CheckpointError when the
-    encoder's folder is missing.
+    ``processor``: number and size of frames, those of training where not given; ``crops``: how the faces are stored.
+    Raises CheckpointError when the encoder's folder is missing.
     """
     import numpy as np
     import torch
@@ -56,11 +65,14 @@ def feature_key(config: Config, modality: Modality, *, device_type: str, process
     )
     if modality is Modality.FRAME:
         preprocessing["video_reader"] = video_reader()
+    if modality is Modality.FACE:
+        preprocessing["face_channels"] = config.model.face_channels
     return {
         "encoder": encoder,
         "weights_sha256": weights_hash(folder),
         "modality": modality.value,
         "preprocessing": preprocessing,
+        **({_CROPS: {"channels": crops.channels, "framing": crops.framing}} if modality is Modality.FACE else {}),
         "compute_dtype": "float32" if device_type == "cpu" else config.model.encoder_dtype,
         "versions": {
             "torch": torch.__version__.split("+")[0],
@@ -69,6 +81,16 @@ def feature_key(config: Config, modality: Modality, *, device_type: str, process
             **{module: importlib.import_module(module).__version__ for module in _RESIZED_BY.get(modality, ())},
         },
     }
+
+
+def crops_of(samples: Sequence[Sample], modality: Modality = Modality.FACE) -> Crops:
+    """How the face crops of one data set's samples are stored."""
+    return samples[0].crops if samples and modality is Modality.FACE else AS_PUBLISHED
+
+
+def without_crops(key: Key) -> Key:
+    """A key without how the crops are stored: features of one encoder are alike, however the faces were stored."""
+    return {name: value for name, value in key.items() if name != _CROPS}
 
 
 def weights_hash(folder: Path) -> str:
@@ -125,7 +147,9 @@ def stored_features(
         if policy == "auto" and not (folder / "key.json").exists():  # nothing stored: no weights are hashed for it
             continue
         try:
-            key = feature_key(config, modality, device_type=device_type(config), processor=processor)
+            key = feature_key(
+                config, modality, device_type=device_type(config), processor=processor, crops=crops_of(samples)
+            )
             reader = FeatureReader(folder, key=key)
             missing = reader.missing(samples)
             if missing:
@@ -151,15 +175,6 @@ def features_policy(config: Config, dataset: str) -> str:
     return policies.pop() if len(policies) == 1 else "auto"
 
 
-def media_size(sample: Sample, modality: Modality) -> int | None:
-    """Bytes of the file that a sample's medium is read from; None where it is not there."""
-    path = media_file(sample, modality)
-    try:
-        return None if path is None else path.stat().st_size
-    except OSError:
-        return None
-
-
 def device_type(config: Config) -> str:
     """``cpu`` or ``cuda``: where the configuration's encoders compute."""
     import torch
@@ -181,6 +196,7 @@ class FeatureWriter:
         meta = _read_meta(folder)
         self.shape: tuple[int, ...] | None = None
         if meta is not None:
+            _refuse_unknown_order(folder, meta["key"], key)
             difference = differing(meta["key"], key)
             if difference is None and meta["dtype"] != dtype:
                 difference = f"dtype is {meta['dtype']}, this run writes {dtype}"
@@ -203,9 +219,9 @@ class FeatureWriter:
         self.done = {e["name"] for path in _indices(folder) for e in _read_index(path) if "failed" not in e}
 
     def write(
-        self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = (), source_bytes: int | None = None
+        self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = (), source: Source | None = None
     ) -> None:
-        """Append one sample's ``[T, d]`` (or ``[T, Q, d]``) tensor; ``source_bytes``: size of the file it is of."""
+        """Append one sample's ``[T, d]`` (or ``[T, Q, d]``) tensor; ``source``: the file it is of."""
         array = feature.detach().cpu().numpy().astype(self.dtype)
         if self.shape is None:
             self.shape = array.shape
@@ -217,7 +233,7 @@ class FeatureWriter:
         assert self._data is not None
         self._data.write(array.tobytes())
         self._data.flush()
-        self._note({"name": name, "flags": list(flags), "bytes": source_bytes})
+        self._note({"name": name, "flags": list(flags), **({} if source is None else source._asdict())})
         self.done.add(name)
 
     def fail(self, name: str, reason: str) -> None:
@@ -255,6 +271,7 @@ class FeatureReader:
         meta = _read_meta(folder)
         if meta is None:
             raise DataError(f"{folder}: no features; compute them: affectgpt extract_features")
+        _refuse_unknown_order(folder, meta["key"], key)
         difference = differing(meta["key"], key)
         if difference is not None:
             raise DataError(
@@ -267,7 +284,8 @@ class FeatureReader:
         self._where: dict[str, tuple[int, int]] = {}  # name → shard, record
         self._flags: dict[str, tuple[str, ...]] = {}
         self._failed: dict[str, str] = {}
-        self._bytes: dict[str, int] = {}
+        self._sources: dict[str, Source] = {}
+        self._same: set[str] = set()  # samples whose file has another time, but the content that was encoded
         self._shards: list[Path] = []
         for path in _indices(folder):
             shard, record = len(self._shards), 0
@@ -283,7 +301,7 @@ class FeatureReader:
                     if entry["flags"]:
                         self._flags[entry["name"]] = tuple(entry["flags"])
                     if entry.get("bytes") is not None:
-                        self._bytes[entry["name"]] = entry["bytes"]
+                        self._sources[entry["name"]] = Source(entry["bytes"], entry.get("mtime"), entry.get("parts"))
                 record += 1
         self._maps: dict[int, np.ndarray] = {}
 
@@ -313,13 +331,27 @@ class FeatureReader:
 
     def _check_source(self, sample: Sample) -> None:
         """The file is the one that was encoded, or is not there any more."""
-        then = self._bytes.get(sample.name)
-        now = None if self.modality is None else media_size(sample, self.modality)
-        if then is not None and now is not None and now != then:
-            raise DataError(
-                f"{sample.dataset}: sample {sample.name!r}: its {self.modality} file has {now} bytes, its stored "
-                f"features were computed from {then}; remove {self.folder} and run affectgpt extract_features"
-            )
+        then = self._sources.get(sample.name)
+        path = None if self.modality is None else media_file(sample, self.modality)
+        if then is None or path is None:
+            return
+        try:
+            now = path.stat()
+            if now.st_size != then.bytes:
+                found = f"has {now.st_size} bytes, its stored features were computed from {then.bytes}"
+            elif then.mtime in (None, now.st_mtime_ns) or sample.name in self._same:
+                return
+            elif content_checksum(path, now.st_size) == then.parts:  # a copy
+                self._same.add(sample.name)
+                return
+            else:
+                found = f"has other content than its stored features were computed from ({path})"
+        except OSError:  # gone, or not to be read any more
+            return
+        raise DataError(
+            f"{sample.dataset}: sample {sample.name!r}: its {self.modality} file {found}; remove {self.folder} and "
+            "run affectgpt extract_features"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
@@ -334,6 +366,15 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); remove the folder and compute the features again") from error
+
+
+def _refuse_unknown_order(folder: Path, found: Key, wanted: Key) -> None:
+    """Stores of earlier versions took face crops as they lay, and do not say which channel order that was."""
+    if _CROPS in wanted and _CROPS not in found:
+        raise DataError(
+            f"{folder}: these features of faces were stored by an earlier version and do not say which channel order "
+            "the crops had; remove the folder and run affectgpt extract_features"
+        )
 
 
 def _indices(folder: Path) -> list[Path]:

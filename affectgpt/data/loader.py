@@ -223,6 +223,7 @@ def labelled(
         n_frames=config.model.vis_processor.train.n_frms,
         image_size=config.model.vis_processor.train.image_size,
         audio_clip_spacing=config.model.audio_clip_spacing,
+        face_channels=config.model.face_channels,
         features=stored_features(
             config, samples, dataset=title, split=split, mode=dataset.face_or_frame, policy=dataset.features
         ),
@@ -254,14 +255,20 @@ def question_loader(
 def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[Sample]]:
     """A data set's name as written in stores and results, and its samples: of the table, or the user's own."""
     name = next((key for key in config.datasets if key.lower() == name.lower()), name)
-    spec = config.datasets.get(name) or DatasetConfig()
+    spec = block_of(config, name)
     if split == "train":
         title, samples, _, _ = training_source(name, spec, config.paths.dataset_root)
         return title, samples
     if name.lower() not in DATASETS and spec != DatasetConfig():
         return name, load_own_samples(name, spec, dataset_root=config.paths.dataset_root, split=split, labels=False)
     row = get_row(name)
-    return row.name, load_samples(row, split=split, dataset_root=config.paths.dataset_root)
+    samples = load_samples(row, split=split, dataset_root=config.paths.dataset_root, face_channels=spec.face_channels)
+    return row.name, samples
+
+
+def block_of(config: Config, name: str) -> DatasetConfig:
+    """A data set's block under ``datasets:``, whatever the case of its name; the defaults where it has none."""
+    return next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), DatasetConfig())
 
 
 def training_source(
@@ -274,7 +281,7 @@ def training_source(
     row = configured_row(name, spec)
     if "train" not in row.splits:
         raise ConfigError(f"datasets.{name}: {row.name} has no training split; it can only be tested on")
-    samples = load_samples(row, split="train", dataset_root=dataset_root)
+    samples = load_samples(row, split="train", dataset_root=dataset_root, face_channels=spec.face_channels)
     return row.name, samples, row.label_types, partial(question_context, row, dataset_root=dataset_root)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from affectgpt.core.crops import PUBLISHED, Crops, in_order
 from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.runtime import logger
 from affectgpt.core.types import CLIP_SAMPLES, IMAGE_SIZE, N_FRAMES, Modality, Sample
 from affectgpt.data.audio import NO_AUDIO_TRACK, SOUND_SUFFIXES, cut_clips, read_wave
 from affectgpt.data.guard import Decoder
@@ -15,6 +18,8 @@ from affectgpt.data.video import read_faces, read_image
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+_BLOCK = 4096  # bytes
 
 
 def media_file(sample: Sample, modality: Modality) -> Path | None:
@@ -25,9 +30,54 @@ def media_file(sample: Sample, modality: Modality) -> Path | None:
     return {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}.get(modality)
 
 
+class Source(NamedTuple):
+    """The file that a feature was computed from: its bytes, its time (ns), a checksum of parts of its content."""
+
+    bytes: int
+    mtime: int | None = None
+    parts: int | None = None
+
+
+def media_source(sample: Sample, modality: Modality) -> Source | None:
+    """The file that a sample's medium is read from; None where it is not there."""
+    path = media_file(sample, modality)
+    try:
+        if path is None:
+            return None
+        status = path.stat()
+        return Source(status.st_size, status.st_mtime_ns, content_checksum(path, status.st_size))
+    except OSError:
+        return None
+
+
+def content_checksum(path: Path, size: int) -> int:
+    """A checksum of 16 blocks of 4 KB all over a file: enough to tell a file that was made again from a copy."""
+    checksum = 0
+    with path.open("rb") as handle:
+        for number in range(16):
+            handle.seek(max(size - _BLOCK, 0) * number // 15)
+            checksum = zlib.crc32(handle.read(_BLOCK), checksum)
+    return checksum
+
+
+_told: set[Crops] = set()
+
+
+def tell_conversion(samples: Sequence[Sample], *, wanted: str) -> None:
+    """Log, once for every folder, that the crops in it are converted to the ``wanted`` channel order on reading."""
+    for crops in {id(sample.crops): sample.crops for sample in samples}.values():
+        if crops.channels != wanted and crops.folder is not None and crops not in _told:
+            _told.add(crops)
+            logger.info(
+                "%s: face crops are stored as %s and converted on reading, model.face_channels is %s",
+                crops.folder, crops.channels, wanted,
+            )  # fmt: skip
+
+
 class MediaReader:
     """Reads one medium of a sample and applies the encoder's transform.
 
+    Face crops are converted to ``face_channels`` where they are stored otherwise (``Sample.crops``); frames are RGB.
     Gives a tensor (face, frame ``[8, 3, 224, 224]``, audio ``[8, 32000]``, image ``[3, 224, 224]``) and flags.
     """
 
@@ -38,12 +88,14 @@ class MediaReader:
         n_frames: int = N_FRAMES,
         image_size: int = IMAGE_SIZE,
         audio_clip_spacing: int = 8,
+        face_channels: str = PUBLISHED,
         decoder: Decoder | None = None,
     ) -> None:
         self.transforms = transforms
         self.n_frames = n_frames
         self.image_size = image_size
         self.audio_clip_spacing = audio_clip_spacing
+        self.face_channels = face_channels
         self.decoder = decoder or Decoder()
 
     def __call__(self, sample: Sample, modality: Modality) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -60,7 +112,10 @@ class MediaReader:
             if modality is Modality.IMAGE:
                 return self.transforms[modality](read_image(path, size=self.image_size)[None])[0], ()
             read = read_faces if modality is Modality.FACE else self.decoder.frames
-            return self.transforms[modality](read(path, n_frames=self.n_frames, size=self.image_size)), ()
+            pictures = read(path, n_frames=self.n_frames, size=self.image_size)
+            if modality is Modality.FACE:
+                pictures = in_order(pictures, stored=sample.crops.channels, wanted=self.face_channels)
+            return self.transforms[modality](pictures), ()
         except DataError as error:
             raise DataError(f"{sample.dataset}: sample {sample.name!r}, {modality.value}: {error}") from error
 

@@ -9,9 +9,8 @@ from typing import Any
 from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.features import media_size
 from affectgpt.data.loader import Failure, quiet_worker
-from affectgpt.data.media import MediaReader
+from affectgpt.data.media import MediaReader, Source, media_source, tell_conversion
 
 
 def media_batches(
@@ -32,7 +31,10 @@ def media_batches(
         n_frames=spec.n_frms,
         image_size=spec.image_size,
         audio_clip_spacing=config.model.audio_clip_spacing,
+        face_channels=config.model.face_channels,
     )
+    if modality is Modality.FACE:
+        tell_conversion(samples, wanted=config.model.face_channels)
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
         _Media(reader, samples, modality),  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -47,24 +49,24 @@ def media_batches(
             names=[name for name, _, _, _ in good],
             media=torch.stack([tensor for _, tensor, _, _ in good]) if good else None,
             flags=[flags for _, _, flags, _ in good],
-            sizes=[size for _, _, _, size in good],
+            sources=[source for _, _, _, source in good],
             failures=[item for item in items if isinstance(item, Failure)],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class MediaBatch:
-    """One medium of some samples: tensor ``[B, …]``, per sample flags and the bytes of its file; and what failed."""
+    """One medium of some samples: tensor ``[B, …]``, per sample flags and the file it is of; and what failed."""
 
     names: list[str]
     media: Any
     flags: list[tuple[str, ...]]
-    sizes: list[int | None]
+    sources: list[Source | None]
     failures: list[Failure]
 
 
 class _Media:
-    """Index → (name, tensor, flags, bytes of the file), or Failure."""
+    """Index → (name, tensor, flags, the file it is of), or Failure."""
 
     def __init__(self, reader: MediaReader, samples: Sequence[Sample], modality: Modality) -> None:
         self.reader, self.samples, self.modality = reader, samples, modality
@@ -72,9 +74,9 @@ class _Media:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[str, Any, tuple[str, ...], int | None] | Failure:
+    def __getitem__(self, index: int) -> tuple[str, Any, tuple[str, ...], Source | None] | Failure:
         sample = self.samples[index]
         try:
-            return (sample.name, *self.reader(sample, self.modality), media_size(sample, self.modality))
+            return (sample.name, *self.reader(sample, self.modality), media_source(sample, self.modality))
         except DataError as error:
             return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))

@@ -13,7 +13,8 @@ datasets:
 Columns: ``name``, ``subtitle``; labels ``emotion``, ``ovlabel``, ``description``, ``valence``; ``question`` with
 ``answer``, taken verbatim, or ``dialogue``, a list of both; ``caption``, with a question of a few wordings. ``file``
 names the media file where it is another (several questions about one image). Folders: ``video``, ``audio``, ``face``,
-``image``.
+``image``. ``face_channels`` says how the face crops are stored, where their folder has no crops.json that does (see
+core/crops).
 
 The sets of the paper's table 3, from the files as they are published (each with ``path`` and a media folder):
 
@@ -35,6 +36,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from affectgpt.config.schema import DatasetConfig
+from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.annotations import DIALOGUE, read_annotations
@@ -132,6 +134,7 @@ def load_own_samples(
     path = root / file
     wanted = {role: heading for role, heading in columns.items() if labels or role in ("name", "subtitle", "file")}
     folders = {medium: Folder(root / folder, suffixes=_SUFFIXES[medium]) for medium, folder in spec.folders.items()}
+    crops = own_crops(key, spec, dataset_root=root)
     samples = []
     for name, cells in read_annotations(path, wanted):
         where = f"{path}, sample {name!r}"
@@ -142,10 +145,19 @@ def load_own_samples(
                 dataset=key,
                 subtitle=cells.get("subtitle", ""),
                 labels=_labels(cells, spec.data_type, name, where),
+                crops=crops,
                 **{medium: folder.find(stem) for medium, folder in folders.items()},
             )
         )
     return samples
+
+
+def own_crops(key: str, spec: DatasetConfig, *, dataset_root: Path | str) -> Crops:
+    """How a block's face folder stores its crops. Raises DataError as ``folder_crops`` does."""
+    if "face" not in spec.folders:
+        return AS_PUBLISHED
+    folder = Path(dataset_root) / spec.folders["face"]
+    return folder_crops(folder, claimed=spec.face_channels, claimed_by=f"datasets.{key}.face_channels")
 
 
 def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> Labels:

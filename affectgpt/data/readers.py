@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
 from affectgpt.core.errors import DataError, did_you_mean
 from affectgpt.core.npz import read_npz
 from affectgpt.core.registry import Registry
@@ -52,19 +53,39 @@ def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dic
 
 
 @without_collector
-def load_samples(row: DatasetRow, *, split: str, dataset_root: Path | str) -> list[Sample]:
+def load_samples(
+    row: DatasetRow, *, split: str, dataset_root: Path | str, face_channels: str | None = None
+) -> list[Sample]:
     """Labels, subtitles and media paths of one split, in file order.
 
+    ``face_channels``: how the face crops are stored, by the configuration; None: as their folder's record says.
+
     Each media folder is listed once. A medium that is not there gets the path where it should lie, so that whoever
-    opens it names that place. Raises DataError as ``load_labels`` does, and for a sample without a subtitle row.
+    opens it names that place. Raises DataError as ``load_labels`` and ``stored_crops`` do, and for a sample without a
+    subtitle row.
     """
     labels = load_labels(row, split=split, dataset_root=dataset_root)
     subtitles = _subtitles(row, Path(dataset_root) / row.root, labels)
-    return place_samples(row, labels, subtitles=subtitles, dataset_root=dataset_root)
+    crops = stored_crops(row, dataset_root=dataset_root, face_channels=face_channels)
+    return place_samples(row, labels, subtitles=subtitles, dataset_root=dataset_root, crops=crops)
+
+
+def stored_crops(row: DatasetRow, *, dataset_root: Path | str, face_channels: str | None = None) -> Crops:
+    """How a data set's face folder stores its crops. Raises DataError as ``folder_crops`` does."""
+    return folder_crops(
+        Path(dataset_root) / row.root / row.face_dir,
+        claimed=face_channels,
+        claimed_by=f"datasets.{row.name.lower()}.face_channels",
+    )
 
 
 def place_samples(
-    row: DatasetRow, labels: Mapping[str, Labels], *, subtitles: Mapping[str, str], dataset_root: Path | str
+    row: DatasetRow,
+    labels: Mapping[str, Labels],
+    *,
+    subtitles: Mapping[str, str],
+    dataset_root: Path | str,
+    crops: Crops = AS_PUBLISHED,
 ) -> list[Sample]:
     """Samples with the paths of their media; each media folder is listed once. No subtitle: the empty one."""
     root = Path(dataset_root) / row.root
@@ -74,7 +95,7 @@ def place_samples(
     return [
         Sample(
             name=name, dataset=row.name, subtitle=subtitles.get(name, ""), labels=label,
-            video=videos.find(name), audio=audios.find(name), face=faces.find(name),
+            video=videos.find(name), audio=audios.find(name), face=faces.find(name), crops=crops,
         )
         for name, label in labels.items()
     ]  # fmt: skip

@@ -33,7 +33,10 @@ def validation_batches(
             if split == "valid":
                 _, samples = hold_out(samples, config)
             elif name.lower() in DATASETS and split in get_row(name).splits:
-                samples = load_samples(get_row(name), split=split, dataset_root=config.paths.dataset_root)
+                samples = load_samples(
+                    get_row(name), split=split, dataset_root=config.paths.dataset_root,
+                    face_channels=dataset.face_channels,
+                )  # fmt: skip
             elif name.lower() not in DATASETS and split == "test" and dataset.test_path:
                 samples = load_own_samples(name, dataset, dataset_root=config.paths.dataset_root, split=split)
             else:

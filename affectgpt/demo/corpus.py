@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from affectgpt.core.crops import RECORD, write_record
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import write_json, write_text
 from affectgpt.core.npz import write_npz
@@ -124,6 +125,10 @@ def make_corpus(
     """
     fingerprint = {"version": VERSION, "seed": seed, "parts": [[p.dataset, p.split, p.count] for p in parts]}
     state = _claim(root, fingerprint)
+    for name in dict.fromkeys(part.dataset for part in parts):  # also in a corpus of an earlier version, which had none
+        folder = root / get_row(name).root / get_row(name).face_dir
+        if not (folder / RECORD).is_file():
+            write_record(folder, {"channels": "rgb"})
     if state.get("finished"):
         return False
     plans = {part: plan_part(part, seed=seed) for part in parts}

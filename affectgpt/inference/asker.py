@@ -94,6 +94,7 @@ class Asker:
             n_frames=self.config.inference.vis_processor.train.n_frms,
             image_size=self.config.inference.vis_processor.train.image_size,
             audio_clip_spacing=model.audio_clip_spacing,
+            face_channels=model.face_channels,
             features=features,
         )
 

@@ -122,6 +122,7 @@ class Benchmark:
             "decoding": vars(decoding) | {"greedy": decoding.greedy},
             "seed": inference.seed,
             "model": to_dict(self.config)["model"],
+            **({"face_crops": samples[0].crops.channels} if Modality.FACE in get_mode(self.mode).media else {}),
             "device": self.device.type,
         }
 

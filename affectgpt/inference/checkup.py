@@ -12,10 +12,13 @@ from typing import Any
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.core.provenance import file_hash
+from affectgpt.core.types import Modality
 from affectgpt.data.video import video_reader
 from affectgpt.modeling.build import weights_folder
+from affectgpt.modeling.checkpoint import face_channels_unknown, input_differences, read_checkpoint
 from affectgpt.modeling.llm.rows import configured_llm
 from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids, stop_sequences
+from affectgpt.prompts.modes import get_mode
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 # The ranges of pyproject.toml that answers depend on.
@@ -121,6 +124,26 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
         "###": stop_sequences(tokenizer)[0][0],
         **{modality.placeholder: found for modality, found in placeholder_ids(tokenizer).items()},
     }
+
+
+def check_inputs(path: Path, config: Config, *, mode: str) -> Iterator[Finding]:
+    """What the encoders were given when a checkpoint was made, where that is not what they get now, or not known."""
+    saved = read_checkpoint(path).get("config")
+    for difference in input_differences(saved, vars(config.model)):
+        yield Finding(WARN, "checkpoint's inputs", f"{path} {difference}")
+    if Modality.FACE not in get_mode(mode).media:
+        return
+    channels = config.model.face_channels
+    if face_channels_unknown(saved) and channels == "bgr":
+        yield Finding(
+            WARN, "face channels",
+            f"{path} was made by an earlier version of this project, which gave face crops to the encoder as they were "
+            "stored: RGB where `affectgpt preprocess` or the demo had made them, BGR where they are those of the "
+            "published data sets. The encoder gets BGR now; for a checkpoint trained on RGB crops: --options "
+            "model.face_channels=rgb",
+        )  # fmt: skip
+    else:
+        yield Finding(OK, "face channels", f"the visual encoder gets {channels.upper()} crops (model.face_channels)")
 
 
 def check_checkpoint(load: Callable[[Path], Any], path: Path) -> Finding:

@@ -13,7 +13,8 @@ import torch
 
 from affectgpt.config.load import load_config
 from affectgpt.config.paths import select_checkpoints
-from affectgpt.core.errors import DataError
+from affectgpt.core.crops import AS_PUBLISHED, CHANNELS, Crops, file_crops
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.audio import NO_AUDIO_TRACK
 from affectgpt.data.collate import collate
@@ -90,8 +91,11 @@ class Reply:
 class Predictor:
     """Answers for single clips. Build it once, call it often."""
 
-    def __init__(self, asker: Asker, *, recognise: Callable[[Path], str] | None = None) -> None:
+    def __init__(
+        self, asker: Asker, *, recognise: Callable[[Path], str] | None = None, face_framing: str = "loose"
+    ) -> None:
         self.asker = asker
+        self.face_framing = face_framing  # of the crops made here: loose or tight, see preprocess/faces
         self.recognise = recognise  # a sound or video file → what is said in it
         self._detector: FaceDetector | None = None
         self._decoder = Decoder()
@@ -105,6 +109,7 @@ class Predictor:
         options: Iterable[str] = (),
         mode: str | None = None,
         recognise: Callable[[Path], str] | None = None,
+        face_framing: str = "loose",
     ) -> Predictor:
         """Build the model of a configuration and lay a checkpoint over it (default: the one inference would run)."""
         options = list(options)
@@ -114,7 +119,7 @@ class Predictor:
         chosen = select_checkpoints(config)[-1]
         asker = Asker(config, device=inference_device(config), mode=mode)
         asker.use(chosen.path)
-        return cls(asker, recognise=recognise)
+        return cls(asker, recognise=recognise, face_framing=face_framing)
 
     def __call__(
         self,
@@ -123,17 +128,27 @@ class Predictor:
         subtitle: str | None = None,
         audio: str | Path | None = None,
         face: str | Path | None = None,
+        face_channels: str | None = None,
         question: str | None = None,
     ) -> Reply:
         """Answer about one video: open-vocabulary labels, or ``question``.
 
         The audio is the video's own track unless ``audio`` names a file; faces are detected unless ``face`` names an
-        npy ``[N, H, W, 3]`` uint8. ``subtitle=None``: the .srt or .vtt file beside the video, else what ``recognise``
+        npy ``[N, H, W, 3]`` uint8, whose channel order is that of its folder's record (crops.json), else
+        ``face_channels``, else bgr. ``subtitle=None``: the .srt or .vtt file beside the video, else what ``recognise``
         hears, else none. Raises DataError naming the file when something cannot be read or no face is found.
         """
         for option, path in (("--video_path", video), ("--audio_path", audio), ("--face_npy", face)):
             if path is not None and not Path(path).is_file():
                 raise DataError(f"{option} {path}: no such file")
+        if face_channels is not None and (face is None or face_channels not in CHANNELS):
+            raise ConfigError(
+                f"--face_channels {face_channels}: "
+                + ("goes with --face_npy" if face is None else f"allowed: {', '.join(CHANNELS)}")
+            )
+        crops = AS_PUBLISHED
+        if face is not None:
+            crops = file_crops(face, claimed=face_channels, claimed_by="--face_channels")
         sample = Sample(
             name=Path(video).stem,
             dataset="clip",
@@ -141,6 +156,7 @@ class Predictor:
             video=Path(video),
             audio=None if audio is None else Path(audio),
             face=None if face is None else Path(face),
+            crops=crops,
         )
         features, flags = self._encode(sample)
 
@@ -167,7 +183,7 @@ class Predictor:
         odd: tuple[str, ...] = ()
         with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
             if sample.face is None and Modality.FACE in get_mode(self.asker.mode).media:
-                sample = replace(sample, face=Path(folder) / "faces.npy")
+                sample = replace(sample, face=Path(folder) / "faces.npy", crops=Crops("rgb", self.face_framing))
                 crops, odd = self._faces(sample.video)
                 np.save(sample.face, crops)
             example = self.asker.dataset([sample], question="")[0]
@@ -180,7 +196,7 @@ class Predictor:
         if self._detector is None:
             self._detector = FaceDetector()
         try:
-            crops = face_crops(video, detector=self._detector, decoder=self._decoder)
+            crops = face_crops(video, framing=self.face_framing, detector=self._detector, decoder=self._decoder)
         except DataError as error:
             if "no face" not in str(error):
                 raise

@@ -19,7 +19,7 @@ from affectgpt.core.types import N_FRAMES, Modality
 from affectgpt.encoders.base import ENCODERS, FrozenEncoder, Transform, encoder_class, encoder_folder
 from affectgpt.encoders.pretrained import read_config
 from affectgpt.modeling.affectgpt import AffectGPT
-from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint, recipe_of
+from affectgpt.modeling.checkpoint import LoadReport, inputs_of, load_state, read_checkpoint, recipe_of
 from affectgpt.modeling.connectors.base import (
     CONNECTORS,
     IMAGE_CONNECTORS,
@@ -227,7 +227,7 @@ def _assemble(
         visual_encoder=visual,
         acoustic_encoder=acoustic,
         placeholder_ids=placeholders,
-        recipe=recipe_of(asdict(model)),
+        recipe=recipe_of(asdict(model)) | inputs_of(asdict(model)),
     )
     for key, prefixes in _FREEZES.items():
         if getattr(model, key):

@@ -17,6 +17,7 @@ from torch import nn
 from affectgpt.config.schema import ModelConfig
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import atomic_path
+from affectgpt.core.runtime import logger
 
 _LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
@@ -25,6 +26,9 @@ _RECIPE_KEYS = (
     "visual_encoder", "acoustic_encoder", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
     "num_image_query_token", "lora_r",
 )  # fmt: skip
+
+# What the encoders are given. Tensors fit all the same where these differ, and answers suffer.
+_INPUT_KEYS = ("face_channels", "audio_clip_spacing")
 
 
 def published_name(model: nn.Module, name: str) -> str:
@@ -144,7 +148,8 @@ def load_state(
 ) -> LoadReport:
     """Copy tensors of published names into a model, non-strictly, and say what fitted.
 
-    ``config`` is that of the file; where the recipe differs, the report says so.
+    ``config`` is that of the file; where the recipe differs, the report says so, and where the encoders were given
+    something else, a warning does.
     Raises CheckpointError when not one trained tensor of the model is in ``state`` with its shape.
     """
     report = LoadReport()
@@ -166,6 +171,8 @@ def load_state(
         report.made_by = _recipe_differences(config, getattr(model, "recipe", {}))
     if not set(trained) & set(report.loaded):
         raise CheckpointError(f"{source}: not one trained tensor fits this model ({report})")
+    for difference in input_differences(config, getattr(model, "recipe", {})):
+        logger.warning("%s: %s", source, difference)
     return report
 
 
@@ -173,6 +180,35 @@ def recipe_of(model_section: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration's model section that decide which tensors a checkpoint holds; defaults filled in."""
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
     return {key: model_section.get(key, defaults[key]) for key in _RECIPE_KEYS}
+
+
+def inputs_of(model_section: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a model section that decide what the encoders are given; defaults filled in."""
+    defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    return {key: model_section.get(key, defaults[key]) for key in _INPUT_KEYS}
+
+
+def input_differences(config: Mapping[str, Any] | None, model_section: Mapping[str, Any]) -> list[str]:
+    """Where the encoders were given something else when a file was made (by its ``config``) than now, in words."""
+    theirs = (config or {}).get("model")
+    if not isinstance(theirs, Mapping):
+        return []
+    unknown = {"face_channels"} if face_channels_unknown(config) else set()
+    return [
+        f"was made with model.{key}={value}, this run has {model_section[key]}; to run it as it was made: --options "
+        f"model.{key}={value}"
+        for key, value in inputs_of(theirs).items()
+        if key not in unknown and model_section.get(key, value) != value
+    ]
+
+
+def face_channels_unknown(config: Mapping[str, Any] | None) -> bool:
+    """Whether a file's ``config`` is of an earlier version of this project, which took face crops as they were stored.
+
+    Published files have none of this project's keys: they were made from BGR crops.
+    """
+    theirs = (config or {}).get("model")
+    return isinstance(theirs, Mapping) and "audio_clip_spacing" in theirs and "face_channels" not in theirs
 
 
 def _recipe_differences(config: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
@@ -10,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from affectgpt.core.crops import FRAMINGS, PUBLISHED, in_order, read_record, write_record
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.core.files import atomic_path, write_json
+from affectgpt.core.files import atomic_path
+from affectgpt.core.runtime import logger
 from affectgpt.data.csvfile import check_name
 from affectgpt.data.guard import Decoder
 from affectgpt.data.video import VIDEO_SUFFIXES
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 NO_SOUND = "no sound track"
+_FLAGS = {"framing": "--face-framing"}  # entry of the record → flag of the command, where that is another
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,14 @@ class Places:
 
     root: Path
 
+    @property
+    def faces(self) -> Path:
+        """``openface_face``: the face crops, and the record of how they are stored (see core/crops)."""
+        return self.root / "openface_face"
+
     def face(self, name: str) -> Path:
         """``openface_face/NAME.npy``, uint8 ``[n, 112, 112, 3]``."""
-        return self.root / "openface_face" / f"{name}.npy"
+        return self.faces / f"{name}.npy"
 
     def audio(self, name: str) -> Path:
         """``audio/NAME.wav``, 16 kHz mono."""
@@ -49,22 +56,39 @@ class Places:
         return self.root / "subtitle.csv"
 
 
-def claim(places: Places, settings: dict[str, Any]) -> None:
-    """Note how the crops of a folder are made; ConfigError when crops are there that were made otherwise."""
-    record = places.root / "preprocess.json"
-    crops = places.face("x").parent
-    if record.is_file() and crops.is_dir() and any(crops.glob("*.npy")):
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{record}: no JSON ({error}); remove it and {crops}") from error
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise ConfigError(
-                    f"{crops}: its crops were made with --{name} {found.get(name)}, this run has --{name} {value}; "
-                    "keep to that, or remove the folder"
-                )
-    write_json(record, settings)
+def claim(places: Places, *, frames: int, channels: str | None, framing: str | None) -> dict[str, Any]:
+    """How the crops of this run are made, noted in their folder; None: as those that are there, else the default.
+
+    Raises ConfigError when crops are there that were made otherwise, DataError for a damaged record.
+    """
+    folder = places.faces
+    settings = {"frames": frames, "channels": channels or PUBLISHED, "framing": framing or FRAMINGS[0]}
+    if not folder.is_dir() or not any(folder.rglob("*.npy")):
+        write_record(folder, settings)
+        return settings
+    path, found = read_record(folder)
+    if found is None:
+        if channels not in (None, PUBLISHED):
+            raise ConfigError(
+                f"{folder}: holds face crops without a record ({path.name}), which count as {PUBLISHED}; this run has "
+                f'--channels {channels}. If they are {channels}, write {{"channels": "{channels}"}} into {path}'
+            )
+        found = {"channels": PUBLISHED}
+    for name, asked in {"frames": frames, "channels": channels, "framing": framing}.items():
+        there = found.get(name)
+        if there is None or there == asked:
+            continue
+        flag = _FLAGS.get(name, f"--{name}")
+        if asked is not None or there == "openface":
+            raise ConfigError(
+                f"{folder}: its crops were made with {flag} {there}, this run has {flag} {settings[name]}; keep to "
+                "that, or give another --out"
+            )
+        if there != settings[name]:
+            logger.info("%s: holds crops made with %s %s; this run keeps to it", folder, flag, there)
+            settings[name] = there
+    write_record(folder, found)
+    return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +119,11 @@ def find_videos(folder: Path) -> list[Path]:
 class ClipProcessor:
     """Makes what is not there yet. One per process: it holds the face detector and a decoder."""
 
-    def __init__(self, places: Places, *, n_frames: int, sheet: bool, channels: str, time_limit: float) -> None:
+    def __init__(
+        self, places: Places, *, n_frames: int, sheet: bool, channels: str, time_limit: float, framing: str = "loose"
+    ) -> None:
         self.places, self.n_frames, self.sheet, self.channels = places, n_frames, sheet, channels
+        self.framing = framing
         self.decoder = Decoder(time_limit=time_limit)
         self._detector: FaceDetector | None = None
 
@@ -122,9 +149,11 @@ class ClipProcessor:
         target, sheet = self.places.face(name), self.places.sheet(name)
         if not target.exists():
             self._detector = self._detector or FaceDetector()
-            crops = face_crops(video, n_frames=self.n_frames, detector=self._detector, decoder=self.decoder)
+            crops = face_crops(
+                video, n_frames=self.n_frames, framing=self.framing, detector=self._detector, decoder=self.decoder
+            )
             with atomic_path(target) as temporary:
-                np.save(temporary, crops if self.channels == "rgb" else crops[..., ::-1])
+                np.save(temporary, in_order(crops, stored="rgb", wanted=self.channels))
         if self.sheet and not sheet.exists():
             write_sheet(np.load(target, mmap_mode="r", allow_pickle=False), sheet, channels=self.channels)
 

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 
 from affectgpt.config.paths import list_checkpoints
-from affectgpt.config.schema import Config, ModelConfig, to_dict
+from affectgpt.config.schema import Config, DatasetConfig, ModelConfig, to_dict
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.runtime import logger
-from affectgpt.modeling.checkpoint import read_checkpoint
+from affectgpt.modeling.checkpoint import face_channels_unknown, read_checkpoint
 
 STATE = "last.state"
 # What the weights' shapes and meaning depend on; the rest of the model section may change between runs.
 _SAME_MODEL = [
     "llama_model", "acoustic_encoder", "visual_encoder", "multi_fusion_type", "video_fusion_type", "audio_fusion_type",
     "image_fusion_type", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
-    "num_image_query_token", "lora_r", "audio_clip_spacing",
+    "num_image_query_token", "lora_r", "audio_clip_spacing", "face_channels",
     "frozen_video_proj", "frozen_video_Qformer", "frozen_audio_Qformer", "frozen_audio_proj", "frozen_multi_Qformer",
     "frozen_multi_llama_proj", "frozen_llm",
 ]  # fmt: skip
@@ -136,13 +136,18 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
     if "model" in theirs:
         for key in _SAME_MODEL:
             old = theirs["model"].get(key, fresh[key])
-            if old != ours["model"][key]:
+            if key == "face_channels" and face_channels_unknown(theirs):
+                logger.warning(
+                    "%s: made by an earlier version, which gave face crops to the encoder as they were stored; from "
+                    "here on it gets them as %s (model.face_channels)", path, ours["model"][key],
+                )  # fmt: skip
+            elif old != ours["model"][key]:
                 differences.append(f"model.{key} was {old!r}, is {ours['model'][key]!r}")
     if "position" in content:
         for key in _SAME_ORDER:
             if theirs["run"][key] != ours["run"][key]:
                 differences.append(f"run.{key} was {theirs['run'][key]!r}, is {ours['run'][key]!r}")
-        if theirs["datasets"] != ours["datasets"]:
+        if _blocks(theirs) != _blocks(ours):
             differences.append(f"datasets were {theirs['datasets']}, are {ours['datasets']}")
         if len(content["random"]) != world_size:
             differences.append(f"it was made by {len(content['random'])} processes, now there are {world_size}")
@@ -155,6 +160,13 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
             + (", or go on from an epoch's checkpoint_*.pth" if "position" in content else "")
             + ", or start anew without run.resume_ckpt_path."
         )
+
+
+def _blocks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The data sets' blocks, with defaults for keys that an earlier version did not know; how faces are stored may
+    be said later."""
+    fresh = asdict(DatasetConfig())
+    return {name: {**fresh, **block, "face_channels": None} for name, block in config["datasets"].items()}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, *, source: Path) -> None:

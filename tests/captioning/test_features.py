@@ -76,3 +76,40 @@ def test_features_are_computed_where_the_store_lacks_them_and_tried_again_when_f
     finally:
         for folder, suffix in (("audio", ".wav"), ("video", ".mp4"), ("openface_face", ".npy")):
             (small_world.input / folder / f"clip0006{suffix}").unlink()
+
+
+def test_clips_in_either_channel_order_have_the_same_features(small_world, tmp_path):
+    """The crowd learns from published crops (BGR) and judges clips whose folder may say RGB."""
+    import shutil
+
+    from affectgpt.captioning.clips import load_clips
+    from affectgpt.captioning.clips import samples as samples_of
+    from affectgpt.cli.crowd import features_of
+
+    shutil.copytree(small_world.input, tmp_path / "rgb")
+    faces = tmp_path / "rgb" / "openface_face"
+    for path in faces.glob("*.npy"):
+        np.save(path, np.load(path)[..., ::-1])
+    (faces / "crops.json").write_text('{"channels": "rgb"}')
+    found = []
+    for number, root in enumerate((small_world.input, tmp_path / "rgb")):
+        config = small_world.config(f"paths.features_root={tmp_path / str(number)}", f"captioning.input.root={root}")
+        clips = samples_of(load_clips(config.captioning.input, title="x", limit=3))
+        found.append(features_of(config, "x", "unlabelled", clips))
+    assert found[0].names == found[1].names and len(found[0].names) == 3
+    np.testing.assert_array_equal(found[0].visual, found[1].visual)
+    (faces / "crops.json").unlink()  # bgr, it is said now: other features
+    with pytest.raises(DataError, match=r"crops\.channels is 'rgb', this run has 'bgr'"):
+        features_of(config, "x", "unlabelled", samples_of(load_clips(config.captioning.input, title="x", limit=3)))
+
+
+def test_a_crowd_of_the_other_order_is_another_crowd(small_world):
+    from affectgpt.captioning.features import encoder_keys
+    from affectgpt.core.types import Modality
+    from affectgpt.data.features import differing
+
+    bgr, rgb = (
+        encoder_keys(small_world.config(f"model.face_channels={order}"), Modality.FACE) for order in ("bgr", "rgb")
+    )
+    assert differing(bgr, rgb) == "face.preprocessing.face_channels is 'bgr', this run has 'rgb'"
+    assert "crops" not in bgr["face"]  # how a set's crops are stored is the store's own affair

@@ -221,3 +221,30 @@ def test_a_data_set_that_was_not_made_here_is_not_overwritten(world, tmp_path):
         run(world, f"captioning.output={tmp_path / 'theirs'}")
     assert theirs.read_text() == "name,openset\n"
     assert run(world) == 0 and run(world) == 0  # its own may be written again
+
+
+@pytest.mark.parametrize("channels", ["bgr", "rgb"])
+def test_the_report_shows_faces_in_their_colours(channels, world, tmp_path):
+    import base64
+    import io
+    import re
+    import shutil
+
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path / "clips"
+    shutil.copytree(world.input, root)
+    faces = root / "openface_face"
+    for path in faces.glob("*.npy"):
+        crops = np.zeros((20, 32, 32, 3), np.uint8)
+        crops[..., channels.index("r")] = 220
+        np.save(path, crops)
+    if channels == "rgb":
+        (faces / "crops.json").write_text('{"channels": "rgb"}')
+    options = (f"captioning.input.root={root}", f"captioning.merge.file={root}/descriptions.csv")
+    assert run(world, *options, flags=("--steps", "low_level", "--limit", "3")) == 0
+    page = (world.work / "report-low_level-first3.html").read_text()
+    [first, *_] = re.findall(r"data:image/jpeg;base64,([\w+/=]+)", page)
+    red, _, blue = np.asarray(Image.open(io.BytesIO(base64.b64decode(first)))).mean(axis=(0, 1))
+    assert red > 180 and blue < 40

@@ -129,6 +129,39 @@ def test_own_data_sets_of_a_configuration(make, tmp_path, capsys):
         main([])
 
 
+def test_records_of_face_folders_are_checked(layout, make, tmp_path, capsys):
+    """The table's sets and one's own: a record that nobody understands, or that the configuration contradicts."""
+    make.csv(tmp_path / "a.csv", ["name", "why"], [["x", "He is glad."]])
+    make.faces(tmp_path / "f" / "x.npy")
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "datasets:\n"
+        "  sims: {face_channels: bgr}\n"
+        "  mine: {path: a.csv, columns: {description: why}, folders: {face: f}, face_channels: rgb}\n"
+        f"paths: {{dataset_root: {tmp_path}}}\n"
+    )
+    arguments = ["--cfg-path", str(config), "--any-count"]
+    records = [layout.root / "openface_face" / "crops.json", tmp_path / "f" / "crops.json"]
+    for text in ('{"channels": "rgb"}', '{"channels": "bgr"}'):
+        for record in records:
+            record.write_text(text)
+        assert main(arguments) == 1
+        shown = capsys.readouterr().out
+        wrong, key = (records[0], "sims") if "rgb" in text else (records[1], "mine")
+        assert (
+            f"{wrong} says that the face crops are stored as" in shown and f"datasets.{key}.face_channels says" in shown
+        )
+        assert "problems: 2" in shown if key == "sims" else "problems: 1" in shown  # train and test of SIMS
+    records[0].write_text('{"channels": "blue"}')
+    records[1].write_text('{"channels": "rgb"}')
+    assert main(arguments) == 1
+    assert "sims test: face unreadable".lower() in (shown := capsys.readouterr().out).lower()
+    assert "channels is 'blue'; allowed: bgr, rgb" in shown
+    assert main([*arguments, "--media", "audio"]) == 0  # nobody looks at faces
+    records[0].unlink()
+    assert main(arguments) == 0
+
+
 def test_all_twelve_data_sets_at_once(make, tmp_path, capsys):
     rows = [row for row in DATASETS.values() if row.label_file or row.openset_file]
     for row in rows:

@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -229,6 +230,54 @@ def test_a_file_that_changed_is_not_answered_for(cfg, make, tmp_path):
     with pytest.raises(DataError, match=r"its face file has 188288 bytes, its stored features were computed from 451"):
         reader(samples[0])
     assert reader(samples[1])[0].shape == reader.shape
+
+
+def test_a_file_of_the_same_size_is_told_from_a_copy(cfg, make, tmp_path):
+    """Crops made again in the other channel order have the same bytes in number; a copy has another time only."""
+    import os
+
+    root = tmp_path / "own"
+    make.layout(get_row("OVMERD"), root, media=True)
+    option = f"paths.dataset_root={root}"
+    assert main(["--cfg-path", str(cfg), "--options", option]) == 0
+    _, samples = named_samples(load_config(cfg, [option]), "ovmerd", split="train")
+    reader = reader_of(load_config(cfg), Modality.FACE)
+    os.utime(samples[0].face, (1, 1))
+    crops = np.load(samples[1].face)
+    np.save(samples[1].face, crops[..., ::-1])
+    assert reader(samples[0])[0].shape == reader.shape
+    with pytest.raises(DataError, match=r"its face file has other content than its stored features were computed from"):
+        reader(samples[1])
+
+
+def test_faces_stored_by_an_earlier_version_are_refused_in_one_line(cfg, tokenizer, caplog, monkeypatch):
+    config = load_config(cfg)
+    assert main(["--cfg-path", str(cfg)]) == 0
+    path = folder_of(config, Modality.FACE) / "key.json"
+    meta = json.loads(path.read_text())
+    del meta["key"]["crops"], meta["key"]["preprocessing"]["face_channels"]
+    path.write_text(json.dumps(meta))
+    said = "do not say which channel order the crops had; remove the folder and run affectgpt extract_features"
+    with pytest.raises(DataError, match=said):
+        batches_of(config, tokenizer, features="require")
+    with pytest.raises(DataError, match=said):
+        main(["--cfg-path", str(cfg)])
+    monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
+    assert batches_of(config, tokenizer).media == {Modality.FACE}  # decoded; the sound is read from the store
+    told = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
+    assert len(told) == 1 and said in told.pop()
+
+
+def test_crops_of_another_framing_are_other_crops(cfg, make, tmp_path):
+    root = tmp_path / "own"
+    layout = make.layout(get_row("OVMERD"), root, media=True)
+    option = f"paths.dataset_root={root}"
+    record = layout.root / "openface_face" / "crops.json"
+    record.write_text('{"channels": "bgr", "framing": "loose"}')
+    assert main(["--cfg-path", str(cfg), "--options", option]) == 0
+    record.write_text('{"channels": "bgr", "framing": "tight"}')
+    with pytest.raises(DataError, match=r"crops\.framing is 'loose', this run has 'tight'"):
+        main(["--cfg-path", str(cfg), "--options", option])
 
 
 def test_the_test_split_is_prepared_as_inference_does(cfg, world, make):

@@ -8,7 +8,7 @@ import pytest
 from affectgpt.core.errors import DataError
 from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
 from affectgpt.preprocess.detect import Face, FaceDetector
-from affectgpt.preprocess.faces import align, face_crops, similarity
+from affectgpt.preprocess.faces import CROP_SIZE, align, face_crops, similarity, tight_crop
 
 LANDMARKS = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]])
 
@@ -185,3 +185,29 @@ def test_a_real_clip(merunibench):
     assert crops.shape == (8, 112, 112, 3)
     skin = crops[:, 45:95, 35:80].astype(float).mean(axis=(1, 2))  # where the template has eyes, nose and mouth
     assert (skin[:, 0] > skin[:, 2] + 10).all()  # RGB: skin is redder than blue
+
+
+def test_a_tight_crop_is_filled_from_jaw_to_jaw_and_black_outside():
+    """As OpenFace frames a face at scale 0.7: eyes 46 pixels apart (loose: 35), corners of the picture black."""
+    image = np.full((400, 400, 3), 200, np.uint8)
+    landmarks = LANDMARKS * 2 + 60
+    for x, y in landmarks.round().astype(int):
+        image[y - 2 : y + 3, x - 2 : x + 3] = (255, 0, 0)
+    crop = tight_crop(image, landmarks)
+    assert crop.shape == (CROP_SIZE, CROP_SIZE, 3)
+    black = (crop == 0).all(axis=2)
+    assert black[-1, :40].all() and black[-1, -40:].all() and black[90:, :10].all() and black[90:, -10:].all()
+    assert not black[:60, 14:-14].any() and not black[60:105, 45:67].any()
+    assert (black == black[:, ::-1]).mean() > 0.97  # the outline is that of a face seen from the front
+    red = np.argwhere((crop[..., 0].astype(int) - crop[..., 1]) > 60)
+    eyes = red[red[:, 0] < 40]
+    assert 42 < eyes[:, 1].max() - eyes[:, 1].min() < 56
+    small = tight_crop(image, landmarks, size=56)
+    assert small.shape == (56, 56, 3) and abs((small == 0).all(axis=2).mean() - black.mean()) < 0.03
+
+
+def test_framing_changes_the_crops_not_the_person(tmp_path):
+    path = write(tmp_path / "a.mp4", [drawn(3)] * 3)
+    loose, tight = (face_crops(path, n_frames=2, framing=framing) for framing in ("loose", "tight"))
+    assert loose.shape == tight.shape == (2, CROP_SIZE, CROP_SIZE, 3)
+    assert (loose[:, -1, :20] > 0).any() and (tight[:, -1, :20] == 0).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_command_and_restart(tmp_path):
     (videos / "broken.mp4").write_bytes(b"no video")
     arguments = ["--video-dir", str(videos), "--out", str(out), "--sheet", "--frames", "4"]
     assert main(arguments) == 1
-    assert {p.name for p in (out / "openface_face").iterdir()} == {"said.npy", "silent.npy"}
+    assert {p.name for p in (out / "openface_face").iterdir()} == {"crops.json", "said.npy", "silent.npy"}
     assert {p.name for p in (out / "sheets").iterdir()} == {"said.png", "silent.png"}
     assert {p.name for p in (out / "audio").iterdir()} == {"said.wav", "wall.wav"}
     assert read_faces(out / "openface_face" / "said.npy").shape == (8, 224, 224, 3)
@@ -147,12 +148,58 @@ def test_crops_of_other_settings_are_not_mixed(tmp_path):
     write_clip(videos / "a.mp4")
     arguments = ["--video-dir", str(videos), "--out", str(out), "--frames", "2"]
     assert main(arguments) == 0
+    with pytest.raises(ConfigError, match="made with --channels bgr, this run has --channels rgb"):
+        main([*arguments, "--channels", "rgb"])
+    bgr = np.load(out / "openface_face" / "a.npy")
+    (out / "openface_face" / "a.npy").unlink()
+    assert main([*arguments, "--channels", "rgb"]) == 0
+    np.testing.assert_array_equal(np.load(out / "openface_face" / "a.npy"), bgr[..., ::-1])
+
+
+def test_crops_are_stored_as_published_and_the_folder_says_so(tmp_path):
+    from affectgpt.core.crops import folder_crops
+    from affectgpt.preprocess.faces import face_crops
+
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    clip = write_clip(videos / "a.mp4")
+    arguments = ["--video-dir", str(videos), "--out", str(out), "--frames", "2"]
+    assert main(arguments) == 0
+    faces = out / "openface_face"
+    assert json.loads((faces / "crops.json").read_text()) == {"channels": "bgr", "framing": "loose", "frames": 2}
+    np.testing.assert_array_equal(np.load(faces / "a.npy"), face_crops(clip, n_frames=2)[..., ::-1])
+    with pytest.raises(ConfigError, match="made with --face-framing loose, this run has --face-framing tight"):
+        main([*arguments, "--face-framing", "tight"])
+    # crops of an earlier version, RGB by the record beside the folder: kept to, and noted in the folder
+    (faces / "crops.json").unlink()
+    (out / "preprocess.json").write_text('{"frames": 2, "channels": "rgb"}')
+    write_clip(videos / "b.mp4", seed=2)
     with pytest.raises(ConfigError, match="made with --channels rgb, this run has --channels bgr"):
         main([*arguments, "--channels", "bgr"])
-    rgb = np.load(out / "openface_face" / "a.npy")
-    (out / "openface_face" / "a.npy").unlink()
-    assert main([*arguments, "--channels", "bgr"]) == 0
-    np.testing.assert_array_equal(np.load(out / "openface_face" / "a.npy"), rgb[..., ::-1])
+    assert main(arguments) == 0
+    np.testing.assert_array_equal(np.load(faces / "b.npy"), face_crops(videos / "b.mp4", n_frames=2))
+    assert folder_crops(faces).channels == "rgb" and not (out / "preprocess.json").exists()
+    # crops that nothing is known of count as published
+    (faces / "crops.json").unlink()
+    with pytest.raises(ConfigError, match=r"without a record .* count as bgr; this run has --channels rgb"):
+        main([*arguments, "--channels", "rgb"])
+    (faces / "crops.json").write_text('{"channels": "bgr", "framing": "openface"}')
+    with pytest.raises(ConfigError, match="made with --face-framing openface, this run has --face-framing loose"):
+        main(arguments)
+
+
+@pytest.mark.parametrize("channels", ["bgr", "rgb"])
+def test_sheets_of_the_command_show_true_colours(channels, tmp_path):
+    from PIL import Image
+
+    from affectgpt.preprocess.faces import face_crops
+
+    (tmp_path / "videos").mkdir()
+    clip = write_clip(tmp_path / "videos" / "a.mp4")
+    arguments = ["--video-dir", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--frames", "1"]
+    assert main([*arguments, "--sheet", "--channels", channels]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "out" / "sheets" / "a.png"))  # RGB
+    np.testing.assert_array_equal(sheet[:112, :112], face_crops(clip, n_frames=1)[0])
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

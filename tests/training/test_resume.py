@@ -189,6 +189,7 @@ def test_a_state_of_another_recipe_is_refused_before_the_model_is_loaded(recipe,
     assert run_train("--cfg-path", str(path)).status == 0
     state = run_folder(path) / "last.state"
     for option, told in (
+        ("model.face_channels=rgb", "model.face_channels was 'bgr', is 'rgb'"),
         ("model.lora_r=8", "model.lora_r was 4, is 8"),
         ("run.batch_size_train=2", "run.batch_size_train was 3, is 2"),
         ("datasets.mercaptionplus.label_type=ovlabel", "datasets were"),
@@ -199,3 +200,19 @@ def test_a_state_of_another_recipe_is_refused_before_the_model_is_loaded(recipe,
         assert outcome.status == 1
         assert "is of another recipe" in outcome.stderr and told in outcome.stderr
         assert "trained parameters" not in outcome.stderr
+
+
+def test_a_state_of_an_earlier_version_says_nothing_of_channels(recipe):
+    """It has neither model.face_channels nor the blocks' key: training resumes, and the log says what is new."""
+    path = recipe(mode="face_text", max_epoch=1, iters_per_epoch=1)
+    assert run_train("--cfg-path", str(path)).status == 0
+    state = run_folder(path) / "last.state"
+    content = torch.load(state, weights_only=True)
+    del content["config"]["model"]["face_channels"]
+    for block in content["config"]["datasets"].values():
+        del block["face_channels"]
+    torch.save(content, state)
+    options = ["--options", f"run.resume_ckpt_path={state}", "run.max_epoch=2"]
+    outcome = run_train("--cfg-path", str(path), *options)
+    assert outcome.status == 0, outcome.stderr
+    assert "gave face crops to the encoder as they were stored; from here on it gets them as bgr" in outcome.stderr
