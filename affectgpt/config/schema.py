@@ -6,8 +6,10 @@ Keys marked *ignored* are accepted because released files have them, and change 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from affectgpt.core.types import IMAGE_SIZE
 
 FUSION = Literal["attention", "mean", "qformer"]
 IGNORED = {"ignored": True}
@@ -60,6 +62,7 @@ class ModelConfig:
     lora_r: int = 16  # rank of LoRA; 0: none
     vis_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     text_processor: Any = field(default=None, metadata=IGNORED)
+    txt_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     audio_clip_spacing: int = (
         8  # ours: 8 as the released checkpoints were made, 7 as later library releases space clips
@@ -74,9 +77,10 @@ class DatasetConfig:
     """One training data set; its key in ``datasets:`` is its name in lower case."""
 
     data_type: Literal["video", "audio", "image"] = "video"
-    face_or_frame: str = "multiface_audio_face_text"  # input mode: which parts the prompt has
+    # Input mode: which parts the prompt has. Image mode on a set of videos: one frame of each, drawn by its name.
+    face_or_frame: str = "multiface_audio_face_text"
     label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
-    ratio: float = 1.0  # keep this fraction, drawn by the seed
+    ratio: float = 1.0  # keep int(samples * ratio) of the samples, at least one, drawn by the seed
     sample_ratio: float | None = None  # weight of this set when several are mixed; uniform when absent
     features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
     path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
@@ -93,22 +97,23 @@ class RunConfig:
     lr_sched: str = "linear_warmup_cosine_lr"  # see training/optim
     init_lr: float = 1e-5
     min_lr: float = 1e-5
-    warmup_lr: float = 1e-6
-    warmup_steps: int = 5000
+    warmup_lr: float = -1.0  # where the warm-up starts, 0 or more; -1: at init_lr
+    warmup_steps: int = 0
     lr_decay_rate: float = 1.0  # linear_warmup_step_lr: factor per epoch
     weight_decay: float = 0.05
     beta2: float = 0.999
     max_epoch: int = 60
-    iters_per_epoch: int = 5000
+    iters_per_epoch: int = 10000  # optimizer steps, each of accum_grad_iters batches
     batch_size_train: int = 3  # per GPU
     batch_size_eval: int = 3
     seed: int = 42  # plus the rank
     num_workers: int = 4  # loader processes
-    amp: bool = True  # autocast fp16 with gradient scaling on a GPU
+    amp: bool = True  # autocast fp16 with gradient scaling on a GPU (published: False where a file leaves it out)
     accum_grad_iters: int = 1
     log_freq: int = 50  # steps between two log lines
     resume_ckpt_path: str | None = None
     evaluate: bool = False  # train nothing; print the losses of valid_splits and the scores of score_datasets
+    output_dir: str | None = None  # folder of the runs: <output_dir>/<job>; not set: <paths.output_root>/<name>
     train_splits: tuple[str, ...] = ("train",)
     valid_splits: tuple[str, ...] = ()  # splits whose loss is measured: valid (see valid_ratio), or one of a data set
     on_error: Literal["raise", "skip"] = "raise"  # ours: a sample that cannot be read ends the run, or is left out
@@ -131,6 +136,8 @@ class RunConfig:
     score_every: int = 0  # epochs between two scorings; 0: never
     score_samples: int = 100  # of each data set
     device: str = "cuda"  # cuda, cuda:N, cpu, auto (ours: the GPU if there is one)
+    runner: Any = field(default=None, metadata=IGNORED)
+    test_splits: Any = field(default=None, metadata=IGNORED)
     world_size: int = field(default=1, metadata=IGNORED)
     dist_url: str = field(default="env://", metadata=IGNORED)
     distributed: bool = True
@@ -141,22 +148,23 @@ class InferenceConfig:
     """Which checkpoint answers, how, and where the answers go."""
 
     task: Any = field(default=None, metadata=IGNORED)
-    vis_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    vis_processor: ProcessorConfig = field(default_factory=ProcessorConfig)  # not used: see Config.inference_frames
     text_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     face_or_frame: Any = field(default=None, metadata=IGNORED)
     base_root: str = "output/results"  # results go to {base_root}-{data set}/{checkpoint folder}/{checkpoint}.npz
-    ckpt_root: str | None = None  # a folder of checkpoints; else the search of config/paths
-    ckpt_name: str | None = None  # one checkpoint file
-    test_epoch: int | None = None
-    test_epochs: str | None = None  # "A-B"
+    ckpt_root: str | None = None  # a folder of checkpoints; counts before ckpt_name
+    ckpt_name: str | None = None  # a run's folder below output/<name>/, or one checkpoint file; neither: the search
+    test_epoch: int | None = None  # of the folder
+    test_epochs: str | None = None  # "A-B": all of them must be there
     skip_epoch: int = 1  # of A-B, those divisible by this
     gpu: int = 0
     engine: Literal["transformers", "vllm"] = "transformers"  # ours: what decodes
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
     temperature: float = 1.0  # ours: of sampling
     top_p: float = 0.9  # ours: of sampling
-    top_k: int | None = None  # ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 0: all tokens
+    # Ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 50 where it names none; 0: all tokens
+    top_k: int | None = None
     max_new_tokens: int = 1200  # ours
     batch_size: int | None = None  # ours: clips generated together; not set: as many as memory allows
     tensor_parallel_size: int = 1  # ours: GPUs that share one model (vllm)
@@ -185,3 +193,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+
+    @property
+    def inference_frames(self) -> ProcessorSpec:
+        """Frames per clip and their pixels at inference: as many as in training, always 224 x 224 (as published)."""
+        return replace(self.model.vis_processor.train, image_size=IMAGE_SIZE)
