@@ -45,7 +45,7 @@ def open_readers(config: Config, *, title: str, split: str, visual: Modality) ->
 
 def _key(config: Config, split: str, modality: Modality) -> dict[str, Any]:
     """The key under which features of a split are stored: splits but ``train`` are prepared as inference does."""
-    processor = (config.model if split == "train" else config.inference).vis_processor.train
+    processor = config.model.vis_processor.train if split == "train" else config.inference_frames
     return feature_key(config, modality, device_type=device_type(config), processor=processor)
 
 

@@ -62,14 +62,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _mode_of(config: Any, name: str) -> str:
     from affectgpt.core.errors import ConfigError
+    from affectgpt.inference.asker import training_mode
 
     spec = next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), None)
     if spec is not None:
         return spec.face_or_frame
-    modes = {spec.face_or_frame for spec in config.datasets.values()}
-    if len(modes) != 1:
-        raise ConfigError(f"{config.name}: which media does {name} need? Say the input mode with --mode")
-    return modes.pop()
+    try:
+        return training_mode(config)
+    except ConfigError:
+        raise ConfigError(f"{config.name}: which media does {name} need? Say the input mode with --mode") from None
 
 
 def extract(
@@ -101,11 +102,11 @@ def extract(
     is_audio = modality is Modality.AUDIO
     encoder_name = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
     kind = (ACOUSTIC_ENCODERS if is_audio else VISUAL_ENCODERS).get(encoder_name)
-    processor = (config.model if split == "train" else config.inference).vis_processor.train
+    processor = config.model.vis_processor.train if split == "train" else config.inference_frames
     folder = model_folder(config, encoder_name, key=f"model.{'acoustic' if is_audio else 'visual'}_encoder")
     writer = FeatureWriter(
         store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name),
-        key=feature_key(config, modality, device_type=device.type, processor=processor),
+        key=feature_key(config, modality, device_type=device.type, processor=processor, samples=samples),
         dtype=dtype,
         rank=rank(),
     )

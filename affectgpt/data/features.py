@@ -20,8 +20,10 @@ from affectgpt.config.paths import model_folder
 from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import locked, write_json
+from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
+from affectgpt.data.audio import wave_flags
 from affectgpt.data.media import media_file
 from affectgpt.data.video import video_reader
 from affectgpt.prompts.modes import get_mode
@@ -35,11 +37,18 @@ _RESIZED_BY = {Modality.FACE: ("cv2",), Modality.IMAGE: ("PIL",)}
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".json")
 
 
-def feature_key(config: Config, modality: Modality, *, device_type: str, processor: ProcessorSpec | None = None) -> Key:
+def feature_key(
+    config: Config,
+    modality: Modality,
+    *,
+    device_type: str,
+    processor: ProcessorSpec | None = None,
+    samples: Iterable[Sample] = (),
+) -> Key:
     """Everything that an encoder's output depends on: encoder, weights, preprocessing, versions, arithmetic.
 
-    ``processor``: number and size of frames, those of training where not given. Raises CheckpointError when the
-    encoder's folder is missing.
+    ``processor``: number and size of frames, those of training where not given. ``samples``: whose images may be frames
+    of videos. Raises CheckpointError when the encoder's folder is missing.
     """
     import numpy as np
     import torch
@@ -53,10 +62,13 @@ def feature_key(config: Config, modality: Modality, *, device_type: str, process
         if is_audio
         else {"n_frames": spec.n_frms, "image_size": spec.image_size}
     )
-    if modality is Modality.FRAME:
+    is_frame = modality is Modality.IMAGE and any(sample.image is None for sample in samples)
+    if modality is Modality.FRAME or is_frame:
         preprocessing["video_reader"] = video_reader()
+    revision = REVISIONS.get(encoder)
     return {
         "encoder": encoder,
+        **({} if revision is None else {"encoder_revision": revision}),
         "weights_sha256": weights_hash(folder),
         "modality": modality.value,
         "preprocessing": preprocessing,
@@ -124,7 +136,7 @@ def stored_features(
         if policy == "auto" and not (folder / "key.json").exists():  # nothing stored: no weights are hashed for it
             continue
         try:
-            key = feature_key(config, modality, device_type=device_type(config), processor=processor)
+            key = feature_key(config, modality, device_type=device_type(config), processor=processor, samples=samples)
             reader = FeatureReader(folder, key=key)
             missing = reader.missing(samples)
             if missing:
@@ -216,7 +228,10 @@ class FeatureWriter:
         assert self._data is not None
         self._data.write(array.tobytes())
         self._data.flush()
-        self._note({"name": name, "flags": list(flags), "bytes": source_bytes})
+        entry = {"name": name, "flags": list(flags), "bytes": source_bytes}
+        if self.key.get("modality") == Modality.AUDIO:
+            entry["revision"] = REVISIONS["sound_channels"]
+        self._note(entry)
         self.done.add(name)
 
     def fail(self, name: str, reason: str) -> None:
@@ -267,6 +282,7 @@ class FeatureReader:
         self._flags: dict[str, tuple[str, ...]] = {}
         self._failed: dict[str, str] = {}
         self._bytes: dict[str, int] = {}
+        self._mixed: set[str] = set()  # sounds whose channels, if they were many, an earlier version mixed
         self._shards: list[Path] = []
         for path in _indices(folder):
             shard, record = len(self._shards), 0
@@ -283,6 +299,8 @@ class FeatureReader:
                         self._flags[entry["name"]] = tuple(entry["flags"])
                     if entry.get("bytes") is not None:
                         self._bytes[entry["name"]] = entry["bytes"]
+                    if self.modality is Modality.AUDIO and entry.get("revision") != REVISIONS["sound_channels"]:
+                        self._mixed.add(entry["name"])
                 record += 1
         self._maps: dict[int, np.ndarray] = {}
 
@@ -319,6 +337,14 @@ class FeatureReader:
                 f"{sample.dataset}: sample {sample.name!r}: its {self.modality} file has {now} bytes, its stored "
                 f"features were computed from {then}; remove {self.folder} and run affectgpt extract_features"
             )
+        if now is not None and sample.name in self._mixed:
+            path = media_file(sample, Modality.AUDIO)
+            if path is not None and wave_flags(path):
+                raise DataError(
+                    f"{sample.dataset}: sample {sample.name!r}: {path} has more than two channels, of which the first "
+                    "is taken now; its stored features were computed from the mean of all; remove "
+                    f"{self.folder} and run affectgpt extract_features"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
