@@ -17,6 +17,7 @@ from torch import nn
 from affectgpt.config.schema import ModelConfig
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import atomic_path
+from affectgpt.core.provenance import REVISIONS
 
 # Our module paths → published names.
 _WIRE_PREFIXES = {
@@ -154,6 +155,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # in the file, unknown here
     wrong_shape: list[str] = field(default_factory=list)  # "name: file (…), model (…)"
     made_by: str = ""  # the configuration that made the file, and where its recipe differs
+    revised: str = ""  # encoders that an earlier version of this package, which made the file, computed otherwise
 
     @property
     def complete(self) -> bool:
@@ -167,7 +169,7 @@ class LoadReport:
             if names:
                 shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
                 parts.append(f"{len(names)} {title.replace('_', ' of ')}: {shown}")
-        return "; ".join(parts) + (f"; {self.made_by}" if self.made_by else "")
+        return "; ".join(filter(None, [*parts, self.made_by, self.revised]))
 
 
 def load_state(
@@ -193,6 +195,7 @@ def load_state(
                 target.copy_(tensor)
                 report.loaded.append(name)
     report.missing = [name for name in trained if name not in state]
+    report.revised = _revised_encoders(config)
     if not report.complete or report.unexpected:
         report.made_by = _recipe_differences(config, getattr(model, "recipe", {}))
     if not set(trained) & set(report.loaded):
@@ -204,6 +207,22 @@ def recipe_of(model_section: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration's model section that decide which tensors a checkpoint holds; defaults filled in."""
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
     return {key: model_section.get(key, defaults[key]) for key in _RECIPE_KEYS}
+
+
+def _revised_encoders(config: Mapping[str, Any] | None) -> str:
+    """Encoders whose numbers were others when this package trained the file; what the published code made is as ours.
+
+    Only this package's configurations say how audio clips are spaced.
+    """
+    model = (config or {}).get("model")
+    if not config or not isinstance(model, Mapping) or "audio_clip_spacing" not in model:
+        return ""
+    then = config.get("revisions") or {}
+    encoders = [model.get("visual_encoder"), model.get("acoustic_encoder")]
+    revised = [name for name in encoders if name in REVISIONS and then.get(name, 1) != REVISIONS[name]]
+    if not revised:
+        return ""
+    return f"it was trained by an earlier version, whose {' and '.join(revised)} gave other numbers: train it again"
 
 
 def _recipe_differences(config: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> str:
