@@ -568,7 +568,7 @@ def test_training_writes_to_output_dir(tmp_path, tiny_models):
 
 
 @pytest.mark.parametrize("listed", ["datasets: {mercaptionplus: {}}\n", "run: {seed: 1}\n"])
-@pytest.mark.parametrize("option", ["datasets.ovmerd.ratio=0.5", "datasets.mine.path=FILE", "datasets={mine: {}}"])
+@pytest.mark.parametrize("option", ["datasets.ovmerd.ratio=0.5", "datasets[mine].path=FILE", "datasets={mine: {}}"])
 def test_options_of_a_data_set_that_is_not_listed(tmp_path, listed, option):
     """--options: datasets.X… of a set that is not listed is an error that names the key; it adds no training set."""
     name = re.search("ovmerd|mine", option)[0]

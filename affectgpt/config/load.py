@@ -109,7 +109,8 @@ def _check_listed(listed: Any, merged: Any, items: list[str], path: Path) -> Non
     for name in merged:
         if name not in listed:
             key = f"datasets.{name}"
-            item = next(i for i in items if i.startswith((f"{key}.", f"{key}=", "datasets=")))
+            written = (i for i in items if i.startswith((f"{key}.", f"{key}=", "datasets=", "datasets[")))
+            item = next(written, key)
             raise ConfigError(
                 f"--options {item!r}: {name} is not listed under datasets: of {path}.{did_you_mean(name, listed)} "
                 f"To train on it or answer it, give its block in a file of yours (extends: {path.name})"

@@ -31,6 +31,7 @@ MODEL_FOLDERS = {
     "LLaMA3": ("Meta-Llama-3-8B-Instruct", "https://huggingface.co/meta-llama/Meta-Llama-3-8B-Instruct"),
     "Baichuan2": ("Baichuan2-7B-Chat", "https://huggingface.co/baichuan-inc/Baichuan2-7B-Chat"),
 }
+_EPOCHS = re.compile(r"(\d{1,12})\s*-\s*(\d{1,12})")
 _SHOWN = 10  # epochs that an error lists
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")
 
@@ -208,7 +209,8 @@ def _run_folder(config: Config) -> Path:
 
 def _epochs(text: str, skip: int) -> range:
     """The epochs that ``test_epochs: A-B`` names: those of A to B that ``skip_epoch`` divides."""
-    first, dash, last = text.partition("-")
-    if not (dash and first.strip().isdecimal() and last.strip().isdecimal()) or int(first) > int(last):
+    match = _EPOCHS.fullmatch(text.strip())
+    first, last = (int(number) for number in match.groups()) if match else (1, 0)
+    if first > last:
         raise ConfigError(f"inference.test_epochs is {text!r}; expected A-B, e.g. 30-60")
-    return range(int(first) + -int(first) % skip, int(last) + 1, skip)
+    return range(first + -first % skip, last + 1, skip)
