@@ -48,7 +48,7 @@ def open_readers(
 
 def _key(config: Config, split: str, modality: Modality, samples: Sequence[Sample]) -> dict[str, Any]:
     """The key under which features of a split are stored: splits but ``train`` are prepared as inference does."""
-    processor = (config.model if split == "train" else config.inference).vis_processor.train
+    processor = config.model.vis_processor.train if split == "train" else config.inference_frames
     return feature_key(
         config, modality, device_type=device_type(config), processor=processor, crops=crops_of(samples, modality)
     )

@@ -43,5 +43,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help='override any key of the configuration, e.g. "run.max_epoch=3" "model.lora_r=8"',
+        help='override any key of the configuration, e.g. "run.max_epoch=3" "model.lora_r=8"; pairs do too: '
+        "run.max_epoch 3 model.lora_r 8",
     )

@@ -62,14 +62,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _mode_of(config: Any, name: str) -> str:
     from affectgpt.core.errors import ConfigError
+    from affectgpt.inference.asker import training_mode
 
     spec = next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), None)
     if spec is not None:
         return spec.face_or_frame
-    modes = {spec.face_or_frame for spec in config.datasets.values()}
-    if len(modes) != 1:
-        raise ConfigError(f"{config.name}: which media does {name} need? Say the input mode with --mode")
-    return modes.pop()
+    try:
+        return training_mode(config)
+    except ConfigError:
+        raise ConfigError(f"{config.name}: which media does {name} need? Say the input mode with --mode") from None
 
 
 def extract(
@@ -100,12 +101,17 @@ def extract(
     is_audio = modality is Modality.AUDIO
     key = "acoustic_encoder" if is_audio else "visual_encoder"
     encoder_name, kind = getattr(config.model, key), encoder_class(config, key)
-    processor = (config.model if split == "train" else config.inference).vis_processor.train
+    processor = config.model.vis_processor.train if split == "train" else config.inference_frames
     folder = encoder_folder(config, key)
     writer = FeatureWriter(
         store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name),
         key=feature_key(
-            config, modality, device_type=device.type, processor=processor, crops=crops_of(samples, modality)
+            config,
+            modality,
+            device_type=device.type,
+            processor=processor,
+            crops=crops_of(samples, modality),
+            samples=samples,
         ),
         dtype=dtype,
         rank=rank(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -17,13 +18,20 @@ def build_parser() -> argparse.ArgumentParser:
     """Arguments of the published command, and ours."""
     parser = argparse.ArgumentParser(
         prog="inference_sample.py",
-        description="Ask a checkpoint about videos. The audio track and the faces are taken from the video.",
+        description="Ask a checkpoint, or each of several (inference.test_epochs), about videos. The audio track and "
+        "the faces are taken from the video.",
     )
     add_inference_arguments(parser)
     parser.add_argument(
-        "--video_path", required=True, nargs="+", metavar="FILE", help="video files, or folders of them"
+        "--video_path",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="video files, or folders of them; not needed where the input mode takes nothing of a video",
     )
-    parser.add_argument("--audio_path", metavar="FILE", help="its audio, instead of the video's own track")
+    parser.add_argument(
+        "--audio_path", metavar="FILE", help="its audio, instead of the video's own track; alone for an audio mode"
+    )
     parser.add_argument("--face_npy", metavar="FILE", help="face crops [N, H, W, 3] uint8, instead of detection")
     parser.add_argument(
         "--face_channels", choices=("bgr", "rgb"),
@@ -81,23 +89,35 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
     if args.face_channels and not args.face_npy:
         raise ConfigError("--face_channels goes with --face_npy")
-    videos = find_videos(args.video_path)
+    videos: list[Path | None] = [*find_videos(args.video_path)] or [None]
     for option in ("audio_path", "face_npy", "subtitle"):
         if len(videos) > 1 and getattr(args, option) is not None:
             raise ConfigError(f"--{option} belongs to one video; {len(videos)} are given")
 
-    from affectgpt.inference.predictor import Predictor
+    from affectgpt.config.load import load_config
+    from affectgpt.config.paths import select_checkpoints
+    from affectgpt.inference.asker import training_mode
+    from affectgpt.inference.predictor import Predictor, check_inputs
     from affectgpt.preprocess.asr import Transcriber
 
+    config = load_config(args.cfg_path, args.options)
+    mode = args.outside_face_or_frame or training_mode(config)
+    check_inputs(mode, video=videos[0], audio=args.audio_path, face=args.face_npy)
+    checkpoints = select_checkpoints(config)
     predictor = Predictor.from_config(
         args.cfg_path,
+        checkpoint=checkpoints[0].path,
         options=args.options,
-        mode=args.outside_face_or_frame,
+        mode=mode,
         recognise=Transcriber(args.asr) if args.asr else None,
         face_framing=args.face_framing,
+        keep_features=len(checkpoints) > 1,
     )
     failed = 0
-    for video in videos:
+    for checkpoint, video in itertools.product(checkpoints, videos):
+        predictor.use(checkpoint.path)
+        made_by = {"checkpoint": checkpoint.path.name} if len(checkpoints) > 1 else {}
+        source = {"video": str(video)} if video is not None else {"video": "", "audio": args.audio_path}
         try:
             reply = predictor(
                 video,
@@ -115,16 +135,18 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
             logger.error("%s", error)
             if args.json:
-                print(json.dumps({"video": str(video), "error": str(error)}, ensure_ascii=False), flush=True)
+                print(json.dumps({**made_by, **source, "error": str(error)}, ensure_ascii=False), flush=True)
             continue
         if args.json:
-            print(json.dumps(reply.as_dict(), ensure_ascii=False), flush=True)
+            print(json.dumps({**made_by, **source, **reply.as_dict()}, ensure_ascii=False), flush=True)
         else:
-            _show(reply.as_dict(), name=str(video) if len(videos) > 1 else None)
+            _show({**made_by, **reply.as_dict()}, name=str(video) if len(videos) > 1 else None)
     return 1 if failed else 0
 
 
 def _show(reply: dict[str, Any], *, name: str | None) -> None:
+    if "checkpoint" in reply:
+        print(f"checkpoint: {reply['checkpoint']}")
     if name is not None:
         print(f"video:  {name}")
     print(f"answer: {reply['answer']}")

@@ -38,19 +38,19 @@ def new_job_folder(root: Path, name: str) -> Path:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"paths.output_root: {folder} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"paths.output_root or run.output_dir: {folder} cannot be made: {error.strerror}") from error
     return folder
 
 
-def check_writable(root: Path) -> None:
-    """Raises ConfigError when nothing can be written below ``root`` (which need not exist yet)."""
+def check_writable(root: Path, *, key: str = "paths.output_root") -> None:
+    """Raises ConfigError naming ``key`` when nothing can be written below ``root`` (which need not exist yet)."""
     there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ConfigError(
-            f"paths.output_root: {root} cannot be written to ({there}: {error.strerror}); give another folder, or "
+            f"{key}: {root} cannot be written to ({there}: {error.strerror}); give another folder, or "
             "change its permissions"
         ) from error
 
@@ -83,7 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     check_data_root(Path(config.paths.dataset_root))
     writes = not args.dry_run and not config.run.evaluate
     if writes:
-        check_writable(Path(config.paths.output_root))
+        if config.run.output_dir:
+            check_writable(Path(config.run.output_dir), key="run.output_dir")
+        else:
+            check_writable(Path(config.paths.output_root))
 
     import torch
 
@@ -197,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _job_folder(config: Any, resumed: Any) -> Path:
     """The folder of this run, the same on every rank; holds the resolved configuration."""
+    from affectgpt.config.paths import runs_folder
     from affectgpt.config.schema import to_dict
     from affectgpt.core.files import write_json
     from affectgpt.core.runtime import rank
@@ -207,7 +211,7 @@ def _job_folder(config: Any, resumed: Any) -> Path:
         if resumed is not None and resumed.folder is not None:
             folder = resumed.folder
         else:
-            folder = new_job_folder(Path(config.paths.output_root) / config.name, config.name)
+            folder = new_job_folder(runs_folder(config), config.name)
         write_json(folder / "config.json", to_dict(config))
     return gather(folder)[0]
 

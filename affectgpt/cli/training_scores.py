@@ -24,7 +24,7 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
     import torch
 
     from affectgpt.core.runtime import logger
-    from affectgpt.data.dataset import AffectDataset, keep_fraction
+    from affectgpt.data.dataset import AffectDataset, keep_some
     from affectgpt.data.loader import block_of, question_loader
     from affectgpt.data.readers import load_samples
     from affectgpt.data.table import get_row, parse_names
@@ -57,10 +57,11 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
             row, split="test", dataset_root=config.paths.dataset_root, face_channels=spec.face_channels
         )
         samples = [sample for sample in samples if sample.name in truth.values]
-        samples = keep_fraction(samples, ratio=run.score_samples / len(samples), seed=run.seed)
+        samples = keep_some(samples, count=run.score_samples, seed=run.seed)
         asked = AffectDataset(
             samples, mode=mode, tokenizer=preparation.tokenizer, transforms=preparation.transforms,
             n_tokens=preparation.n_tokens, question=question, max_new_tokens=config.inference.max_new_tokens,
+            n_frames=config.inference_frames.n_frms, image_size=config.inference_frames.image_size,
             audio_clip_spacing=config.model.audio_clip_spacing, face_channels=config.model.face_channels,
         )  # fmt: skip
         sets.append((row, truth, make_metric(row, grouping), asked))

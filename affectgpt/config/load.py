@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +18,14 @@ from affectgpt.core.registry import import_files
 from affectgpt.core.runtime import logger
 
 _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
+_SECTION = re.compile(r"(model|datasets|run|inference|paths|captioning)\.[\w.]+=")  # how another KEY=VALUE begins
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]
-    """Read a configuration file and lay ``a.b=c`` items over it. ``kind``: the schema of the whole file.
+    """Read a configuration file and lay options over it: ``a.b=c`` items, or pairs of items ``a.b``, ``c``.
+
+    ``kind``: the schema of the whole file.
 
     The files of ``imports:`` are imported: this is the only place that does it, so that no configuration inside a
     checkpoint or an export ever runs code.
@@ -34,7 +38,7 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     path = Path(path)
     origins = Origins(str(path))
     tree = read_tree(path, origins=origins, asked_by="--cfg-path")
-    items = [_unquote(item) for item in options]
+    items = list(_items(options))
     for item in items:
         origins.note(item.partition("=")[0], f"--options {item!r}")
     try:
@@ -43,19 +47,48 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     assert isinstance(plain, dict)
+    _check_listed(tree.get("datasets") or {}, plain.get("datasets") or {}, items, path)
     config = dataclasses.replace(_build(kind, {"name": path.stem, **plain}, "", origins), origins=origins)
+    unused, used = config.inference.vis_processor.train, config.inference_frames
+    if (unused.n_frms, unused.image_size) != (used.n_frms, used.image_size):
+        logger.warning(
+            "%s: inference.vis_processor (%d frames, %d pixels) is not used: inference takes %d frames, as "
+            "model.vis_processor says, of %d pixels",
+            origins.of("inference.vis_processor.train"), unused.n_frms, unused.image_size, used.n_frms, used.image_size,
+        )  # fmt: skip
     import_files(config.imports)
     return config
 
 
-def _unquote(item: str) -> str:
-    key, equals, value = item.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--options {item!r}: expected section.key=value, for example run.max_epoch=3")
-    value = value.strip()
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-        value = value[1:-1]
-    return f"{key.strip()}={value}"
+def _items(options: Iterable[str]) -> Iterator[str]:
+    """``a.b=c`` of every option; of one without ``=`` the value is the option after it. Quotes around values go."""
+    rest = iter(options)
+    for option in rest:
+        key, equals, value = option.partition("=")
+        following = value if equals else next(rest, None)
+        if not key.strip() or following is None or (not equals and _SECTION.match(following)):
+            raise ConfigError(
+                f"--options {option!r}: expected section.key=value or section.key value, for example run.max_epoch=3"
+            )
+        value = following.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        yield f"{key.strip()}={value}"
+
+
+def _check_listed(listed: Any, merged: Any, items: list[str], path: Path) -> None:
+    """An option changes a data set that the file lists; a new block would train on one more set than was thought."""
+    if not isinstance(listed, Mapping) or not isinstance(merged, Mapping):
+        return  # what is no section is refused below
+    for name in merged:
+        if name not in listed:
+            key = f"datasets.{name}"
+            written = (i for i in items if i.startswith((f"{key}.", f"{key}=", "datasets=", "datasets[")))
+            item = next(written, key)
+            raise ConfigError(
+                f"--options {item!r}: {name} is not listed under datasets: of {path}.{did_you_mean(name, listed)} "
+                f"To train on it or answer it, give its block in a file of yours (extends: {path.name})"
+            )
 
 
 def _build(cls: type, values: Any, where: str, source: Origins) -> Any:

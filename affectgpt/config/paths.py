@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
+from affectgpt.core.runtime import logger
 
 
 class Weights(NamedTuple):
@@ -19,6 +21,8 @@ class Weights(NamedTuple):
     source: str = ""  # a web address
 
 
+_EPOCHS = re.compile(r"(\d{1,12})\s*-\s*(\d{1,12})")
+_SHOWN = 10  # epochs that an error lists
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")
 
 
@@ -112,9 +116,14 @@ def list_checkpoints(folder: str | Path) -> list[CheckpointFile]:
     return [found[epoch] for epoch in sorted(found)]
 
 
+def runs_folder(config: Config) -> Path:
+    """Where the runs of a configuration are: ``<output_root>/<name>``, or ``run.output_dir``."""
+    return Path(config.run.output_dir or Path(config.paths.output_root) / config.name)
+
+
 def find_run(config: Config) -> Path:
     """The training run of a configuration: ``output/<name>/<name>*`` with most checkpoints (the newest of equals)."""
-    root = Path(config.paths.output_root) / config.name
+    root = runs_folder(config)
     runs = [d for d in root.glob(f"{config.name}*") if d.is_dir()]
     counted = sorted(((len(list(d.glob("checkpoint_*"))), d.name, d) for d in runs), reverse=True)
     if not counted or counted[0][0] == 0:
@@ -122,50 +131,84 @@ def find_run(config: Config) -> Path:
         raise CheckpointError(
             f"no checkpoint found: looked for {root}/{config.name}*/checkpoint_*.pth; "
             f"{root.parent} holds {', '.join(there) or 'no folder'}. "
-            "Train first, or set inference.ckpt_root=FOLDER or inference.ckpt_name=FILE."
+            "Train first, or set inference.ckpt_root=FOLDER or inference.ckpt_name=FOLDER below it or FILE."
         )
     return counted[0][2]
+
+
+def checkpoint_file(path: str | Path) -> CheckpointFile:
+    """One checkpoint by its path; its epoch is -1 where its name does not say it."""
+    path = Path(path)
+    match = _CHECKPOINT.fullmatch(path.name)
+    return CheckpointFile(path, int(match[1]) if match else -1, float(match[2]) if match else float("nan"))
 
 
 def select_checkpoints(config: Config) -> list[CheckpointFile]:
     """The checkpoints that inference runs, as the ``inference`` section asks (SPEC 2.4).
 
-    ``ckpt_name`` names one; else those of ``ckpt_root`` or of the run found, by ``test_epoch``, or ``test_epochs`` with
-    ``skip_epoch``, or the last, which must be past epoch 10. Raises CheckpointError saying what was looked for and what
-    is there.
+    Of ``ckpt_root``, else of the run ``ckpt_name`` below ``output/<name>/``, else of the run found: by ``test_epoch``,
+    or ``test_epochs`` with ``skip_epoch``, or the last, which must be past epoch 10. A ``ckpt_name`` that is a file is
+    that one. Raises CheckpointError saying what was looked for and what is there, and which epochs of ``test_epochs``
+    are not.
     """
     inference = config.inference
-    root = Path(inference.ckpt_root) if inference.ckpt_root else None
-    if inference.ckpt_name:
-        path = Path(inference.ckpt_name)
-        if root is not None and not path.is_file():
-            path = root / path.name
-        elif not path.is_file() and path.parent == Path():
-            path = find_run(config) / path.name
-        if not path.is_file():
-            raise CheckpointError(f"inference.ckpt_name: no file {path}")
-        match = _CHECKPOINT.fullmatch(path.name)
-        return [CheckpointFile(path, int(match[1]) if match else -1, float(match[2]) if match else float("nan"))]
-    if root is not None and not root.is_dir():
-        raise CheckpointError(f"inference.ckpt_root: no folder {root}")
-    folder = root or find_run(config)
+    folder = _run_folder(config)
+    if folder.is_file():
+        return [checkpoint_file(folder)]
     files = list_checkpoints(folder)
-    epochs = [f.epoch for f in files]
     if not files:
         raise CheckpointError(f"{folder}: no checkpoint_*_loss_*.pth in it")
-    if inference.test_epoch is not None:
-        wanted = [f for f in files if f.epoch == inference.test_epoch]
-        asked = f"inference.test_epoch={inference.test_epoch}"
-    elif inference.test_epochs:
-        try:
-            first, last = (int(part) for part in inference.test_epochs.split("-"))
-        except ValueError:
-            raise ConfigError(f"inference.test_epochs is {inference.test_epochs!r}; expected A-B, e.g. 30-60") from None
-        wanted = [f for f in files if first <= f.epoch <= last and f.epoch % inference.skip_epoch == 0]
+    there = f"epochs there: {', '.join(str(f.epoch) for f in files)}"
+    if inference.test_epochs and inference.test_epoch is None:
+        wanted = _epochs(inference.test_epochs, inference.skip_epoch)
+        by_epoch = {f.epoch: f for f in files}
+        missing = list(itertools.islice((epoch for epoch in wanted if epoch not in by_epoch), _SHOWN + 1))
         asked = f"inference.test_epochs={inference.test_epochs} skip_epoch={inference.skip_epoch}"
+        if missing or not wanted:
+            names = ", ".join(map(str, missing[:_SHOWN])) + (", …" if len(missing) > _SHOWN else "")
+            what = f"no checkpoint of the epochs {names}, which {asked} names" if missing else f"{asked} names no epoch"
+            raise CheckpointError(f"{folder}: {what}; {there}")
+        return [by_epoch[epoch] for epoch in wanted]
+    if inference.test_epoch is not None:
+        chosen = [f for f in files if f.epoch == inference.test_epoch]
+        asked = f"inference.test_epoch={inference.test_epoch}"
     else:
-        wanted = [f for f in files[-1:] if f.epoch > 10]
+        chosen = [f for f in files[-1:] if f.epoch > 10]
         asked = "the last one, which must be past epoch 10 (name an earlier one with inference.test_epoch)"
-    if not wanted:
-        raise CheckpointError(f"{folder}: no checkpoint for {asked}; epochs there: {', '.join(map(str, epochs))}")
-    return wanted
+    if not chosen:
+        raise CheckpointError(f"{folder}: no checkpoint for {asked}; {there}")
+    return chosen
+
+
+def _run_folder(config: Config) -> Path:
+    """The folder whose checkpoints are run, or the one file that ``inference.ckpt_name`` is."""
+    inference = config.inference
+    if inference.ckpt_root:
+        if inference.ckpt_name:
+            logger.warning("inference.ckpt_name is not used: inference.ckpt_root=%s counts", inference.ckpt_root)
+        if not Path(inference.ckpt_root).is_dir():
+            raise CheckpointError(f"inference.ckpt_root: no folder {inference.ckpt_root}")
+        return Path(inference.ckpt_root)
+    if not inference.ckpt_name:
+        return find_run(config)
+    file, folder = Path(inference.ckpt_name), runs_folder(config) / inference.ckpt_name
+    if file.is_file() or folder.exists():
+        return file if file.is_file() else folder
+    if file.suffix == ".pth" and file.parent == Path():
+        file = find_run(config) / file.name
+        if file.is_file():
+            return file
+    runs = sorted(p.name for p in folder.parent.glob("*") if p.is_dir()) if folder.parent.is_dir() else []
+    raise CheckpointError(
+        f"inference.ckpt_name: no file {file} and no run folder {folder}; {folder.parent} holds "
+        f"{', '.join(runs) or 'none'}"
+    )
+
+
+def _epochs(text: str, skip: int) -> range:
+    """The epochs that ``test_epochs: A-B`` names: those of A to B that ``skip_epoch`` divides."""
+    match = _EPOCHS.fullmatch(text.strip())
+    first, last = (int(number) for number in match.groups()) if match else (1, 0)
+    if first > last:
+        raise ConfigError(f"inference.test_epochs is {text!r}; expected A-B, e.g. 30-60")
+    return range(first + -first % skip, last + 1, skip)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from affectgpt.core.errors import ConfigError
+from affectgpt.core.types import IMAGE_SIZE
 
 IGNORED = {"ignored": True}
 INTERNAL = {"internal": True}  # no key of a file
@@ -28,9 +29,12 @@ class Limits:
     high: float = math.inf
     open_low: bool = False  # the number must be above ``low``
     open_high: bool = False
+    also: float | None = None  # a value outside that is taken too
     advice: str = ""
 
     def __contains__(self, value: float) -> bool:
+        if value == self.also:
+            return True
         above = value > self.low if self.open_low else value >= self.low
         return above and (value < self.high if self.open_high else value <= self.high)
 
@@ -42,7 +46,8 @@ class Limits:
         parts = [low] if self.low > -math.inf else []
         if self.high < math.inf:
             parts.append(f"less than {self.high:g}" if self.open_high else f"at most {self.high:g}")
-        return " and ".join(parts) + (f" ({self.advice})" if self.advice else "")
+        text = " and ".join(parts) + (f", or {self.also:g}" if self.also is not None else "")
+        return text + (f" ({self.advice})" if self.advice else "")
 
 
 COUNT = Limits(low=1)
@@ -50,6 +55,7 @@ NOT_NEGATIVE = Limits(low=0)
 POSITIVE = Limits(low=0, open_low=True)
 SHARE = Limits(low=0, high=1, open_low=True)  # 1 is all
 FRACTION = Limits(low=0, high=1, open_high=True)  # 0 is none
+WARM_UP = Limits(low=0, also=-1, advice="starts at init_lr")
 WARM = Limits(low=0, open_low=True, advice="inference.decoding=greedy takes the likeliest token")
 
 
@@ -105,6 +111,7 @@ class ModelConfig:
     lora_r: int = limited(16, NOT_NEGATIVE)  # rank of LoRA; 0: none
     vis_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     text_processor: Any = field(default=None, metadata=IGNORED)
+    txt_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     audio_clip_spacing: Literal[8, 7] = 8  # ours: 8 as the released checkpoints were made, 7 as later releases
     face_channels: Literal["bgr", "rgb"] = "bgr"  # ours: channel order of the face crops that the visual encoder gets
@@ -119,9 +126,11 @@ class DatasetConfig:
     """One training data set; its key in ``datasets:`` is its name in lower case."""
 
     data_type: Literal["video", "audio", "image"] = "video"
-    face_or_frame: str = "multiface_audio_face_text"  # input mode: which parts the prompt has
+    # Input mode: which parts the prompt has. Image mode on a set of videos: one frame of each, drawn by its name.
+    face_or_frame: str = "multiface_audio_face_text"
     label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
-    ratio: float = limited(1.0, SHARE)  # keep this fraction, drawn by the seed
+    # Keep int(samples * ratio) of the samples, at least one, drawn by the seed.
+    ratio: float = limited(1.0, SHARE)
     sample_ratio: float | None = limited(None, NOT_NEGATIVE)  # weight where several sets are mixed; absent: uniform
     face_channels: Literal["bgr", "rgb"] | None = None  # ours: how its face crops are stored, where their folder has no
     # crops.json that says so; not set: bgr, as published
@@ -141,22 +150,23 @@ class RunConfig:
     lr_sched: str = "linear_warmup_cosine_lr"  # see training/optim
     init_lr: float = limited(1e-5, NOT_NEGATIVE)
     min_lr: float = limited(1e-5, NOT_NEGATIVE)
-    warmup_lr: float = limited(1e-6, NOT_NEGATIVE)
-    warmup_steps: int = limited(5000, NOT_NEGATIVE)
+    warmup_lr: float = limited(-1.0, WARM_UP)  # where the warm-up starts, 0 or more; -1: at init_lr
+    warmup_steps: int = limited(0, NOT_NEGATIVE)
     lr_decay_rate: float = limited(1.0, POSITIVE)  # linear_warmup_step_lr: factor per epoch
     weight_decay: float = limited(0.05, NOT_NEGATIVE)
     beta2: float = limited(0.999, FRACTION)
     max_epoch: int = limited(60, COUNT)
-    iters_per_epoch: int = limited(5000, COUNT)
+    iters_per_epoch: int = limited(10000, COUNT)  # optimizer steps, each of accum_grad_iters batches
     batch_size_train: int = limited(3, COUNT)  # per GPU
     batch_size_eval: int = limited(3, COUNT)
     seed: int = 42  # plus the rank
     num_workers: int = limited(4, NOT_NEGATIVE)  # loader processes
-    amp: bool = True  # autocast fp16 with gradient scaling on a GPU
+    amp: bool = True  # autocast fp16 with gradient scaling on a GPU (published: False where a file leaves it out)
     accum_grad_iters: int = limited(1, COUNT)
     log_freq: int = limited(50, COUNT)  # steps between two log lines
     resume_ckpt_path: str | None = None
     evaluate: bool = False  # train nothing; print the losses of valid_splits and the scores of score_datasets
+    output_dir: str | None = None  # folder of the runs: <output_dir>/<job>; not set: <paths.output_root>/<name>
     train_splits: tuple[str, ...] = ("train",)
     valid_splits: tuple[str, ...] = ()  # splits whose loss is measured: valid (see valid_ratio), or one of a data set
     on_error: Literal["raise", "skip"] = "raise"  # ours: a sample that cannot be read ends the run, or is left out
@@ -166,25 +176,24 @@ class RunConfig:
     gradient_checkpointing: bool = False  # recompute the LLM's activations in backward: less memory, a third slower
     compile: bool = False  # torch.compile of the LLM
     fused_adamw: bool = False
-    packing: int = limited(
-        0, NOT_NEGATIVE
-    )  # put samples side by side in rows of up to this many tokens instead of padding them; 0: off
+    # Put samples side by side in rows of up to this many tokens instead of padding them; 0: off.
+    packing: int = limited(0, NOT_NEGATIVE)
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # several GPUs: copies of the model, or shards of one (fsdp2)
     clip_grad_norm: float | None = limited(None, POSITIVE)  # longest gradient; null: no clipping, as published
     # Ours: what is kept, watched and measured.
-    save_state_every: int = limited(
-        500, NOT_NEGATIVE
-    )  # steps between two last.state, from which a stopped run goes on; 0: only when stopped
+    # Steps between two last.state, from which a stopped run resumes; 0: only when stopped.
+    save_state_every: int = limited(500, NOT_NEGATIVE)
     keep_last: int = limited(0, NOT_NEGATIVE)  # checkpoints of so many last epochs stay, and that of epoch 0; 0: all
     tensorboard: bool = False  # needs the extra [track]
-    valid_ratio: float = limited(
-        0.0, FRACTION
-    )  # this fraction of each training split is held out; valid_splits: ["valid"] means these
+    # This fraction of each training split is held out; valid_splits: ["valid"] means these.
+    valid_ratio: float = limited(0.0, FRACTION)
     valid_every: int = limited(1, COUNT)  # epochs between two looks at valid_splits
     score_datasets: tuple[str, ...] = ()  # data sets of MER-UniBench whose direct scores are taken during training
     score_every: int = limited(0, NOT_NEGATIVE)  # epochs between two scorings; 0: never
     score_samples: int = limited(100, COUNT)  # of each data set
     device: str = "cuda"  # cuda, cuda:N, cpu, auto (ours: the GPU if there is one)
+    runner: Any = field(default=None, metadata=IGNORED)
+    test_splits: Any = field(default=None, metadata=IGNORED)
     world_size: int = field(default=1, metadata=IGNORED)
     dist_url: str = field(default="env://", metadata=IGNORED)
     distributed: bool = True
@@ -195,24 +204,23 @@ class InferenceConfig:
     """Which checkpoint answers, how, and where the answers go."""
 
     task: Any = field(default=None, metadata=IGNORED)
-    vis_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    vis_processor: ProcessorConfig = field(default_factory=ProcessorConfig)  # not used: see Config.inference_frames
     text_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     face_or_frame: Any = field(default=None, metadata=IGNORED)
     base_root: str = "output/results"  # results go to {base_root}-{data set}/{checkpoint folder}/{checkpoint}.npz
-    ckpt_root: str | None = None  # a folder of checkpoints; else the search of config/paths
-    ckpt_name: str | None = None  # one checkpoint file
-    test_epoch: int | None = None
-    test_epochs: str | None = None  # "A-B"
+    ckpt_root: str | None = None  # a folder of checkpoints; counts before ckpt_name
+    ckpt_name: str | None = None  # a run's folder below output/<name>/, or one checkpoint file; neither: the search
+    test_epoch: int | None = None  # of the folder
+    test_epochs: str | None = None  # "A-B": all of them must be there
     skip_epoch: int = limited(1, COUNT)  # of A-B, those divisible by this
     gpu: int = 0
     engine: str = "transformers"  # ours: what decodes: transformers, vllm
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
     temperature: float = limited(1.0, WARM)  # ours: of sampling
     top_p: float = limited(0.9, SHARE)  # ours: of sampling
-    top_k: int | None = limited(
-        None, NOT_NEGATIVE
-    )  # ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 0: all tokens
+    # Ours: of sampling; not set: as the LLM's folder says (20 for Qwen2.5), 50 where it names none; 0: all tokens
+    top_k: int | None = limited(None, NOT_NEGATIVE)
     max_new_tokens: int = limited(1200, COUNT)  # ours
     batch_size: int | None = limited(None, COUNT)  # ours: clips generated together; not set: as many as memory allows
     tensor_parallel_size: int = limited(1, COUNT)  # ours: GPUs that share one model (vllm)
@@ -244,6 +252,11 @@ class Config:
     paths: PathsConfig = field(default_factory=PathsConfig)
     origins: Any = field(default=None, repr=False, compare=False, metadata=INTERNAL)  # of config.tree, for messages
 
+    @property
+    def inference_frames(self) -> ProcessorSpec:
+        """Frames per clip and their pixels at inference: as many as in training, always 224 x 224 (as published)."""
+        return replace(self.model.vis_processor.train, image_size=IMAGE_SIZE)
+
     def where(self, key: str) -> str:
         """``file:line: key`` of a dotted key as it was given, or the key alone."""
         return f"{self.origins.of(key)}: {key}" if self.origins is not None else key
@@ -257,6 +270,6 @@ class Config:
             raise ConfigError(f"{self.where(key)}: {error}") from None
 
 
-def to_dict(config: Config) -> Mapping[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain containers, as it is saved beside a run and inside a checkpoint."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name != "origins"}

@@ -14,6 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+# Steps that an earlier version of this package took otherwise → their number now. Raise one when what comes out of its
+# step changes: records name it, journals begin again, stored features and checkpoints of an encoder are checked.
+REVISIONS = {
+    "tables": 2,  # missing cells of published tables, names of track 3, order of IEMOCAP
+    "ratio": 2,  # int(n * ratio) samples, which were rounded
+    "valence_question": 2,  # integer labels print as such
+    "audio_caption_question": 2,  # the third wording: of this audio, which was: of the sound
+    "frames_at_inference": 2,  # as many as in training, 224 pixels
+    "sound_channels": 2,  # of three and more the first, which were averaged
+    "top_k": 2,  # 50 where the LLM's folder names none, which was all tokens
+    "EVA_CLIP_G": 2,  # ln_vision with an eps of 1e-5, which was that of the folder
+    "EVA_CLIP_G_NO_QFORMER": 2,  # the mean after a fresh ln_vision, which was that before it
+}
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "vllm", "decord", "decord2", "av",
     "soundfile", "opencv-python-headless", "pillow",

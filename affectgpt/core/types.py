@@ -41,8 +41,8 @@ class Labels:
 
     emotion: str | None = None  # one word (MER2023, MER2024, MELD, IEMOCAP)
     ovlabels: tuple[str, ...] | None = None  # open vocabulary (OV-MERD, MER-Caption+)
-    description: str | None = None
-    valence: float | None = None  # CMU-MOSI/MOSEI [-3, 3], SIMS [-1, 1]
+    description: str | None = None  # empty: its cell is missing, so that whoever asks for it refuses the sample
+    valence: float | None = None  # CMU-MOSI/MOSEI [-3, 3], SIMS [-1, 1]; an int where the file has integers
     question: str | None = None  # instruction sets: taken verbatim
     answer: str | None = None
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 NO_AUDIO_TRACK = "no_audio_track"
+FIRST_CHANNEL = "first_channel_of_several"  # a sound file of more than two channels
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff")  # what libsndfile opens; the rest goes through PyAV
 _LARGEST_KERNEL = 20_000_000  # filter taps; unusual rates (44,101 Hz) would need gigabytes
 
@@ -33,8 +34,8 @@ class AudioInfo:
 def read_audio(path: Path | str, *, spacing: int = 8) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read a sound file, or the sound track of a video, as the clips that the encoders take.
 
-    Returns float32 ``[8, 32000]`` and flags: ``no_audio_track`` when a video has no sound (the clips are zeros).
-    Raises DataError naming the file.
+    Returns float32 ``[8, 32000]`` and flags: ``no_audio_track`` when a video has no sound (the clips are zeros), and
+    those of ``wave_flags``. Raises DataError naming the file.
     """
     import numpy as np
 
@@ -42,11 +43,13 @@ def read_audio(path: Path | str, *, spacing: int = 8) -> tuple[np.ndarray, tuple
     samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else read_track(path)
     if samples is None:
         return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
-    return cut_clips(samples, spacing=spacing), ()
+    return cut_clips(samples, spacing=spacing), wave_flags(path)
 
 
 def read_wave(path: Path | str) -> np.ndarray:
-    """Read a sound file as mono at 16 kHz: float32 ``[n]``. Channels are averaged after resampling.
+    """Read a sound file as mono at 16 kHz: float32 ``[n]``.
+
+    Two channels are averaged after resampling; of more than two the first is taken (wire), see ``wave_flags``.
 
     Raises DataError naming the file when it is no sound file, has no samples, or holds NaN or infinity.
     """
@@ -57,7 +60,15 @@ def read_wave(path: Path | str) -> np.ndarray:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [n, channels]
     except Exception as error:  # libsndfile, or memory for a length that the header makes up
         raise DataError(f"{path}: cannot be read as sound ({short_error(error)})") from error
-    return _checked(resample(samples.T, rate=rate).mean(axis=0), path)
+    channels = samples.T[:1] if samples.shape[1] > 2 else samples.T  # [1 or 2, n]
+    return _checked(resample(channels, rate=rate).mean(axis=0), path)
+
+
+def wave_flags(path: Path | str) -> tuple[str, ...]:
+    """``first_channel_of_several`` for a sound file of more than two channels; of a video FFmpeg mixes all channels."""
+    if Path(path).suffix.lower() not in SOUND_SUFFIXES:
+        return ()
+    return (FIRST_CHANNEL,) if probe_audio(path).channels > 2 else ()
 
 
 def read_track(path: Path | str) -> np.ndarray | None:

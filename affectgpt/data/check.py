@@ -154,6 +154,9 @@ def _samples(row: DatasetRow, split: str, dataset_root: Path, report: SplitRepor
             for value, file in ((label.ovlabels, row.openset_file), (label.description, row.reason_file)):
                 if value is None:
                     problem("label", f"{root / file}: no row for it", sample=name, kind="missing")
+    for name, label in labels.items():
+        if label.description == "":
+            problem("label", f"{root / str(row.reason_file)}: its reason is missing", sample=name)
     return place_samples(row, labels, subtitles={}, dataset_root=dataset_root)
 
 

@@ -1,6 +1,7 @@
 """CSV files of labels and subtitles: read as text, exactly, and refused with a place when they are wrong.
 
-pandas would turn the subtitle "None" into a missing value and the name "00012" into 12; the csv module does neither.
+pandas would turn the name "00012" into 12 and every "None" into a missing value; the csv module does neither. In the
+published tables such a cell is missing all the same, as it was for the released models (``MISSING``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ import sys
 from pathlib import Path
 
 from affectgpt.core.errors import DataError, did_you_mean
+
+# Cells that pandas' read_csv takes as missing.
+MISSING = frozenset(
+    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+     "NULL", "NaN", "None", "n/a", "nan", "null")
+)  # fmt: skip
 
 
 def check_name(name: str, *, source: Path | str, line: int | None = None) -> str:

@@ -154,9 +154,13 @@ class AffectDataset:
 
 
 def keep_fraction(samples: Sequence[Sample], *, ratio: float, seed: int) -> list[Sample]:
-    """A seeded random fraction of the samples, at least one, in their order."""
-    if ratio >= 1:
+    """A seeded random fraction of the samples, ``int(n * ratio)`` (wire) but at least one, in their order."""
+    return keep_some(samples, count=int(len(samples) * ratio), seed=seed)
+
+
+def keep_some(samples: Sequence[Sample], *, count: int, seed: int) -> list[Sample]:
+    """``count`` seeded random samples, at least one and at most all of them, in their order."""
+    if count >= len(samples):
         return list(samples)
-    count = max(1, round(len(samples) * ratio))
-    kept = sorted(seeded("ratio", seed).sample(range(len(samples)), count))
+    kept = sorted(seeded("ratio", seed).sample(range(len(samples)), max(1, count)))
     return [samples[i] for i in kept]

@@ -20,8 +20,10 @@ from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.crops import AS_PUBLISHED, Crops
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import locked, write_json
+from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
+from affectgpt.data.audio import wave_flags
 from affectgpt.data.media import Source, content_checksum, media_file
 from affectgpt.data.video import video_reader
 from affectgpt.prompts.modes import get_mode
@@ -43,11 +45,12 @@ def feature_key(
     device_type: str,
     processor: ProcessorSpec | None = None,
     crops: Crops = AS_PUBLISHED,
+    samples: Iterable[Sample] = (),
 ) -> Key:
     """Everything that an encoder's output depends on: encoder, weights, preprocessing, versions, arithmetic.
 
-    ``processor``: number and size of frames, those of training where not given; ``crops``: how the faces are stored.
-    Raises CheckpointError when the encoder's folder is missing.
+    ``processor``: number and size of frames, those of training where not given; ``crops``: how the faces are stored;
+    ``samples``: whose images may be frames of videos. Raises CheckpointError when the encoder's folder is missing.
     """
     import numpy as np
     import torch
@@ -63,12 +66,15 @@ def feature_key(
         if is_audio
         else {"n_frames": spec.n_frms, "image_size": spec.image_size}
     )
-    if modality is Modality.FRAME:
+    is_frame = modality is Modality.IMAGE and any(sample.image is None for sample in samples)
+    if modality is Modality.FRAME or is_frame:
         preprocessing["video_reader"] = video_reader()
     if modality is Modality.FACE:
         preprocessing["face_channels"] = config.model.face_channels
+    revision = REVISIONS.get(encoder)
     return {
         "encoder": encoder,
+        **({} if revision is None else {"encoder_revision": revision}),
         "weights_sha256": weights_hash(folder),
         "modality": modality.value,
         "preprocessing": preprocessing,
@@ -148,8 +154,9 @@ def stored_features(
             continue
         try:
             key = feature_key(
-                config, modality, device_type=device_type(config), processor=processor, crops=crops_of(samples)
-            )
+                config, modality, device_type=device_type(config), processor=processor, crops=crops_of(samples),
+                samples=samples,
+            )  # fmt: skip
             reader = FeatureReader(folder, key=key)
             missing = reader.missing(samples)
             if missing:
@@ -233,7 +240,10 @@ class FeatureWriter:
         assert self._data is not None
         self._data.write(array.tobytes())
         self._data.flush()
-        self._note({"name": name, "flags": list(flags), **({} if source is None else source._asdict())})
+        entry = {"name": name, "flags": list(flags), **({} if source is None else source._asdict())}
+        if self.key.get("modality") == Modality.AUDIO:
+            entry["revision"] = REVISIONS["sound_channels"]
+        self._note(entry)
         self.done.add(name)
 
     def fail(self, name: str, reason: str) -> None:
@@ -286,6 +296,7 @@ class FeatureReader:
         self._failed: dict[str, str] = {}
         self._sources: dict[str, Source] = {}
         self._same: set[str] = set()  # samples whose file has another time, but the content that was encoded
+        self._mixed: set[str] = set()  # sounds whose channels, if they were many, an earlier version mixed
         self._shards: list[Path] = []
         for path in _indices(folder):
             shard, record = len(self._shards), 0
@@ -302,6 +313,8 @@ class FeatureReader:
                         self._flags[entry["name"]] = tuple(entry["flags"])
                     if entry.get("bytes") is not None:
                         self._sources[entry["name"]] = Source(entry["bytes"], entry.get("mtime"), entry.get("parts"))
+                    if self.modality is Modality.AUDIO and entry.get("revision") != REVISIONS["sound_channels"]:
+                        self._mixed.add(entry["name"])
                 record += 1
         self._maps: dict[int, np.ndarray] = {}
 
@@ -333,7 +346,15 @@ class FeatureReader:
         """The file is the one that was encoded, or is not there any more."""
         then = self._sources.get(sample.name)
         path = None if self.modality is None else media_file(sample, self.modality)
-        if then is None or path is None:
+        if path is None:
+            return
+        if sample.name in self._mixed and path.is_file() and wave_flags(path):
+            raise DataError(
+                f"{sample.dataset}: sample {sample.name!r}: {path} has more than two channels, of which the first "
+                "is taken now; its stored features were computed from the mean of all; remove "
+                f"{self.folder} and run affectgpt extract_features"
+            )
+        if then is None:
             return
         try:
             now = path.stat()

@@ -297,6 +297,8 @@ def own_context(samples: Sequence[Sample], label_types: Sequence[str]) -> Contex
     """``question_context`` of a user's own data set: all of its samples are training samples."""
     emotions = sorted({s.labels.emotion for s in samples if s.labels.emotion is not None})
     values = [s.labels.valence for s in samples if s.labels.valence is not None]
+    if not all(isinstance(value, int) for value in values):  # one number with a point makes a column of them
+        values = [float(value) for value in values]
     return Context(
         candidates=emotions if "onehot_w_candidates" in label_types else (),
         value_range=(min(values), max(values)) if "valence" in label_types and values else None,

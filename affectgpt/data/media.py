@@ -11,8 +11,9 @@ from affectgpt.core.crops import PUBLISHED, Crops, in_order
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import CLIP_SAMPLES, IMAGE_SIZE, N_FRAMES, Modality, Sample
-from affectgpt.data.audio import NO_AUDIO_TRACK, SOUND_SUFFIXES, cut_clips, read_wave
+from affectgpt.data.audio import NO_AUDIO_TRACK, SOUND_SUFFIXES, cut_clips, read_wave, wave_flags
 from affectgpt.data.guard import Decoder
+from affectgpt.data.seeds import seeded
 from affectgpt.data.video import read_faces, read_image
 
 if TYPE_CHECKING:
@@ -23,11 +24,14 @@ _BLOCK = 4096  # bytes
 
 
 def media_file(sample: Sample, modality: Modality) -> Path | None:
-    """The file that one medium of a sample is read from; sound comes from the video where there is no sound file."""
+    """The file that one medium of a sample is read from; sound comes from the video where there is no sound file, an
+    image where there is no image file."""
     if modality is Modality.AUDIO:
         has_wav = sample.audio is not None and (sample.video is None or sample.audio.is_file())
         return sample.audio if has_wav else sample.video
-    return {Modality.FACE: sample.face, Modality.FRAME: sample.video, Modality.IMAGE: sample.image}.get(modality)
+    if modality is Modality.IMAGE:
+        return sample.image or sample.video
+    return {Modality.FACE: sample.face, Modality.FRAME: sample.video}.get(modality)
 
 
 class Source(NamedTuple):
@@ -110,7 +114,7 @@ class MediaReader:
             if path is None:
                 raise DataError(f"no {modality.value} file is known")
             if modality is Modality.IMAGE:
-                return self.transforms[modality](read_image(path, size=self.image_size)[None])[0], ()
+                return self.transforms[modality](self._image(sample, path)[None])[0], ()
             read = read_faces if modality is Modality.FACE else self.decoder.frames
             pictures = read(path, n_frames=self.n_frames, size=self.image_size)
             if modality is Modality.FACE:
@@ -118,6 +122,13 @@ class MediaReader:
             return self.transforms[modality](pictures), ()
         except DataError as error:
             raise DataError(f"{sample.dataset}: sample {sample.name!r}, {modality.value}: {error}") from error
+
+    def _image(self, sample: Sample, path: Path) -> np.ndarray:
+        """Uint8 ``[size, size, 3]``: the image file, or a frame of the video drawn by data set and name."""
+        if sample.image is not None:
+            return read_image(path, size=self.image_size)
+        at = seeded("image", sample.dataset, sample.name).random()
+        return self.decoder.frames(path, n_frames=1, size=self.image_size, at=at)[0]
 
     def _clips(self, sample: Sample) -> tuple[np.ndarray, tuple[str, ...]]:
         """Float32 ``[8, 32000]`` of a sound file or a video's track; zeros only where there is no sound to be read."""
@@ -135,4 +146,4 @@ class MediaReader:
         samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else self.decoder.track(path)
         if samples is None:
             return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
-        return cut_clips(samples, spacing=self.audio_clip_spacing), ()
+        return cut_clips(samples, spacing=self.audio_clip_spacing), wave_flags(path)

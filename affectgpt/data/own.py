@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,6 +64,7 @@ _SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp"),
 }
 _ALL_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
 _DESCRIBE = {
     "image": (
         "Describe this image in detail.",
@@ -73,7 +75,7 @@ _DESCRIBE = {
     "audio": (
         "Describe this audio in detail.",
         "Listen to this audio and describe what you hear.",
-        "Please provide a detailed description of the sound.",
+        "Please provide a detailed description of this audio.",
         "Could you describe the contents of this audio for me?",
     ),
     "video": (
@@ -162,10 +164,11 @@ def own_crops(key: str, spec: DatasetConfig, *, dataset_root: Path | str) -> Cro
 
 def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> Labels:
     """An empty cell is no label, but an empty ``ovlabel`` is the empty list (neutral)."""
-    valence = None
+    valence: float | None = None
     if cells.get("valence"):
         try:
-            valence = float(cells["valence"])
+            whole = _INTEGER.fullmatch(cells["valence"].strip())
+            valence = int(cells["valence"]) if whole else float(cells["valence"])
         except ValueError:
             valence = math.nan
         if not math.isfinite(valence):

@@ -15,8 +15,9 @@ from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
 from affectgpt.core.errors import DataError, did_you_mean
 from affectgpt.core.npz import read_npz
 from affectgpt.core.registry import Registry
+from affectgpt.core.runtime import logger
 from affectgpt.core.types import Labels, Sample
-from affectgpt.data.csvfile import check_name, read_table
+from affectgpt.data.csvfile import MISSING, check_name, read_table
 from affectgpt.data.table import DatasetRow
 
 # label_kind of a row → function(row, split, its root folder) → name → labels, in file order
@@ -56,8 +57,10 @@ def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dic
 def load_samples(
     row: DatasetRow, *, split: str, dataset_root: Path | str, face_channels: str | None = None
 ) -> list[Sample]:
-    """Labels, subtitles and media paths of one split, in file order.
+    """Labels, subtitles and media paths of one split, in file order (IEMOCAP: by session, as published).
 
+    Missing cells (``csvfile.MISSING``): no subtitle; no open-vocabulary label, which counts as neutral; an empty
+    description, which whoever asks for it refuses by name.
     ``face_channels``: how the face crops are stored, by the configuration; None: as their folder's record says.
 
     Each media folder is listed once. A medium that is not there gets the path where it should lie, so that whoever
@@ -111,7 +114,7 @@ def candidate_labels(row: DatasetRow, dataset_root: Path | str) -> list[str]:
 
 
 def value_range(row: DatasetRow, dataset_root: Path | str) -> tuple[float, float]:
-    """Smallest and largest valence of the training split: what the valence question names."""
+    """Smallest and largest valence of the training split: what the valence question names, integers as such."""
     train = load_labels(row, split="train", dataset_root=dataset_root)
     values = [label.valence for label in train.values() if label.valence is not None]
     if not values:
@@ -165,8 +168,13 @@ def _subtitles(row: DatasetRow, root: Path, names: Iterable[str]) -> dict[str, s
             raise DataError(
                 f"{path}: no row for sample {name!r} of {row.name}; add one (an empty cell means no subtitle)"
             )
-        subtitles[name] = table[name][0]
+        subtitles[name] = _present(table[name][0])
     return subtitles
+
+
+def _present(cell: str) -> str:
+    """A cell of a published table; empty where it is missing."""
+    return "" if cell in MISSING else cell
 
 
 @LABEL_READERS.register("npz_word", "npz_index", "npz_valence")
@@ -183,10 +191,14 @@ def _npz_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
         if allowed is not None and name[4:5] not in tuple(allowed):  # IEMOCAP: the session's digit
             continue
         labels[name] = _npz_label(row, entry, f"{path}, {key}, sample {name!r}")
-    return labels
+    if allowed is None:
+        return labels
+    return dict(sorted(labels.items(), key=lambda item: allowed.index(item[0][4])))  # by session; stable
 
 
 def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
+    import numpy as np
+
     field = "val" if row.label_kind == "npz_valence" else "emo"
     if not isinstance(entry, Mapping) or field not in entry:
         raise DataError(f"{where}: expected a dict with {field!r}, found {entry!r}")
@@ -202,7 +214,7 @@ def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
     if row.label_kind == "npz_valence":
         if number != number or number in (float("inf"), float("-inf")):
             raise DataError(f"{where}: 'val' is {value!r}, expected a finite number")
-        return Labels(valence=number)
+        return Labels(valence=int(number) if isinstance(value, int | np.integer) else number)
     if number not in range(len(row.classes)):
         raise DataError(f"{where}: 'emo' is {value!r}, expected 0 to {len(row.classes) - 1} ({', '.join(row.classes)})")
     return Labels(emotion=row.classes[int(number)])
@@ -211,7 +223,7 @@ def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
 def _column(root: Path, file: str | None, column: str) -> dict[str, str]:
     if file is None:
         return {}
-    return {name: cell for name, (cell,) in read_table(root / file, key="name", columns=(column,)).items()}
+    return {name: _present(cell) for name, (cell,) in read_table(root / file, key="name", columns=(column,)).items()}
 
 
 def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
@@ -224,12 +236,17 @@ def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
 def _csv_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
     if row.openset_file is None and row.reason_file is None:
         raise DataError(
-            f"{row.name} has no published label file name; give yours, a table with name and reason below {root}: "
-            f'--options "datasets.{row.name.lower()}.path=FILE"'
+            f"{row.name} has no published label file name; give yours, a table with name and reason below {root}, in "
+            f"its block of the configuration: datasets: {{{row.name.lower()}: {{path: FILE}}}}"
         )
     opensets = _ovlabels(root, row.openset_file)
     reasons = _column(root, row.reason_file, "reason")
-    names = list(dict.fromkeys([*opensets, *reasons]))
+    names = list(opensets if row.openset_file else reasons)
+    left_out = len(reasons.keys() - opensets.keys()) if row.openset_file else 0
+    if left_out:  # as published
+        logger.info(
+            "%s: %d names of %s that %s lacks are left out", row.name, left_out, row.reason_file, row.openset_file
+        )
     if row.names_from_subtitles and (root / row.subtitle_file).exists():
         names = _names_of_subtitles(row, root, names)
     return {name: Labels(ovlabels=opensets.get(name), description=reasons.get(name)) for name in names}

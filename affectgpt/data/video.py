@@ -81,16 +81,21 @@ def video_reader() -> str:
 
 
 def read_frames(
-    path: Path | str, *, n_frames: int = N_FRAMES, size: int = IMAGE_SIZE, reader: str | None = None
+    path: Path | str,
+    *,
+    n_frames: int = N_FRAMES,
+    size: int = IMAGE_SIZE,
+    reader: str | None = None,
+    at: float | None = None,
 ) -> np.ndarray:
     """Read uniformly sampled frames, decoded straight to a square (aspect ratio not kept).
 
-    Returns uint8 ``[n_frames, size, size, 3]``, RGB. ``reader``: ``decord`` or ``pyav``; default ``video_reader()``.
+    Returns uint8 ``[n_frames, size, size, 3]``, RGB. ``at``: the one frame at this part of the clip instead, from 0 up
+    to but not 1. ``reader``: ``decord`` or ``pyav``; default ``video_reader()``.
     Raises DataError naming the file when it is no video or cannot be decoded.
     """
-    frames, _ = _read(
-        check_file(path), width=size, height=size, reader=reader, pick=partial(_uniform, n_frames=n_frames)
-    )
+    pick = partial(_uniform, n_frames=n_frames) if at is None else partial(_single, at=at)
+    frames, _ = _read(check_file(path), width=size, height=size, reader=reader, pick=pick)
     return frames
 
 
@@ -114,20 +119,35 @@ def read_native_frames(
 def read_faces(path: Path | str, *, n_frames: int = N_FRAMES, size: int = IMAGE_SIZE) -> np.ndarray:
     """Read uniformly sampled face crops; only those are touched on disk.
 
-    The file holds uint8 ``[N, H, W, 3]``. Returns uint8 ``[n_frames, size, size, 3]``, channels as stored.
-    Raises DataError naming the file: no npy, pickled objects (never unpickled), another shape or dtype, no face.
+    The file holds uint8 or float32 ``[N, H, W, 3]``, the latter from 0 to 255. Returns uint8
+    ``[n_frames, size, size, 3]``, channels as stored.
+    Raises DataError naming the file: no npy, pickled objects (never unpickled), another shape or dtype, no face, a
+    float that is not from 0 to 255.
     """
-    return sample_faces(_open_faces(path), n_frames=n_frames, size=size)
+    try:
+        return sample_faces(_open_faces(path), n_frames=n_frames, size=size)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def sample_faces(crops: np.ndarray, *, n_frames: int = N_FRAMES, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Uniformly sampled and resized crops of uint8 ``[N, H, W, 3]`` (a memory map is read only where needed)."""
+    """Uniformly sampled and resized crops of uint8 or float32 ``[N, H, W, 3]``: uint8 ``[n_frames, size, size, 3]``.
+
+    A memory map is read only where needed. Floats are resized as such and then truncated, for an encoder sees uint8.
+    Raises ValueError when one of them is not from 0 to 255.
+    """
     import cv2
     import numpy as np
 
     indices = uniform_indices(len(crops), n_frames=n_frames)
-    # resize() is bilinear; repeated indices of short clips are resized once
-    resized = {i: cv2.resize(np.ascontiguousarray(crops[i]), (size, size)) for i in dict.fromkeys(indices)}
+    resized = {}
+    for i in dict.fromkeys(indices):  # repeated indices of short clips are resized once
+        crop = np.ascontiguousarray(crops[i])
+        if crop.dtype != np.uint8 and not (crop.min() >= 0 and crop.max() <= 255):  # false for NaN too
+            raise ValueError(
+                f"crop {i} of {crop.dtype} has values from {crop.min()} to {crop.max()}, expected 0 to 255"
+            )
+        resized[i] = cv2.resize(crop, (size, size)).astype(np.uint8)  # bilinear
     return np.stack([resized[i] for i in indices])
 
 
@@ -201,8 +221,11 @@ def _open_faces(path: Path | str) -> np.ndarray:
         crops = np.lib.format.open_memmap(path, mode="r")  # maps plain arrays only: nothing is ever unpickled
     except Exception as error:  # a damaged header is parsed as Python source: many kinds of error
         raise DataError(f"{path}: no plain npy array ({short_error(error)})") from error
-    if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[-1] != 3:
-        raise DataError(f"{path}: expected uint8 [N, H, W, 3], found {crops.dtype} {list(crops.shape)}")
+    if crops.dtype not in (np.uint8, np.float32) or crops.ndim != 4 or crops.shape[-1] != 3:
+        raise DataError(
+            f"{path}: expected uint8 [N, H, W, 3], found {crops.dtype} {list(crops.shape)} (float32 from 0 to 255 is "
+            "taken too)"
+        )
     if 0 in crops.shape:
         raise DataError(f"{path}: holds no face crop (shape {list(crops.shape)})")
     return crops
@@ -210,6 +233,10 @@ def _open_faces(path: Path | str) -> np.ndarray:
 
 def _uniform(total: int, *, n_frames: int) -> tuple[list[int], int]:
     return uniform_indices(total, n_frames=n_frames), n_frames
+
+
+def _single(total: int, *, at: float) -> tuple[list[int], int]:
+    return [int(at * total)], 1
 
 
 def _window(total: int, *, n_frames: int, start: int, count: int) -> tuple[list[int], int]:

@@ -13,6 +13,7 @@ from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder, Transform
 from affectgpt.encoders.pixels import RandomCrop, read_pixel_transform
 from affectgpt.encoders.pretrained import load_part, read_config
 
+_LN_VISION_EPS = 1e-5  # torch's default, as published; the folder's config.json says another for its post_layernorm
 _BLIP2 = {
     "model_type": "blip-2",
     "num_query_tokens": 32,
@@ -25,7 +26,10 @@ _BLIP2 = {
 
 @VISUAL_ENCODERS.register("EVA_CLIP_G_NO_QFORMER")
 class EvaClipEncoder(FrozenEncoder):
-    """Mean over the tokens of the last layer, before ``ln_vision`` (transformers' ``post_layernorm``); 1408 wide."""
+    """Mean over the tokens of ``ln_vision(vit(x))``, 1408 wide.
+
+    ``ln_vision`` is a fresh LayerNorm here, as published: the folder's own (``post_layernorm``) is not used.
+    """
 
     kind = "visual"
     weights = Weights("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl")
@@ -69,7 +73,9 @@ class EvaClipEncoder(FrozenEncoder):
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """``[B, T, 3, H, W]`` → Z_v ``[B, T, width]``."""
-        return self.tokens(pixels.flatten(0, 1)).mean(dim=1).unflatten(0, pixels.shape[:2])
+        tokens = self.tokens(pixels.flatten(0, 1))  # [B·T, tokens, width]
+        tokens = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=_LN_VISION_EPS)
+        return tokens.mean(dim=1).unflatten(0, pixels.shape[:2])
 
 
 class QueryTokens(nn.Module):
@@ -87,6 +93,7 @@ class EvaClipQFormerEncoder(EvaClipEncoder):
     def __init__(self, vision_model: nn.Module, qformer: nn.Module, queries: QueryTokens) -> None:
         super().__init__(vision_model)
         self.ln_vision = vision_model.post_layernorm
+        self.ln_vision.eps = _LN_VISION_EPS
         self.qformer = qformer
         self.queries = queries
         self.width = qformer.config.hidden_size

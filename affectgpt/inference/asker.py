@@ -19,6 +19,7 @@ from affectgpt.inference.memory import autocast, find_batch_size
 from affectgpt.modeling.build import build_model, build_preparation, weights_folder
 from affectgpt.prompts.modes import get_mode
 
+_MODE_FROM = ("mercaptionplus", "ovmerd")  # of several training sets, those whose input mode is that of inference
 # Encoder outputs of a sample's medium, and what was odd about the medium.
 FeatureOf = Callable[[Sample], tuple[torch.Tensor, tuple[str, ...]]]
 # Clips that are encoded together, and whose media are in memory at once, per worker (5 MB per clip and visual medium).
@@ -33,8 +34,10 @@ def inference_device(config: Config) -> torch.device:
 
 
 def training_mode(config: Config) -> str:
-    """The input mode of the training data in the file. Raises ConfigError when the sets differ or there is none."""
-    modes = {spec.face_or_frame for spec in config.datasets.values()}
+    """The input mode of the training data in the file: that of MER-Caption+ and OV-MERD where they are listed (as
+    published), else of all sets. Raises ConfigError when these differ or there is none."""
+    sets = {name.lower(): spec.face_or_frame for name, spec in config.datasets.items()}
+    modes = {sets[name] for name in _MODE_FROM if name in sets} or set(sets.values())
     if len(modes) != 1:
         raise ConfigError(
             f"{config.name}: the input mode is that of the training data, and datasets: names "
@@ -91,8 +94,8 @@ class Asker:
             n_tokens=self.preparation.n_tokens,
             question=question,
             max_new_tokens=self.config.inference.max_new_tokens,
-            n_frames=self.config.inference.vis_processor.train.n_frms,
-            image_size=self.config.inference.vis_processor.train.image_size,
+            n_frames=self.config.inference_frames.n_frms,
+            image_size=self.config.inference_frames.image_size,
             audio_clip_spacing=model.audio_clip_spacing,
             face_channels=model.face_channels,
             features=features,

@@ -15,7 +15,7 @@ from affectgpt.config.paths import CheckpointFile
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.files import write_json
-from affectgpt.core.provenance import device_name, file_hash, installed_versions, settings_hash
+from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.dataset import Example
@@ -124,6 +124,7 @@ class Benchmark:
             "model": to_dict(self.config)["model"],
             **({"face_crops": samples[0].crops.channels} if Modality.FACE in get_mode(self.mode).media else {}),
             "device": self.device.type,
+            "revisions": dict(REVISIONS),
         }
 
     def _meta(
@@ -238,7 +239,7 @@ class Benchmark:
                 split="test",
                 mode=self.mode,
                 policy=features_policy(self.config, dataset),
-                processor=self.config.inference.vis_processor.train,
+                processor=self.config.inference_frames,
             )
             if self._stores[dataset]:
                 logger.info("%s: stored features of %s", dataset, ", ".join(self._stores[dataset]))

@@ -61,6 +61,15 @@ def sample_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def top_k_of(asked: int | None, folder_generation_config: Any) -> int:
+    """Of how many tokens sampling draws: as ``asked``, else as the model folder says, else 50 (transformers' default,
+    which it leaves to be filled in from version 5 on); 0: of all."""
+    if asked is not None:
+        return asked
+    named = folder_generation_config.top_k
+    return 50 if named is None else named
+
+
 def end_ids(tokenizer: Any, folder_generation_config: Any) -> list[int]:
     """The ids that end an answer: the tokenizer's eos, and any eos of the model folder's generation_config."""
     also = folder_generation_config.eos_token_id

@@ -16,7 +16,7 @@ from affectgpt.config.paths import select_checkpoints
 from affectgpt.core.crops import AS_PUBLISHED, CHANNELS, Crops, file_crops
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.audio import NO_AUDIO_TRACK
+from affectgpt.data.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
 from affectgpt.data.collate import collate
 from affectgpt.data.guard import Decoder
 from affectgpt.inference.asker import Asker, FeatureOf, inference_device
@@ -38,6 +38,7 @@ TURNED = "picture_turned"
 _CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: nothing is odd; there are faces
 NOTES = {
     NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
+    FIRST_CHANNEL: "the sound has more than two channels; the model heard the first",
     TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
     EMPTY: "the answer is empty",
     UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
@@ -45,6 +46,8 @@ NOTES = {
     ODD_DESCRIPTION: 'a description of the released models begins with "In the text", this one does not: the weights '
     "or the code may be wrong; run `affectgpt doctor`",
 }
+# Encoder outputs of a clip's media, and what was odd about the media.
+Encoded = tuple[Mapping[Modality, torch.Tensor], tuple[str, ...]]
 
 
 @dataclass
@@ -88,14 +91,31 @@ class Reply:
         return result
 
 
+def check_inputs(mode: str, *, video: Any, audio: Any, face: Any) -> None:
+    """Raises DataError when what is given (None: it is not) is not all that an input mode takes."""
+    given = {Modality.AUDIO: audio or video, Modality.FACE: face or video}
+    lacking = [medium.value for medium in get_mode(mode).media if given.get(medium, video) is None]
+    if lacking:
+        raise DataError(
+            f"input mode {mode} takes {' and '.join(lacking)}, which nothing gives: give --video_path, or an input "
+            "mode that does without, e.g. --outside_face_or_frame=audio_text with --audio_path"
+        )
+
+
 class Predictor:
     """Answers for single clips. Build it once, call it often."""
 
     def __init__(
-        self, asker: Asker, *, recognise: Callable[[Path], str] | None = None, face_framing: str = "loose"
+        self,
+        asker: Asker,
+        *,
+        recognise: Callable[[Path], str] | None = None,
+        face_framing: str = "loose",
+        keep_features: bool = False,
     ) -> None:
         self.asker = asker
         self.face_framing = face_framing  # of the crops made here: loose or tight, see preprocess/faces
+        self._kept: dict[Sample, Encoded] | None = {} if keep_features else None
         self.recognise = recognise  # a sound or video file → what is said in it
         self._detector: FaceDetector | None = None
         self._decoder = Decoder()
@@ -110,20 +130,28 @@ class Predictor:
         mode: str | None = None,
         recognise: Callable[[Path], str] | None = None,
         face_framing: str = "loose",
+        keep_features: bool = False,
     ) -> Predictor:
-        """Build the model of a configuration and lay a checkpoint over it (default: the one inference would run)."""
+        """Build the model of a configuration and lay a checkpoint over it (default: the last that inference would run).
+
+        ``keep_features``: clips are encoded once, however often they are asked about, by whatever checkpoints.
+        """
         options = list(options)
         if checkpoint is not None:
-            options += [f"inference.ckpt_name={checkpoint}"]
+            options += [f"inference.ckpt_name={checkpoint}", "inference.ckpt_root="]
         config = load_config(cfg_path, options)
         chosen = select_checkpoints(config)[-1]
         asker = Asker(config, device=inference_device(config), mode=mode)
         asker.use(chosen.path)
-        return cls(asker, recognise=recognise, face_framing=face_framing)
+        return cls(asker, recognise=recognise, face_framing=face_framing, keep_features=keep_features)
+
+    def use(self, checkpoint: str | Path) -> None:
+        """Lay another checkpoint over the model. Raises CheckpointError when it does not fill it."""
+        self.asker.use(Path(checkpoint))
 
     def __call__(
         self,
-        video: str | Path,
+        video: str | Path | None = None,
         *,
         subtitle: str | None = None,
         audio: str | Path | None = None,
@@ -131,13 +159,15 @@ class Predictor:
         face_channels: str | None = None,
         question: str | None = None,
     ) -> Reply:
-        """Answer about one video: open-vocabulary labels, or ``question``.
+        """Answer about one clip: open-vocabulary labels, or ``question``.
 
         The audio is the video's own track unless ``audio`` names a file; faces are detected unless ``face`` names an
         npy ``[N, H, W, 3]`` uint8, whose channel order is that of its folder's record (crops.json), else
-        ``face_channels``, else bgr. ``subtitle=None``: the .srt or .vtt file beside the video, else what ``recognise``
-        hears, else none. Raises DataError naming the file when something cannot be read or no face is found.
+        ``face_channels``, else bgr. No video is needed where the input mode takes nothing of it. ``subtitle=None``: the
+        .srt or .vtt file beside the video (or sound), else what ``recognise`` hears, else none. Raises DataError naming
+        the file when something cannot be read or no face is found.
         """
+        check_inputs(self.asker.mode, video=video, audio=audio, face=face)
         for option, path in (("--video_path", video), ("--audio_path", audio), ("--face_npy", face)):
             if path is not None and not Path(path).is_file():
                 raise DataError(f"{option} {path}: no such file")
@@ -150,15 +180,15 @@ class Predictor:
         if face is not None:
             crops = file_crops(face, claimed=face_channels, claimed_by="--face_channels")
         sample = Sample(
-            name=Path(video).stem,
+            name=Path(video or audio or face or "text").stem,
             dataset="clip",
-            subtitle=self._subtitle(Path(video), audio) if subtitle is None else subtitle,
-            video=Path(video),
+            video=None if video is None else Path(video),
             audio=None if audio is None else Path(audio),
             face=None if face is None else Path(face),
             crops=crops,
         )
-        features, flags = self._encode(sample)
+        sample = replace(sample, subtitle=self._subtitle(sample) if subtitle is None else subtitle)
+        features, flags = self._encoded(sample)
 
         def ask(text: str) -> Reply:
             return self._ask(sample, text, features=features, flags=flags)
@@ -168,17 +198,27 @@ class Predictor:
             reply._describe = lambda: ask(render_question("description"))
         return reply
 
-    def _subtitle(self, video: Path, audio: str | Path | None) -> str:
-        text = beside(video)
+    def _subtitle(self, sample: Sample) -> str:
+        source = sample.video or sample.audio
+        if source is None:
+            return ""
+        text = beside(source)
         if text is not None:
             return text
         if self.recognise is None or not get_mode(self.asker.mode).has_subtitle:
             return ""
-        if audio is None and not self._decoder.probe(video).audio_tracks:
+        if sample.audio is None and not self._decoder.probe(source).audio_tracks:
             return ""
-        return self.recognise(video if audio is None else Path(audio))
+        return self.recognise(sample.audio or source)
 
-    def _encode(self, sample: Sample) -> tuple[Mapping[Modality, torch.Tensor], tuple[str, ...]]:
+    def _encoded(self, sample: Sample) -> Encoded:
+        if self._kept is None:
+            return self._encode(sample)
+        if sample not in self._kept:
+            self._kept[sample] = self._encode(sample)
+        return self._kept[sample]
+
+    def _encode(self, sample: Sample) -> Encoded:
         """Encoder outputs of a clip's media, for any number of questions, and what was odd about the media."""
         odd: tuple[str, ...] = ()
         with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
@@ -246,7 +286,7 @@ class Predictor:
             labels=parse_labels(answer.text),
             question=question,
             flags=flags,
-            video=str(sample.video),
+            video=str(sample.video or ""),
             subtitle=sample.subtitle,
         )
 

@@ -174,14 +174,16 @@ def load_checkpoint(model: AffectGPT, path: str | Path, *, complete: bool = Fals
     """Lay a checkpoint over a model, non-strictly; the report says what fitted.
 
     Raises CheckpointError when not one trained tensor fits, and with ``complete`` when one of them is missing or of
-    another shape; the message says which keys of the recipe differ.
+    another shape, or the file has LoRA where the model has none; the message says which keys of the recipe differ.
     """
     content = read_checkpoint(path)
     report = load_state(model, content["model"], source=str(path), config=content.get("config"))
-    if complete and not report.complete:
+    if complete and (not report.complete or any(".lora_" in name for name in report.unexpected)):
         raise CheckpointError(f"{path} was made by another recipe: {report}")
     if not report.complete:
         logger.warning("%s does not fill the model: %s", path, report)
+    elif report.revised:
+        logger.warning("%s: %s", path, report.revised)
     return report
 
 

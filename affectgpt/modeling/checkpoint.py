@@ -17,6 +17,7 @@ from torch import nn
 from affectgpt.config.schema import ModelConfig
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import atomic_path
+from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 
 _LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
@@ -127,6 +128,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # in the file, unknown here
     wrong_shape: list[str] = field(default_factory=list)  # "name: file (…), model (…)"
     made_by: str = ""  # the configuration that made the file, and where its recipe differs
+    revised: str = ""  # encoders that an earlier version of this package, which made the file, computed otherwise
 
     @property
     def complete(self) -> bool:
@@ -140,7 +142,7 @@ class LoadReport:
             if names:
                 shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
                 parts.append(f"{len(names)} {title.replace('_', ' of ')}: {shown}")
-        return "; ".join(parts) + (f"; {self.made_by}" if self.made_by else "")
+        return "; ".join(filter(None, [*parts, self.made_by, self.revised]))
 
 
 def load_state(
@@ -167,6 +169,7 @@ def load_state(
                 target.copy_(tensor)
                 report.loaded.append(name)
     report.missing = [name for name in trained if name not in state]
+    report.revised = _revised_encoders(config)
     if not report.complete or report.unexpected:
         report.made_by = _recipe_differences(config, getattr(model, "recipe", {}))
     if not set(trained) & set(report.loaded):
@@ -211,12 +214,30 @@ def face_channels_unknown(config: Mapping[str, Any] | None) -> bool:
     return isinstance(theirs, Mapping) and "audio_clip_spacing" in theirs and "face_channels" not in theirs
 
 
+def _revised_encoders(config: Mapping[str, Any] | None) -> str:
+    """Encoders whose numbers were others when this package trained the file; what the published code made is as ours.
+
+    Only this package's configurations say how audio clips are spaced.
+    """
+    model = (config or {}).get("model")
+    if not config or not isinstance(model, Mapping) or "audio_clip_spacing" not in model:
+        return ""
+    then = config.get("revisions") or {}
+    encoders = [model.get("visual_encoder"), model.get("acoustic_encoder")]
+    revised = [name for name in encoders if name in REVISIONS and then.get(name, 1) != REVISIONS[name]]
+    if not revised:
+        return ""
+    return f"it was trained by an earlier version, whose {' and '.join(revised)} gave other numbers: train it again"
+
+
 def _recipe_differences(config: Mapping[str, Any] | None, recipe: Mapping[str, Any]) -> str:
     if not config or not isinstance(config.get("model"), Mapping):
         return "the file does not say which configuration made it"
     name = f"configuration {config['name']!r}" if config.get("name") else "a configuration without a name"
     theirs = recipe_of(config["model"])
     different = [
-        f"model.{key}: {theirs[key]} there, {recipe[key]} here" for key in recipe if theirs[key] != recipe[key]
+        f"model.{key}: {theirs[key]} there, {recipe[key]} here"
+        for key in theirs
+        if key in recipe and theirs[key] != recipe[key]
     ]
     return f"the file was made by {name}; {', '.join(different) or 'its recipe is the same'}"

@@ -109,8 +109,10 @@ def render_question(label_type: str, context: Context | None = None, labels: Lab
 
 
 def render_answer(label_type: str, sample: Sample) -> str:
-    """The answer to be learnt. Raises DataError naming the sample when it has no label of that type."""
+    """The answer to be learnt. Raises DataError naming the sample when it has no such label, or an empty one."""
     answer = get_label_type(label_type).answer(sample.labels)
+    if answer == "":
+        raise DataError(f"{sample.dataset}: sample {sample.name!r}: its {label_type} is missing in the label file")
     if answer is None:
         raise DataError(f"{sample.dataset}: sample {sample.name!r} has no label of type {label_type}")
     return answer

@@ -11,6 +11,7 @@ import torch
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError
 from affectgpt.core.files import write_json
+from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.modeling.affectgpt import AffectGPT
@@ -83,8 +84,8 @@ def train(
     schedule = get_schedule(run)
     stepper = build_stepper(model, config, device, resumed=resumed)
     saver = Saver(
-        output_dir, model=model, optimizer=stepper.optimizer, scaler=stepper.scaler, config=to_dict(config),
-        keep_last=run.keep_last, device=device,
+        output_dir, model=model, optimizer=stepper.optimizer, scaler=stepper.scaler,
+        config={**to_dict(config), "revisions": dict(REVISIONS)}, keep_last=run.keep_last, device=device,
     )  # fmt: skip
     at = resumed.position if resumed is not None else Position()
     if at.epoch > run.max_epoch:

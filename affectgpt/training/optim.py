@@ -67,7 +67,7 @@ def warmup_step(run: RunConfig, epoch: int, step: int) -> float:
 
 
 def _warmup(run: RunConfig, step: int) -> float:
-    start = run.warmup_lr if run.warmup_lr > 0 else run.init_lr
+    start = run.init_lr if run.warmup_lr == -1 else run.warmup_lr
     return min(run.init_lr, start + (run.init_lr - start) * step / max(run.warmup_steps, 1))
 
 

@@ -15,7 +15,7 @@ import torch
 
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.files import write_json
-from affectgpt.core.provenance import device_name, installed_versions
+from affectgpt.core.provenance import REVISIONS, device_name, installed_versions
 
 
 class Record:
@@ -37,6 +37,7 @@ class Record:
             "command": sys.argv,
             "config": to_dict(config),
             "versions": installed_versions(),
+            "revisions": dict(REVISIONS),
             "video_reader": video_reader,  # pixels differ between readers
             "git": git_revision(),
             "data": dict(counts),

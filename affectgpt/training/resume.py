@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from affectgpt.config.paths import list_checkpoints
+from affectgpt.config.paths import list_checkpoints, runs_folder
 from affectgpt.config.schema import Config, DatasetConfig, ModelConfig, to_dict
 from affectgpt.core.errors import CheckpointError, ConfigError
+from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 from affectgpt.modeling.checkpoint import face_channels_unknown, read_checkpoint
 
@@ -115,8 +116,7 @@ def find_resume(config: Config, *, world_size: int) -> Resumed | None:
 
 
 def _newest(config: Config) -> Path | None:
-    root = Path(config.paths.output_root) / config.name
-    found = [path for path in map(_of_folder, root.glob(f"{config.name}*")) if path is not None]
+    found = [path for path in map(_of_folder, runs_folder(config).glob(f"{config.name}*")) if path is not None]
     return max(found, key=lambda path: (path.stat().st_mtime, path.parent.name), default=None)
 
 
@@ -143,6 +143,12 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
                 )  # fmt: skip
             elif old != ours["model"][key]:
                 differences.append(f"model.{key} was {old!r}, is {ours['model'][key]!r}")
+    then = theirs.get("revisions") or {}
+    otherwise = [step for step, number in REVISIONS.items() if then.get(step, 1) != number]
+    if otherwise and "audio_clip_spacing" in theirs.get("model", {}):
+        logger.warning(
+            "%s was made by a version of this package that took these steps otherwise: %s", path, ", ".join(otherwise)
+        )
     if "position" in content:
         for key in _SAME_ORDER:
             if theirs["run"][key] != ours["run"][key]:
@@ -151,7 +157,7 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
             differences.append(f"datasets were {theirs['datasets']}, are {ours['datasets']}")
         if len(content["random"]) != world_size:
             differences.append(f"it was made by {len(content['random'])} processes, now there are {world_size}")
-        for key in ("init_lr", "min_lr", "max_epoch", "lr_sched", "warmup_steps", "weight_decay"):
+        for key in ("init_lr", "min_lr", "warmup_lr", "max_epoch", "lr_sched", "warmup_steps", "weight_decay"):
             if theirs["run"][key] != ours["run"][key]:
                 logger.warning("run.%s was %r and is %r from here on", key, theirs["run"][key], ours["run"][key])
     if differences:

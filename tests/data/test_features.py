@@ -281,8 +281,8 @@ def test_crops_of_another_framing_are_other_crops(cfg, make, tmp_path):
 
 
 def test_the_test_split_is_prepared_as_inference_does(cfg, world, make):
-    """inference.vis_processor counts there, not that of training."""
-    options = ["inference.vis_processor.train.n_frms=4"]
+    """As many frames as in training, always of 224 pixels."""
+    options = ["model.vis_processor.train.n_frms=4", "model.vis_processor.train.image_size=112"]
     make_test = ["--cfg-path", str(cfg), "--datasets", "OVMERDPlus", "--split", "test", "--mode", "faceonly"]
     root = world[0] / "dataset"
     make.layout(get_row("OVMERDPlus"), root, media=True)
@@ -292,10 +292,10 @@ def test_the_test_split_is_prepared_as_inference_does(cfg, world, make):
         config.paths.features_root, dataset="OVMERDPlus", split="test", modality=Modality.FACE,
         encoder="CLIP_VIT_LARGE",
     )  # fmt: skip
-    processor = config.inference.vis_processor.train
+    processor = config.inference_frames
     reader = FeatureReader(folder, key=feature_key(config, Modality.FACE, device_type="cpu", processor=processor))
     assert reader.shape[0] == 4
-    with pytest.raises(DataError, match="n_frames is 4, this run has 8"):
+    with pytest.raises(DataError, match="image_size is 224, this run has 112"):
         FeatureReader(folder, key=feature_key(config, Modality.FACE, device_type="cpu"))
 
 

@@ -152,7 +152,7 @@ def test_damaged_subtitles(kind, make, tmp_path):
 def test_cells_are_text_and_a_byte_order_mark_is_no_part_of_them(make, tmp_path):
     row = get_row("MER2023")
     path = make.layout(row, tmp_path).root / SUBTITLES
-    cells = ["None", "NA", " 007 ", 'He said "hi", then\nleft']
+    cells = ["None of it", " NA", " 007 ", 'He said "hi", then\nleft']
     make.csv(path, ["name", "english"], zip(make.names, cells, strict=True), encoding="utf-8-sig")
     assert [s.subtitle for s in load_samples(row, split="test", dataset_root=tmp_path)] == cells
 

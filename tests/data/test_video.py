@@ -202,7 +202,7 @@ def test_faces_are_sampled_and_resized(make, tmp_path):
     [
         (np.zeros((4, 112, 112), np.uint8), r"expected uint8 \[N, H, W, 3\], found uint8 \[4, 112, 112\]"),
         (np.zeros((4, 112, 112, 4), np.uint8), "found uint8"),
-        (np.zeros((4, 112, 112, 3), np.float32), "found float32"),
+        (np.zeros((4, 112, 112, 3), np.float64), "found float64"),
         (np.zeros((0, 112, 112, 3), np.uint8), "holds no face crop"),
     ],
 )

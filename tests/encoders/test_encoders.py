@@ -146,13 +146,15 @@ def test_eva_clip_is_the_vision_model_and_qformer_of_blip2(load):
     bare, _ = load("EVA_CLIP_G_NO_QFORMER")
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder).eval()
     pixels = media("EVA_CLIP_G", folder, 5)
+    model.vision_model.post_layernorm.eps = 1e-5
     with torch.no_grad():
         tokens = model.vision_model(pixel_values=pixels).last_hidden_state  # after ln_vision
         queries = model.query_tokens.expand(8, -1, -1)
         expected = model.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         raw = model.vision_model.encoder(inputs_embeds=model.vision_model.embeddings(pixels)).last_hidden_state
     assert torch.allclose(encoder(pixels[None])[0], expected, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(bare(pixels[None])[0], raw.mean(dim=1), rtol=1e-5, atol=1e-6)
+    normed = torch.nn.functional.layer_norm(raw, raw.shape[-1:])  # fresh: weight 1, bias 0, eps 1e-5
+    assert torch.allclose(bare(pixels[None])[0], normed.mean(dim=1), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(raw, tokens, atol=1e-2)
 
 

@@ -11,7 +11,7 @@ import torch
 from tiny_world import World, write_run
 
 from affectgpt.cli import doctor, infer, sample
-from affectgpt.config.load import to_dict
+from affectgpt.config.schema import to_dict
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.demo.corpus import PartSpec, make_corpus
 from affectgpt.demo.language import FELT
@@ -48,14 +48,19 @@ def reverse(folder: Path) -> None:
         np.save(path, np.load(path)[..., ::-1])
 
 
-def answers(world: World, out: Path, *options: str) -> dict[str, str]:
-    arguments = ["--cfg-path", str(world.yaml), "--dataset", "OVMERDPlus", "--options"]
+def answers(world: World, out: Path, *options: str, blocks: str = "") -> dict[str, str]:
+    """``blocks``: lines of the section datasets besides those of the configuration."""
+    path = out / world.yaml.name
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(world.yaml.read_text().replace("datasets:\n", f"datasets:\n{blocks}"))
+    arguments = ["--cfg-path", str(path), "--dataset", "OVMERDPlus", "--options"]
     assert infer.main([*arguments, f"inference.base_root={out}/results", *options]) == 0
     (file,) = out.glob("results-ovmerdplus/*/checkpoint_000011*[0-9].npz")
     return read_answers(file)
 
 
 RGB = "model.face_channels=rgb"
+STORED_AS_BGR = "  ovmerdplus: {face_channels: bgr}\n"
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +71,7 @@ def demo_answers(demo, tmp_path_factory):
 def test_a_bgr_copy_of_the_demos_faces_is_answered_the_same(demo, copy, demo_answers, tmp_path):
     told = [f"paths.dataset_root={copy}", RGB]
     assert answers(demo, tmp_path / "default", *told) == demo_answers
-    key = "datasets.ovmerdplus.face_channels=bgr"
-    assert answers(demo, tmp_path / "key", *told, key) == demo_answers
+    assert answers(demo, tmp_path / "key", *told, blocks=STORED_AS_BGR) == demo_answers
     (copy / FACES / "crops.json").write_text(RECORD % "bgr")
     assert answers(demo, tmp_path / "record", *told) == demo_answers
     (copy / FACES / "crops.json").write_text(RECORD % "rgb")  # a lie shows
@@ -104,7 +108,7 @@ def test_stored_features_follow(demo, copy, demo_answers, tmp_path):
 
 def test_contradiction_is_an_error_that_names_both(demo, tmp_path):
     with pytest.raises(DataError, match=r"crops\.json says .* rgb, datasets\.ovmerdplus\.face_channels says bgr"):
-        answers(demo, tmp_path, "datasets.ovmerdplus.face_channels=bgr")
+        answers(demo, tmp_path, blocks=STORED_AS_BGR)
 
 
 def test_conversion_is_told_once_for_a_folder(demo, copy, tmp_path, caplog):

@@ -33,7 +33,7 @@ def test_several_checkpoints(world, tmp_path):
 
 
 def test_skip_epoch_keeps_the_divisible_ones(world, tmp_path):
-    run(world, tmp_path, options=("inference.test_epochs=1-60", "inference.skip_epoch=6"))
+    run(world, tmp_path, options=("inference.test_epochs=7-17", "inference.skip_epoch=6"))
     assert written(tmp_path) == [f"results-ovmerdplus/{RUN}/checkpoint_000012_loss_0.120.npz"]
 
 
@@ -121,7 +121,10 @@ def test_torchrun_says_the_shard(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("inference.test_epochs=30-60", "inference.skip_epoch=5"), r"test_epochs=30-60 .*epochs there: 11, 12"),
+        (
+            ("inference.test_epochs=30-60", "inference.skip_epoch=5"),
+            r"no checkpoint of the epochs 30, 35, 40, 45, 50, 55, 60, .*test_epochs=30-60 .*epochs there: 11, 12",
+        ),
         (("inference.test_epoch=7",), r"test_epoch=7; epochs there: 11, 12"),
         (("inference.ckpt_name=gone.pth",), r"ckpt_name: no file .*gone\.pth"),
         (("inference.ckpt_root=gone",), r"ckpt_root: no folder gone"),

@@ -197,7 +197,7 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
         (["run.parallel=fsdp2"], ConfigError, "start it with torchrun"),
         (["run.valid_splits=[valid]"], ConfigError, "'valid' has no sample"),
         (["run.train_splits=[test]"], ConfigError, "run.train_splits"),
-        (["datasets.mercaptionplu.label_type=hybird"], DataError, "Did you mean 'MERCaptionPlus'"),
+        (["datasets.mercaptionplu.label_type=hybird"], ConfigError, "Did you mean 'mercaptionplus'"),
     ],
     ids=lambda value: "-".join(option.partition("=")[0] for option in value) if isinstance(value, list) else "",
 )

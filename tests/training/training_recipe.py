@@ -55,8 +55,8 @@ def write_recipe(
 ) -> Path:
     """A configuration over the tiny models: two epochs of five steps of three samples where ``run`` is silent."""
     keys = {
-        "lr_sched": "warmup_cosine", "init_lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 2, "max_epoch": 2,
-        "iters_per_epoch": 5, "num_workers": 0, "device": "cpu", "log_freq": 1, **run,
+        "lr_sched": "warmup_cosine", "init_lr": 1e-3, "min_lr": 1e-4, "warmup_lr": 1e-6, "warmup_steps": 2,
+        "max_epoch": 2, "iters_per_epoch": 5, "num_workers": 0, "device": "cpu", "log_freq": 1, **run,
     }  # fmt: skip
     path = folder / f"{name}.yaml"
     path.write_text(

@@ -17,7 +17,7 @@ ENGINES = Registry("inference engine", "affectgpt.inference.engines")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are drawn. ``top_k=None``: as the LLM's folder says (20 for Qwen2.5); 0: from all tokens."""
+    """How answers are drawn. ``top_k=None``: as the LLM's folder says (20 for Qwen2.5), else 50; 0: from all tokens."""
 
     greedy: bool = False
     max_new_tokens: int = 1200

@@ -11,7 +11,7 @@ import torch
 
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.inference.decoding import SampleByRow, StopSequences, clean_answer, cut_at_stop, end_ids
+from affectgpt.inference.decoding import SampleByRow, StopSequences, clean_answer, cut_at_stop, end_ids, top_k_of
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.kv_cache import growing_cache
 from affectgpt.inference.memory import autocast
@@ -42,7 +42,7 @@ class TransformersEngine:
         self.decoding = decoding
         folder = model.llm.folder_generation_config
         self.eos_ids = end_ids(tokenizer, folder)
-        self.top_k = decoding.top_k if decoding.top_k is not None else (folder.top_k or 0)
+        self.top_k = top_k_of(decoding.top_k, folder)
         self.stops = stop_sequences(tokenizer)
 
     def load(self, checkpoint: Path) -> Any:

@@ -18,7 +18,7 @@ import torch
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Batch
 from affectgpt.data.encode import GENERATION_LENGTH
-from affectgpt.inference.decoding import clean_answer, cut_at_stop, end_ids
+from affectgpt.inference.decoding import clean_answer, cut_at_stop, end_ids, top_k_of
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.memory import autocast
 from affectgpt.inference.merge import write_merged
@@ -53,7 +53,7 @@ class VLLMEngine:
         self.tensor_parallel_size = tensor_parallel_size
         folder = model.llm.folder_generation_config
         self.eos_ids = end_ids(tokenizer, folder)
-        self.top_k = decoding.top_k if decoding.top_k is not None else (folder.top_k or 0)
+        self.top_k = top_k_of(decoding.top_k, folder)
         self.stops = stop_sequences(tokenizer)
         self._merged: tempfile.TemporaryDirectory[str] | None = None
         self._llm: Any = None
