@@ -86,12 +86,13 @@ class LLMExtractor(Extractor):
         self.sampling = sampling or Sampling()
 
     def settings(self, step: str) -> dict[str, Any]:
-        """Client, model, prompt and sampling."""
+        """Client, model, prompt, how replies are cleaned, and sampling."""
         return {
             "extractor": self.name,
             "step": step,
             **self.client.identity(),
             "prompt_sha256": extract_llm.prompt_sha256(_PROMPTS[step]),
+            "cleaning": extract_llm.CLEANING_VERSION,
             "sampling": self.sampling.as_dict(),
         }
 
