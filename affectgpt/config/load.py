@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from affectgpt.config.schema import Config
 from affectgpt.config.tree import Origins, read_tree
 from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.foreign import check_name
 from affectgpt.core.runtime import logger
 
 _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
@@ -66,7 +67,12 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     assert isinstance(plain, dict)
-    return _build(kind, {"name": path.stem, **plain}, "", origins)
+    config = _build(kind, {"name": path.stem, **plain}, "", origins)
+    # runs, results and stored features have folders of these names
+    check_name(config.name, source=origins.of("name"), what="name", suffix="_YYYYMMDDHHM_999", error=ConfigError)
+    for key in config.datasets:
+        check_name(key, source=origins.of(f"datasets.{key}"), what="data set name", suffix="results-description-")
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:

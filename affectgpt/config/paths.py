@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError, did_you_mean
+from affectgpt.core.foreign import check_name
 
 # Encoder or LLM name → folder under models/ and where its weights come from.
 MODEL_FOLDERS = {
@@ -88,8 +90,14 @@ class CheckpointFile:
 
     @property
     def run(self) -> str:
-        """Name of the folder it lies in."""
-        return self.path.parent.name
+        """Name of the folder it lies in, also where the path ends in ``..`` or names no folder."""
+        return run_name(self.path)
+
+
+def run_name(checkpoint: Path) -> str:
+    """Name of a checkpoint's folder, which its results have too (wire). ConfigError where no folder can have it."""
+    folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100 - takes ``..`` out, links stay
+    return check_name(folder.name, source=checkpoint, what="folder name", suffix="", error=ConfigError)
 
 
 def checkpoint_name(epoch: int, loss: float) -> str:

@@ -10,17 +10,7 @@ import sys
 from pathlib import Path
 
 from affectgpt.core.errors import DataError, did_you_mean
-
-
-def check_name(name: str, *, source: Path | str, line: int | None = None) -> str:
-    """The name itself, when it is fit to be a file stem; DataError naming ``source`` (and line) otherwise."""
-    if not name or "/" in name or "\\" in name or ".." in name or not name.isprintable():
-        place = source if line is None else f"{source}, line {line}"
-        raise DataError(
-            f"{place}: sample name {name!r} is no file stem (empty, '/', '\\', '..' and control characters are "
-            "refused); correct the name in the file"
-        )
-    return name
+from affectgpt.core.foreign import check_name
 
 
 def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import DataError, did_you_mean
+from affectgpt.core.foreign import check_name
 from affectgpt.core.npz import read_npz
 from affectgpt.core.types import Labels, Sample
-from affectgpt.data.csvfile import check_name, read_table
+from affectgpt.data.csvfile import read_table
 from affectgpt.data.table import DatasetRow
 
 
