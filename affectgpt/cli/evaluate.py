@@ -95,7 +95,7 @@ def open_extractor(args: argparse.Namespace) -> Extractor:
 def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places) -> None:
     """Put ``--answers FILE`` among the results as a run of its own, so that its labels are kept and can be compared."""
     from affectgpt.core.errors import ConfigError
-    from affectgpt.core.foreign import check_name
+    from affectgpt.core.names import check_name
     from affectgpt.core.runtime import logger
     from affectgpt.evaluation import answers as tables
     from affectgpt.evaluation.results import results_folder

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from affectgpt.config.schema import Config
 from affectgpt.config.tree import Origins, read_tree
 from affectgpt.core.errors import ConfigError, did_you_mean
-from affectgpt.core.foreign import check_name
+from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
 
 _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"

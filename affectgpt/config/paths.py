@@ -11,7 +11,7 @@ from typing import Any
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError, did_you_mean
-from affectgpt.core.foreign import check_name
+from affectgpt.core.names import check_name
 
 # Encoder or LLM name → folder under models/ and where its weights come from.
 MODEL_FOLDERS = {

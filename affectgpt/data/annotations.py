@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import DataError, did_you_mean
-from affectgpt.core.foreign import check_name
+from affectgpt.core.names import check_name
 from affectgpt.data.csvfile import read_table
 
 DIALOGUE = "dialogue"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from affectgpt.core.errors import DataError, did_you_mean
-from affectgpt.core.foreign import check_name
+from affectgpt.core.names import check_name
 
 
 def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

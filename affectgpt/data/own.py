@@ -36,7 +36,7 @@ from pathlib import Path
 
 from affectgpt.config.schema import DatasetConfig
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
-from affectgpt.core.foreign import check_below
+from affectgpt.core.names import check_below
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.annotations import DIALOGUE, read_annotations
 from affectgpt.data.audio import SOUND_SUFFIXES

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import DataError, did_you_mean
-from affectgpt.core.foreign import check_name
+from affectgpt.core.names import check_name
 from affectgpt.core.npz import read_npz
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.csvfile import read_table

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from affectgpt.core.errors import DataError
-from affectgpt.core.foreign import check_name
+from affectgpt.core.names import check_name
 from affectgpt.core.npz import read_npz, write_npz
 from affectgpt.data.csvfile import read_table
 from affectgpt.evaluation import extraction_file as files

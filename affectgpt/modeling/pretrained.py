@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from affectgpt.core.errors import CheckpointError
-from affectgpt.core.foreign import check_below
+from affectgpt.core.names import check_below
 
 # Weights that a complete folder may lack: they are made, not learnt, or not used without masking.
 _MAY_MISS = re.compile(r"(masked_spec_embed|position_ids|lm_head\.weight)$")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path, write_json
-from affectgpt.core.foreign import check_name
+from affectgpt.core.names import check_name
 from affectgpt.data.guard import Decoder
 from affectgpt.data.video import VIDEO_SUFFIXES
 from affectgpt.preprocess.audio_track import extract_audio

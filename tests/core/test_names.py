@@ -1,4 +1,4 @@
-"""Text of others: names that become paths, and what a terminal shows."""
+"""Names of others that become paths, and text of others that a terminal shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import pytest
 
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.core.foreign import check_below, check_name, printable
+from affectgpt.core.names import check_below, check_name
+from affectgpt.core.printable import printable
 
 
 @pytest.mark.parametrize("name", ["00012", "Wait...what", ".hidden", "-x", "情感\u3000一", "a b", "x" * 250, "名" * 83])

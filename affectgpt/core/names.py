@@ -1,17 +1,14 @@
-"""Text of others: names that become paths, and text that a terminal shows."""
+"""Names that become paths: of samples, runs, data sets, checkpoints, files that a table names."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
 
 from affectgpt.core.errors import AffectGPTError, DataError
+from affectgpt.core.printable import UNSHOWN
 
 LONGEST_NAME = 255  # bytes of a file or folder name, on every usual file system
 _MEDIA_SUFFIX = ".jpeg"  # the longest that a sample's name gets
-# Control characters (ESC among them), marks that turn the reading direction, and halves of characters.
-_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def check_name(
@@ -29,7 +26,7 @@ def check_name(
     gave it, are said in the error; ``error`` is the kind that is raised.
     """
     wrong = None
-    if name in ("", ".", "..") or "/" in name or "\\" in name or _UNSHOWN.search(name):
+    if name in ("", ".", "..") or "/" in name or "\\" in name or UNSHOWN.search(name):
         wrong = "is no file stem (empty, '.', '..', '/', '\\' and control characters are refused)"
     elif (size := len(f"{name}{suffix}".encode())) > LONGEST_NAME:
         wrong = f"has {size} bytes{f' with {suffix}' if suffix else ''}; file systems take {LONGEST_NAME}"
@@ -50,12 +47,3 @@ def check_below(file: str, *, source: Path | str, folder: str) -> str:
     for part in PurePosixPath(file).parts:
         check_name(part, source=source, what="file name", suffix="")
     return file
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    r"""Text of others as a terminal may show it: control characters and the like are written out as ``\u001b``.
-
-    Unescaped, a label or an answer could move the cursor, rewrite lines above or set the window's title. ``lines``:
-    line ends and tabs stay. JSON stays JSON of the same meaning.
-    """
-    return _UNSHOWN.sub(lambda m: m[0] if lines and m[0] in "\n\t" else _SHORT.get(m[0], f"\\u{ord(m[0]):04x}"), text)
