@@ -30,6 +30,14 @@ POLARITY_PROMPT = (" " * 13).join(
     ]
 )
 
+# Hashes of the prompts that were asked before, with two sentences exchanged and single blanks: files made so are there.
+EARLIER_PROMPTS = frozenset(
+    {
+        "86a30de9cce7cc8d2e8ca9afeecddb95178a6a957b9dc81f7652e8cbd57a13eb",
+        "7914d64684063d52ff4a4ab5ec77585c76f01868a999e2739ea479ac75537aef",
+    }
+)
+
 CLEANING_VERSION = 2  # part of a result's settings: raise it when ``clean_reply`` gives another item
 _LEADING = ("输入", "输出", "翻译", "让我们来翻译一下：", "output", "Output", "input", "Input")
 

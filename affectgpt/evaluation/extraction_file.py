@@ -18,10 +18,9 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.core.journal import Journal
 from affectgpt.core.npz import read_npz
-from affectgpt.evaluation.extract_llm import LABELS_PROMPT, POLARITY_PROMPT, prompt_sha256
+from affectgpt.evaluation.extract_llm import EARLIER_PROMPTS
 
 META_VERSION = 1
-_PROMPTS = tuple(prompt_sha256(prompt) for prompt in (LABELS_PROMPT, POLARITY_PROMPT))
 UNKNOWN = "unknown extractor (no meta file)"
 
 
@@ -122,8 +121,8 @@ def read_meta(path: Path) -> dict[str, Any] | None:
 def describe(path: str | Path) -> str:
     """Which extractor made a file, in a few words for a report.
 
-    ``direct``, ``transformers Qwen2.5-7B-Instruct, seed 42`` (with ``, another wording of the prompt`` where it was not
-    asked with the prompt of today) or ``unknown extractor (no meta file)``.
+    ``direct``, ``transformers Qwen2.5-7B-Instruct, seed 42`` (and ``, earlier wording of the prompt`` where it was
+    not asked as published) or ``unknown extractor (no meta file)``.
     """
     meta = read_meta(Path(path))
     if meta is None:
@@ -134,8 +133,8 @@ def describe(path: str | Path) -> str:
         words += f" {settings['model']}"
     if isinstance(settings.get("sampling"), dict):
         words += f", seed {settings['sampling'].get('seed')}"
-    if settings.get("prompt_sha256", _PROMPTS[0]) not in _PROMPTS:
-        words += ", another wording of the prompt"
+    if settings.get("prompt_sha256") in EARLIER_PROMPTS:
+        words += ", earlier wording of the prompt"
     return words
 
 

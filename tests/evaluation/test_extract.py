@@ -152,7 +152,20 @@ def test_replies_are_cleaned_as_published(reply, clean):
     assert extract_llm.clean_reply(reply) == clean
 
 
-OLD_WORDING = "Name the emotions of {text}; Output: "
+OLD_WORDING = (
+    "Please assume the role of an expert in the field of emotions. We provide clues that may be related to the "
+    "emotions of the characters. The main character is the one with the most detailed clues. Based on the provided "
+    "clues, please identify the emotional states of the main character. Please separate different emotional "
+    "categories with commas and output only the clearly identifiable emotional categories in a list format. If "
+    "none are identified, please output an empty list. Input: We cannot recognize his emotional state; Output: [] "
+    "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] Input: {text}; Output: "
+)
+OLD_POLARITY = (
+    "Please act as an expert in the field of emotions. We provide a few words to describe the emotions of a "
+    "character. Please choose the most likely sentiment from the given candidates: [positive, negative, neutral]. "
+    "Please direct output answer without analyzing process. Input: [joyful]; Output: positive Input: []; Output: "
+    "neutral Input: {text}; Output: "
+)
 
 
 def test_the_old_wording_is_begun_again_and_its_files_stay(answers, monkeypatch):
@@ -166,10 +179,11 @@ def test_the_old_wording_is_begun_again_and_its_files_stay(answers, monkeypatch)
     assert made.computed == 3 and made.extractor == "fake m1, seed 1"  # all three, not only the last one
     made.labels.unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": OLD_WORDING})
-        extract_file(answers, task="basic", extractor=_llm())
+        patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": OLD_WORDING, "polarity": OLD_POLARITY})
+        made = extract_file(answers, task="sentiment", extractor=_llm())
     before = made.labels.read_bytes()
-    assert files.describe(made.labels) == "fake m1, seed 1, another wording of the prompt"
+    for path in (made.labels, made.sentiment):
+        assert files.describe(path) == "fake m1, seed 1, earlier wording of the prompt"
     with pytest.raises(DataError, match=r"prompt_sha256: it has \w{12}…, asked for \w{12}….*scoreonly"):
         extract_file(answers, task="basic", extractor=_llm())
     assert made.labels.read_bytes() == before
