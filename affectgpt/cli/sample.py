@@ -11,6 +11,7 @@ from typing import Any
 
 from affectgpt.cli.common import run_cli
 from affectgpt.cli.infer import add_inference_arguments
+from affectgpt.core.printable import printable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,26 +103,28 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
             logger.error("%s", error)
             if args.json:
-                print(json.dumps({"video": str(video), "error": str(error)}, ensure_ascii=False), flush=True)
+                _print_json({"video": str(video), "error": str(error)})
             continue
         if args.json:
-            print(json.dumps(reply.as_dict(), ensure_ascii=False), flush=True)
+            _print_json(reply.as_dict())
         else:
             _show(reply.as_dict(), name=str(video) if len(videos) > 1 else None)
     return 1 if failed else 0
 
 
 def _show(reply: dict[str, Any], *, name: str | None) -> None:
-    if name is not None:
-        print(f"video:  {name}")
-    print(f"answer: {reply['answer']}")
+    lines = [] if name is None else [f"video:  {printable(name)}"]
+    lines.append(f"answer: {reply['answer']}")
     if reply["labels"]:
-        print(f"labels: {', '.join(reply['labels'])}")
+        lines.append(f"labels: {', '.join(reply['labels'])}")
     if "description" in reply:
-        print(f"description: {reply['description']}")
-    for note in reply["notes"]:
-        print(f"note:   {note}")
-    sys.stdout.flush()
+        lines.append(f"description: {reply['description']}")
+    lines += [f"note:   {note}" for note in reply["notes"]]
+    print(printable("\n".join(lines), lines=True), flush=True)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(printable(json.dumps(value, ensure_ascii=False)), flush=True)
 
 
 if __name__ == "__main__":
