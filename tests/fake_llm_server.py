@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections import Counter
@@ -23,7 +24,9 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0  # seconds before anything is sent
     break_off: bool = False  # promise more bytes than are sent
-    drip: float = 0.0  # seconds between single bytes
+    drip: float = 0.0  # seconds between single bytes of the body
+    drip_head: float = 0.0  # seconds between single bytes of the headers, sixty of them
+    hang_up: bool = False  # close the connection instead of answering
     usage: dict[str, int] | None = None  # tokens that the server says it took
 
 
@@ -81,6 +84,17 @@ class FakeServer:
 
             def _send(self, answer: Answer) -> None:
                 time.sleep(answer.delay)
+                if answer.hang_up:
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                if answer.drip_head:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+                    for _ in range(60):
+                        self.wfile.write(b"x")
+                        time.sleep(answer.drip_head)
+                    self.close_connection = True
+                    return
                 data = answer.body
                 if data is None:
                     message = {"role": "assistant", "content": answer.text}

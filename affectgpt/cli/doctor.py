@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.cli.common import run_cli
+from affectgpt.core.printable import printable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -122,7 +123,7 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     for package, theirs in known["versions"].items():
         ours = installed_versions().get(package, "not installed")
         if ours != theirs:
-            print(f"      {package}: {ours} here, {theirs} there")
+            print(printable(f"      {package}: {ours} here, {theirs} there"))
     return False
 
 
@@ -136,7 +137,7 @@ def _compare(config: Any, args: argparse.Namespace) -> bool:
         dataset = theirs.parent.parent.name.removeprefix("results-")
         ours = Path(f"{config.inference.base_root}-{dataset}", *theirs.parts[-2:])
     result = compare_answers(ours, theirs)
-    print(f"ours    {ours}\ntheirs  {theirs}")
+    print(f"ours    {printable(str(ours))}\ntheirs  {printable(str(theirs))}")
     print(f"samples in both: {result.common}; only ours: {len(result.only_ours)}, theirs: {len(result.only_theirs)}")
     _names("only theirs", result.only_theirs)
     rows = (
@@ -148,22 +149,23 @@ def _compare(config: Any, args: argparse.Namespace) -> bool:
     for title, name, form in rows:
         print(f"{title:26} {getattr(result.ours, name):>10{form}} {getattr(result.theirs, name):>10{form}}")
     for side, settings in (("ours", result.ours.settings), ("theirs", result.theirs.settings)):
-        print(f"settings, {side}: {settings or 'not known (no meta file); published: sampling, top-p 0.9'}")
+        known = printable(str(settings)) if settings else "not known (no meta file); published: sampling, top-p 0.9"
+        print(f"settings, {side}: {known}")
     print(f"same text: {result.same_text:.1%}; agreement of label sets: {result.overlap:.3f}: {verdict(result)}")
     if result.least:
         print("furthest apart:")
     for name, mine, other in result.least:
-        print(f"  {name}\n    ours:   {mine[:150]}\n    theirs: {other[:150]}")
+        print(f"  {printable(name)}\n    ours:   {printable(mine[:150])}\n    theirs: {printable(other[:150])}")
     return result.overlap >= USUAL[0] and not result.only_theirs
 
 
 def _names(title: str, names: Sequence[str]) -> None:
     if names:
-        print(f"{title}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}")
+        print(printable(f"{title}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"))
 
 
 def _line(finding: Any) -> None:
-    print(f"{finding.status:4}  {finding.title}: {finding.detail}", flush=True)
+    print(printable(f"{finding.status:4}  {finding.title}: {finding.detail}", lines=True), flush=True)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def open_extractor(args: argparse.Namespace) -> Extractor:
 def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places) -> None:
     """Put ``--answers FILE`` among the results as a run of its own, so that its labels are kept and can be compared."""
     from affectgpt.core.errors import ConfigError
+    from affectgpt.core.names import check_name
     from affectgpt.core.runtime import logger
     from affectgpt.evaluation import answers as tables
     from affectgpt.evaluation.results import results_folder
@@ -104,8 +105,9 @@ def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Pla
         raise ConfigError("--answers and --compare: score the answers first, then compare the run that this makes")
     if tables.holds_items(path):
         raise ConfigError(f"{path}: holds extracted labels already; score it with evaluation-scoreonly.py --answers")
-    args.run = args.run or path.stem
-    target = results_folder(places.base_root, row) / args.run / f"{path.stem}.npz"
+    args.run = check_name(args.run or path.stem, source="--run" if args.run else path, what="run name", suffix="")
+    stem = check_name(path.stem, source=path, what="file name", suffix=tables.LONGEST_ENDING)
+    target = results_folder(places.base_root, row) / args.run / f"{stem}.npz"
     tables.import_answers(tables.read_answers(path), target)
     args.checkpoints = path.stem
     logger.info("answers of %s are kept as %s", path, target)

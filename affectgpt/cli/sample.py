@@ -12,6 +12,7 @@ from typing import Any
 
 from affectgpt.cli.common import run_cli
 from affectgpt.cli.infer import add_inference_arguments
+from affectgpt.core.printable import printable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,28 +136,29 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
             logger.error("%s", error)
             if args.json:
-                print(json.dumps({**made_by, **source, "error": str(error)}, ensure_ascii=False), flush=True)
+                _print_json({**made_by, **source, "error": str(error)})
             continue
         if args.json:
-            print(json.dumps({**made_by, **source, **reply.as_dict()}, ensure_ascii=False), flush=True)
+            _print_json({**made_by, **source, **reply.as_dict()})
         else:
             _show({**made_by, **reply.as_dict()}, name=str(video) if len(videos) > 1 else None)
     return 1 if failed else 0
 
 
 def _show(reply: dict[str, Any], *, name: str | None) -> None:
-    if "checkpoint" in reply:
-        print(f"checkpoint: {reply['checkpoint']}")
-    if name is not None:
-        print(f"video:  {name}")
-    print(f"answer: {reply['answer']}")
+    lines = [f"checkpoint: {reply['checkpoint']}"] if "checkpoint" in reply else []
+    lines += [] if name is None else [f"video:  {printable(name)}"]
+    lines.append(f"answer: {reply['answer']}")
     if reply["labels"]:
-        print(f"labels: {', '.join(reply['labels'])}")
+        lines.append(f"labels: {', '.join(reply['labels'])}")
     if "description" in reply:
-        print(f"description: {reply['description']}")
-    for note in reply["notes"]:
-        print(f"note:   {note}")
-    sys.stdout.flush()
+        lines.append(f"description: {reply['description']}")
+    lines += [f"note:   {note}" for note in reply["notes"]]
+    print(printable("\n".join(lines), lines=True), flush=True)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(printable(json.dumps(value, ensure_ascii=False)), flush=True)
 
 
 if __name__ == "__main__":

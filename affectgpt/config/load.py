@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from affectgpt.config.schema import Config
 from affectgpt.config.tree import Origins, read_tree
 from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.names import check_name
 from affectgpt.core.registry import import_files
 from affectgpt.core.runtime import logger
 
@@ -49,6 +50,10 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     assert isinstance(plain, dict)
     _check_listed(tree.get("datasets") or {}, plain.get("datasets") or {}, items, path)
     config = dataclasses.replace(_build(kind, {"name": path.stem, **plain}, "", origins), origins=origins)
+    # runs, results and stored features have folders of these names
+    check_name(config.name, source=origins.of("name"), what="name", suffix="_YYYYMMDDHHM_999", error=ConfigError)
+    for key in config.datasets:
+        check_name(key, source=origins.of(f"datasets.{key}"), what="data set name", suffix="results-description-")
     unused, used = config.inference.vis_processor.train, config.inference_frames
     if (unused.n_frms, unused.image_size) != (used.n_frms, used.image_size):
         logger.warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
+from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
 
 
@@ -90,8 +92,14 @@ class CheckpointFile:
 
     @property
     def run(self) -> str:
-        """Name of the folder it lies in."""
-        return self.path.parent.name
+        """Name of the folder it lies in, also where the path ends in ``..`` or names no folder."""
+        return run_name(self.path)
+
+
+def run_name(checkpoint: Path) -> str:
+    """Name of a checkpoint's folder, which its results have too (wire). ConfigError where no folder can have it."""
+    folder = Path(os.path.abspath(checkpoint)).parent  # noqa: PTH100 - takes ``..`` out, links stay
+    return check_name(folder.name, source=checkpoint, what="folder name", suffix="", error=ConfigError)
 
 
 def checkpoint_name(epoch: int, loss: float) -> str:

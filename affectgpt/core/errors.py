@@ -5,11 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from affectgpt.core.printable import printable
+
 _MANY = 12  # known names that are too many to list beside a near one
 
 
 class AffectGPTError(Exception):
-    """Something the user gave is wrong or missing. The command line prints the message without a traceback."""
+    """Something the user gave is wrong or missing. The command line prints the message without a traceback.
+
+    Messages quote files, names and servers of others, so what a terminal would obey is written out.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
 
 
 class ConfigError(AffectGPTError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -9,16 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_LONG_NAME = 230  # bytes: what is added to a name must fit into the 255 of a file system
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success fsync it and rename it to ``path``, on failure remove it.
 
-    The temporary name keeps the suffix (writers such as numpy look at it) and holds the process id.
+    The temporary name keeps the suffix (writers such as numpy look at it) and holds the process id. It is no longer
+    than a file's name may be, whatever the length of the path's own.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
+    stem = path.stem
+    if len(os.fsencode(path.name)) > _LONG_NAME:
+        stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    temporary = path.with_name(f".{stem}.tmp{os.getpid()}{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb") as handle:

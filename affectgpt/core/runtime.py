@@ -8,8 +8,16 @@ import random
 import sys
 
 from affectgpt.core.errors import ConfigError
+from affectgpt.core.printable import printable
 
 logger = logging.getLogger("affectgpt")
+
+
+class _Formatter(logging.Formatter):
+    """Log lines name files and quote answers of others: what a terminal would obey is written out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -17,7 +25,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     if logger.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(level if rank() == 0 else logging.WARNING)
     logger.propagate = False

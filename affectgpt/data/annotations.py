@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import DataError, did_you_mean
-from affectgpt.data.csvfile import check_name, read_table
+from affectgpt.core.names import check_name
+from affectgpt.data.csvfile import read_table
 
 DIALOGUE = "dialogue"
 _MEDIA_MARK = re.compile(r"\s*<(?:image|video|audio|ImageHere|VideoHere|AudioHere)>\s*")  # ours stand elsewhere

@@ -11,23 +11,13 @@ import sys
 from pathlib import Path
 
 from affectgpt.core.errors import DataError, did_you_mean
+from affectgpt.core.names import check_name
 
 # Cells that pandas' read_csv takes as missing.
 MISSING = frozenset(
     ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
      "NULL", "NaN", "None", "n/a", "nan", "null")
 )  # fmt: skip
-
-
-def check_name(name: str, *, source: Path | str, line: int | None = None) -> str:
-    """The name itself, when it is fit to be a file stem; DataError naming ``source`` (and line) otherwise."""
-    if not name or "/" in name or "\\" in name or ".." in name or not name.isprintable():
-        place = source if line is None else f"{source}, line {line}"
-        raise DataError(
-            f"{place}: sample name {name!r} is no file stem (empty, '/', '\\', '..' and control characters are "
-            "refused); correct the name in the file"
-        )
-    return name
 
 
 def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

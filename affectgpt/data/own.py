@@ -39,10 +39,10 @@ from pathlib import Path
 from affectgpt.config.schema import DatasetConfig
 from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
+from affectgpt.core.names import check_below
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.annotations import DIALOGUE, read_annotations
 from affectgpt.data.audio import SOUND_SUFFIXES
-from affectgpt.data.csvfile import check_name
 from affectgpt.data.readers import Folder, parse_label_list, without_collector
 from affectgpt.data.seeds import seeded
 from affectgpt.data.video import VIDEO_SUFFIXES
@@ -104,7 +104,6 @@ def own_label_types(key: str, spec: DatasetConfig) -> tuple[str, ...]:
 
 def _columns(where: str, spec: DatasetConfig) -> dict[str, str]:
     """Role → heading, checked. Raises ConfigError naming the key."""
-    check_name(where.partition(".")[2], source="datasets:")  # results and stored features have folders of this name
     for kind, given, known in (("columns", spec.columns, _COLUMNS), ("folders", spec.folders, _SUFFIXES)):
         for name in given:
             if name not in known:
@@ -190,7 +189,5 @@ def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> 
 
 def _stem(file: str, where: str) -> str:
     """A file cell without its suffix; it may lie in a folder below, never above."""
-    if not file or file.startswith("/") or ".." in file.split("/"):
-        raise DataError(f"{where}: file {file!r} must lie below the media folder")
-    stem, suffix = os.path.splitext(file)  # noqa: PTH122 - 300,000 of them
+    stem, suffix = os.path.splitext(check_below(file, source=where, folder="the media folder"))  # noqa: PTH122 - 300,000 of them
     return stem if suffix.lower() in _ALL_SUFFIXES else file

@@ -13,11 +13,12 @@ from typing import Any
 
 from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
 from affectgpt.core.errors import DataError, did_you_mean
+from affectgpt.core.names import check_name
 from affectgpt.core.npz import read_npz
 from affectgpt.core.registry import Registry
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Labels, Sample
-from affectgpt.data.csvfile import MISSING, check_name, read_table
+from affectgpt.data.csvfile import MISSING, read_table
 from affectgpt.data.table import DatasetRow
 
 # label_kind of a row → function(row, split, its root folder) → name → labels, in file order

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from affectgpt.core.errors import CheckpointError
+from affectgpt.core.names import check_below
 
 # Weights that a complete folder may lack: they are made, not learnt, or not used without masking.
 _MAY_MISS = re.compile(r"(masked_spec_embed|position_ids|lm_head\.weight)$")
@@ -109,7 +110,8 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
         if (folder / index).is_file():
             files: dict[Path, set[str] | None] = {}
             for name, file in json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].items():
-                files.setdefault(folder / file, set()).add(name)  # type: ignore[union-attr]
+                below = check_below(str(file), source=folder / index, folder="the model's folder")
+                files.setdefault(folder / below, set()).add(name)  # type: ignore[union-attr]
             return files
     for single in _SINGLE_FILES:
         if (folder / single).is_file():

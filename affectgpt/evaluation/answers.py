@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from affectgpt.core.errors import DataError
+from affectgpt.core.names import check_name
 from affectgpt.core.npz import read_npz, write_npz
-from affectgpt.data.csvfile import check_name, read_table
+from affectgpt.data.csvfile import read_table
 from affectgpt.evaluation import extraction_file as files
 
+LONGEST_ENDING = "-openset-direct-sentiment.meta.json"  # of the files that an answers file gets beside it
 FORMATS = (".csv", ".jsonl", ".npz")
 
 

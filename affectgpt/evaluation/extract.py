@@ -12,12 +12,17 @@ from typing import Any
 from affectgpt import __version__
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.journal import Journal
+from affectgpt.core.printable import printable
 from affectgpt.core.runtime import logger
 from affectgpt.evaluation import extract_direct, extract_llm
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.textllm.base import CLIENTS, Reply, Sampling, TextLLM, open_client
 
 LABELS, POLARITY = "labels", "polarity"  # the two steps; the second, for sentiment data sets, reads the first's items
+
+# Characters of an item; 512 tokens of a label list are a third of it. The file's array gives every item the room of the
+# longest one, so that a single reply of many megabytes would take tens of gigabytes.
+MAX_ITEM = 8192
 
 # Called with the index of a text, its item, and what was odd about it (None mostly).
 OnItem = Callable[[int, str, str | None], None]
@@ -86,12 +91,13 @@ class LLMExtractor(Extractor):
         self.sampling = sampling or Sampling()
 
     def settings(self, step: str) -> dict[str, Any]:
-        """Client, model, prompt and sampling."""
+        """Client, model, prompt, how replies are cleaned, and sampling."""
         return {
             "extractor": self.name,
             "step": step,
             **self.client.identity(),
             "prompt_sha256": extract_llm.prompt_sha256(_PROMPTS[step]),
+            "cleaning": extract_llm.CLEANING_VERSION,
             "sampling": self.sampling.as_dict(),
         }
 
@@ -221,6 +227,8 @@ def _extract_step(
 
             def on_item(index: int, item: str, note: str | None) -> None:
                 text = todo[index]
+                if len(item) > MAX_ITEM:
+                    item, note = item[:MAX_ITEM], f"item of more than {MAX_ITEM} characters, cut"
                 if journal:
                     journal.add(first_name[text], [item, note])
                 _keep(items, notes, text, item, note)
@@ -261,4 +269,4 @@ def _progress(total: int, *, done: int, what: str, show: bool) -> Any:
     """A bar with items per second, off where the output is no terminal."""
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, desc=what, unit="item", disable=None if show else True)
+    return tqdm(total=total, initial=done, desc=printable(what), unit="item", disable=None if show else True)

@@ -17,6 +17,10 @@ WORDS_FILE = Path(__file__).with_name("polarity_words.toml")
 RULES_VERSION = 1  # part of a result's settings: raise it when the rules below read an answer in another way
 
 MAX_LABEL_WORDS = 5  # a longer item is a clause, not a label
+MAX_ANSWER = 2**15  # characters; no model of ours writes as many
+_MAX_READ = (
+    2**20
+)  # characters of an answer's statements, together: statements inside statements are read again and again
 
 # "The character's emotional state is …", "Her sentiment states are: …", "The most likely label is …"
 _STATEMENT = re.compile(
@@ -43,6 +47,7 @@ _NO_LABEL = re.compile(
     r"(?:determined|identified|recogni[sz]ed)|cannot .*|difficult to .*|hard to .*|unable to .*determine.*|)$",
     re.IGNORECASE,
 )
+_BLANKS = re.compile(r"\s{32,}")
 _QUOTES = "'\"“”‘’`*[](){}<>#. "
 _NEGATOR = re.compile(
     r"\b(?:not|no|never|without|lack of|lacks?|lacking|isn't|didn't|doesn't|free of)\b", re.IGNORECASE
@@ -56,15 +61,24 @@ def direct_labels(answer: str) -> list[str] | None:
     Read are ``The character's emotional state is a, b.``, ``The most likely label is x.``, ``The character's sentiment
     state is x.``, ``The valence score is 0.50.`` (its sign, as positive, negative or neutral), such sentences inside a
     longer answer (all of them), and a bare list (``[a, b]`` or ``a, b``). None: the answer is of no such form, and
-    reading it takes a language model. An empty list: the answer says that there is nothing to recognise.
+    reading it takes a language model; or it is longer than ``MAX_ANSWER``. An empty list: the answer says that there
+    is nothing to recognise.
     """
-    text = answer.replace("’", "'").strip()
+    if len(answer) > MAX_ANSWER:
+        return None
+    # long blanks say nothing, and reading them takes the square of their length
+    text = _BLANKS.sub(lambda run: "\n" if "\n" in run[0] else " ", answer.replace("’", "'").strip())
     if not text:
         return []
     found: list[str] = []
     readable = False
+    read = 0
     for match in _STATEMENT.finditer(text):
-        labels = _split_labels(_first_sentence(text[match.end() :]))
+        sentence = _first_sentence(text[match.end() :])
+        read += len(sentence)
+        if read > _MAX_READ:
+            return None
+        labels = _split_labels(sentence)
         if labels is not None:
             readable = True
             found += labels

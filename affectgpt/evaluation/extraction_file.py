@@ -18,6 +18,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.core.journal import Journal
 from affectgpt.core.npz import read_npz
+from affectgpt.evaluation.extract_llm import EARLIER_PROMPTS
 
 META_VERSION = 1
 UNKNOWN = "unknown extractor (no meta file)"
@@ -120,7 +121,8 @@ def read_meta(path: Path) -> dict[str, Any] | None:
 def describe(path: str | Path) -> str:
     """Which extractor made a file, in a few words for a report.
 
-    ``direct``, ``transformers Qwen2.5-7B-Instruct, seed 42`` or ``unknown extractor (no meta file)``.
+    ``direct``, ``transformers Qwen2.5-7B-Instruct, seed 42`` (and ``, earlier wording of the prompt`` where it was
+    not asked as published) or ``unknown extractor (no meta file)``.
     """
     meta = read_meta(Path(path))
     if meta is None:
@@ -131,6 +133,8 @@ def describe(path: str | Path) -> str:
         words += f" {settings['model']}"
     if isinstance(settings.get("sampling"), dict):
         words += f", seed {settings['sampling'].get('seed')}"
+    if settings.get("prompt_sha256") in EARLIER_PROMPTS:
+        words += ", earlier wording of the prompt"
     return words
 
 
@@ -159,7 +163,8 @@ def is_reusable(path: Path, *, settings: Mapping[str, Any], names: Mapping[str, 
         return False
     raise DataError(
         f"{path}: made otherwise than asked for: {'; '.join(differences)}. "
-        "Say --overwrite (overwrite=True) to extract again, or delete the file, or give the settings it was made with"
+        "Say --overwrite (overwrite=True) to extract again, or delete the file, or give the settings it was made with; "
+        "evaluation-scoreonly.py scores it as it is"
     )
 
 

@@ -33,9 +33,9 @@ def check_grouping(name: str) -> None:
 class Grouping:
     """Maps labels to groups, in one or more views (one per wheel; a single one without wheels).
 
-    ``l1``: a label's group is the first, in alphabetical order, of its base forms. ``l2``: the first of the wheel words
-    of all its base forms. ``wheel``, ``wheel-level2``: the first of those words that the wheel knows, at that ring.
-    A label without a group is dropped.
+    ``l1``: a label's group is the first, in alphabetical order, of its base forms. ``l2``: the first of that form's
+    wheel words. ``wheel``, ``wheel-level2``: the first of the wheel words of all its base forms that the wheel knows,
+    at that ring. A label without a group is dropped.
     """
 
     def __init__(self, lexicon: Lexicon, name: str = "wheel") -> None:
@@ -55,11 +55,12 @@ class Grouping:
 
     def groups(self, label: str) -> tuple[str | None, ...]:
         """The group of one label in each view; None where it has none."""
-        if self.name == "l1":
-            return (min(self.lexicon.forms.get(clean(label), ()), default=None),)
-        words = self.lexicon.wheel_words(label)
         if self._homes is None:
-            return (words[0] if words else None,)
+            form = min(self.lexicon.forms.get(clean(label), ()), default=None)
+            if self.name == "l1" or form is None:
+                return (form,)
+            return (min(self.lexicon.synonyms.get(form, ()), default=None),)
+        words = self.lexicon.wheel_words(label)
         return tuple(next((homes[word] for word in words if word in homes), None) for homes in self._homes)
 
     def label_mask(self, label: str) -> int:

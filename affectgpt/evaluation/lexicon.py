@@ -42,17 +42,22 @@ class Wheel:
     def homes(self, level: int) -> dict[str, str]:
         """F3: every entry → its word at ``level`` (1: the inner ring, 2: the middle ring).
 
-        A later row overwrites an earlier one. At level 2 an entry of the inner ring has no middle-ring home and stays
-        itself, unless the middle ring has the same word.
+        A later row overwrites an earlier one. At level 2 an entry of the inner ring goes, where the sheet first has it,
+        to the alphabetically first of its words in the middle ring.
         """
         homes: dict[str, str] = {}
-        if level == 1:
-            for one, two, three in self.rows:
+        first: dict[str, str] = {}  # level-1 word → the first of its level-2 words
+        for one, two, _ in self.rows:
+            first[one] = min(first.get(one) or two, two)
+        begun: set[str] = set()
+        for one, two, three in self.rows:
+            if level == 1:
                 homes[one] = homes[two] = homes[three] = one
-        else:
-            homes.update((one, one) for one, _, _ in self.rows)
-            for _, two, three in self.rows:
-                homes[two] = homes[three] = two
+                continue
+            if one not in begun:
+                begun.add(one)
+                homes[one] = first[one]
+            homes[two] = homes[three] = two
         homes.pop("", None)
         return homes
 

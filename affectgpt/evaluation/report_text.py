@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from affectgpt.core.printable import printable
 from affectgpt.evaluation.board import Board
 from affectgpt.evaluation.compare import PairedResult
 from affectgpt.evaluation.lexicon import Lexicon
@@ -23,13 +24,15 @@ def table(board: Board) -> str:
     foot = [[row.name, *row.cells, row.mean] for row in last if row is not None]
     lines = [*_heading(board), "", *_grid([head, body, foot]), ""]
     if summary.single is not None:
-        lines.append(f"best single checkpoint: {board.best_single} (mean of {n}: {summary.single.mean})")
+        lines.append(
+            f"best single checkpoint: {printable(str(board.best_single))} (mean of {n}: {summary.single.mean})"
+        )
     if len(board.checkpoints) > 1:
         lines.append(
             "The row best per data set picks each checkpoint on the test set itself, as the paper does.\n"
             "A single checkpoint scores lower as a rule; to compare models, take one checkpoint of each."
         )
-    lines += [f"note: {words}" for words in board.caveats()]
+    lines += [f"note: {printable(words)}" for words in board.caveats()]
     return "\n".join(lines)
 
 
@@ -37,11 +40,18 @@ def _heading(board: Board) -> list[str]:
     made = "; ".join(
         how if len(board.extractors) == 1 else f"{how} ({', '.join(sets)})" for how, sets in board.extractors.items()
     )
-    return [f"run        {board.run}", f"labels     {made}", f"lexicon    {board.lexicon.source}", "values     percent"]
+    lines = [
+        f"run        {board.run}",
+        f"labels     {made}",
+        f"lexicon    {board.lexicon.source}",
+        "values     percent",
+    ]
+    return [printable(line) for line in lines]
 
 
 def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
     """Blocks of rows with a rule between them; first column to the left, the others to the right."""
+    blocks = [[[printable(cell) for cell in row] for row in block] for block in blocks]
     rows = [row for block in blocks for row in block]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines: list[str] = []
@@ -74,7 +84,7 @@ def all_metrics(board: Board) -> str:
 
 def unknown_line(unknown: UnknownLabels) -> str:
     """One line on labels that the lexicon does not know."""
-    top = ", ".join(f"{label} ({count})" for label, count in unknown.by_label.most_common(5))
+    top = ", ".join(f"{printable(label[:60])} ({count})" for label, count in unknown.by_label.most_common(5))
     share = sum(unknown.counts.values())
     return (
         f"note: {share} of {unknown.total} labels are not in the lexicon and were dropped "
@@ -89,7 +99,7 @@ def unknown_csv(unknown: UnknownLabels, lexicon: Lexicon) -> str:
     writer.writerow(["label", "count", "datasets", "reason"])
     for label, count in sorted(unknown.by_label.items(), key=lambda pair: (-pair[1], pair[0])):
         sets = " ".join(sorted({dataset for known, dataset in unknown.counts if known == label}))
-        writer.writerow([label, count, sets, why_unknown(label, lexicon)])
+        writer.writerow([printable(label), count, sets, why_unknown(label, lexicon)])
     return out.getvalue()
 
 
@@ -103,19 +113,18 @@ def comparison_table(result: PairedResult) -> str:
         for dataset, c in result.datasets.items()
     ]  # fmt: skip
     head = [["data set", "samples", "A", "B", "B − A", "95 % interval", "p"]]
-    lines = [f"A  {result.a}", f"B  {result.b}", "", *_grid([head, rows]), ""]
+    lines = [f"A  {printable(result.a)}", f"B  {printable(result.b)}", "", *_grid([head, rows]), ""]
     lines.append(
         "p: paired randomisation test over samples, two-sided; interval: paired bootstrap. Neither covers another"
     )
     lines.append("training run or another extraction, and p is not corrected for the number of data sets.")
-    return "\n".join(lines + [f"note: {words}" for words in result.notes])
+    return "\n".join(lines + [f"note: {printable(words)}" for words in result.notes])
 
 
 def latex(board: Board) -> str:
     """Rows for a LaTeX table: best single checkpoint, then the oracle row; a comment says what the columns are."""
     datasets = board.datasets
-    lines = [f"% {board.run}"]
-    lines += [f"% {words}" for words in board.caveats()]
+    lines = [f"% {printable(words)}" for words in (board.run, *board.caveats())]
     lines.append(f"% columns: model & {' & '.join(datasets)} & mean of {len(datasets)}")
     summary = summarise(board)
     if summary.single is not None:
@@ -126,6 +135,7 @@ def latex(board: Board) -> str:
 
 
 def _latex_row(name: str, cells: Sequence[str]) -> str:
+    name = printable(name)
     for character in "\\&%$#_{}":
         name = name.replace(character, "\\" + character if character != "\\" else r"\textbackslash ")
     return " & ".join([name, *cells]) + r" \\"

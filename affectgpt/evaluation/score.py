@@ -151,7 +151,7 @@ def score_items(
         source=source,
         left_out=len(gone),
         foreign=len(foreign),
-        odd_items=sum(word.strip() not in POLARITIES for word in guesses) if metric.polarity else 0,
+        odd_items=sum(word not in POLARITIES for word in guesses) if metric.polarity else 0,
         values=values,
         detail=metric.detail(sums),
     )

@@ -15,6 +15,7 @@ from affectgpt.config.paths import CheckpointFile
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.files import write_json
+from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
@@ -164,7 +165,8 @@ class Benchmark:
         by_name = {sample.name: sample for sample in self.samples(dataset)}
         pending = [by_name[name] for name in order if name in share.pending]
         group: list[Example] = []
-        with tqdm(total=len(pending), desc=f"{dataset} {checkpoint.path.stem}", unit="clip", disable=None) as bar:
+        title = printable(f"{dataset} {checkpoint.path.stem}")
+        with tqdm(total=len(pending), desc=title, unit="clip", disable=None) as bar:
 
             def flush() -> None:
                 seeds = [

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from affectgpt.config.paths import run_name
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path
 from affectgpt.core.npz import read_npz, write_npz
@@ -19,7 +20,7 @@ EXPORTS = ("csv", "jsonl")
 
 def result_path(base_root: str | Path, *, dataset: str, checkpoint: Path) -> Path:
     """``{base_root}-{data set, lower case}/{checkpoint folder}/{checkpoint file}.npz``."""
-    return Path(f"{base_root}-{dataset.lower()}") / checkpoint.parent.name / f"{checkpoint.stem}.npz"
+    return Path(f"{base_root}-{dataset.lower()}") / run_name(checkpoint) / f"{checkpoint.stem}.npz"
 
 
 def beside(target: Path, ending: str) -> Path:

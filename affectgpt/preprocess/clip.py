@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.core.crops import FRAMINGS, PUBLISHED, in_order, read_record, write_record
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path
+from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
-from affectgpt.data.csvfile import check_name
 from affectgpt.data.guard import Decoder
 from affectgpt.data.video import VIDEO_SUFFIXES
 from affectgpt.preprocess.audio_track import extract_audio

@@ -56,6 +56,18 @@ def _encoded(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
+def text_of(content: Any) -> str | None:
+    """The text of a reply's content: a string, or a list of parts whose text parts belong together; None without any.
+
+    Halves of characters, which no file in UTF-8 can hold, become U+FFFD.
+    """
+    if isinstance(content, list):
+        parts = [p for p in content if isinstance(p, dict) and p.get("type", "text") in ("text", "output_text")]
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        content = "".join(texts) if texts else None
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else None
+
+
 def text_only(conversations: Sequence[Conversation], *, client: str) -> None:
     """Raise TextLLMError when a conversation holds anything but text, for a client that takes nothing else."""
     for number, conversation in enumerate(conversations):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import json
 import os
@@ -9,12 +10,14 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from affectgpt.core.errors import DataError
+from affectgpt.core.printable import printable
 from affectgpt.textllm.base import (
     CLIENTS,
     Conversation,
@@ -27,10 +30,12 @@ from affectgpt.textllm.base import (
     Unanswered,
     seed_for,
 )  # fmt: skip
+from affectgpt.textllm.messages import text_of
 
 _RETRIED = {408, 409, 425, 429}  # and every 5xx
-_HOPELESS = {401, 403, 404, 405}  # no other conversation will fare better
-_MAX_REPLY_BYTES = 32 * 2**20
+_HOPELESS = {401, 403, 404, 405, 407, 511}  # no other conversation will fare better
+_WEB_PAGE = ("text/html", "application/xhtml+xml")
+_REPLY_BYTES, _TOKEN_BYTES = 2**20, 2**10  # the most that a reply may have: once, and for every token asked for
 _LONGEST_BACKOFF = 30.0  # seconds
 _FAILED_IN_A_ROW = 8  # failed conversations without a good one between them: give up
 
@@ -103,7 +108,7 @@ class OpenAIClient(TextLLM):
         self._next_turn = 0.0  # time.monotonic() of the next request's turn
         self._turns = threading.Lock()
         self._client: Any = None
-        self._reached = False  # something answered there once
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._resume_at = 0.0  # time.monotonic() before which no request is sent
         self._shown_url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # no password
 
@@ -196,12 +201,15 @@ class OpenAIClient(TextLLM):
         return [replies[index] for index in range(total)]
 
     def _open(self) -> None:
+        """Start the thread that requests run in: only there can a whole one have a time limit, see ``_exchange``."""
         if self._client is None:
             import httpx2
 
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=_run, args=(self._loop,), name="openai-client", daemon=True).start()
             key = os.environ.get(self._key_variable, "").strip()
-            self._client = httpx2.Client(
-                headers={"Authorization": f"Bearer {key}"} if key else {},
+            self._client = httpx2.AsyncClient(
+                headers={"Accept-Encoding": "gzip", **({"Authorization": f"Bearer {key}"} if key else {})},
                 timeout=httpx2.Timeout(self._timeout, connect=min(self._timeout, 10.0), pool=None),
                 limits=httpx2.Limits(max_connections=self._concurrency),
             )
@@ -218,11 +226,12 @@ class OpenAIClient(TextLLM):
         if sampling.repetition_penalty != 1:
             body["repetition_penalty"] = sampling.repetition_penalty
         content = json.dumps(body).encode()
+        most = _REPLY_BYTES + _TOKEN_BYTES * sampling.max_tokens
         for attempt in range(self._attempts):
             self._pause(stop)
             started = time.monotonic()
             try:
-                return replace(self._attempt(content), seconds=time.monotonic() - started)
+                return replace(self._attempt(content, most=most), seconds=time.monotonic() - started)
             except _AttemptError as error:
                 reason = error
             if reason.wait is not None and reason.wait > self._longest_wait:
@@ -252,72 +261,108 @@ class OpenAIClient(TextLLM):
         if stop.is_set():
             raise _Stopped
 
-    def _attempt(self, content: bytes) -> Reply:
+    def _attempt(self, content: bytes, *, most: int) -> Reply:
         """One request. ``_AttemptError`` if it is worth another, else ``_ConversationError`` or TextLLMError."""
+        assert self._loop is not None
+        asked = asyncio.run_coroutine_threadsafe(self._exchange(content, most), self._loop)
+        status, headers, received = asked.result()
+        if status != 200:
+            return self._refused(status, headers, received)
+        kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind in _WEB_PAGE or received[:200].lstrip().lower().startswith(b"<!doctype html"):
+            raise TextLLMError(
+                f"{self._shown_url}: answers with a web page, not with a completion: {_error_text(received)}. A login "
+                "page or a proxy in between? Log in there, or give the server's own base URL, usually ending in /v1"
+            )
+        return _parse(received)
+
+    async def _exchange(self, content: bytes, most: int) -> tuple[int, Mapping[str, str], bytes]:
+        """Send one request; status, headers and body (of at most ``most`` bytes) of what comes back.
+
+        The client's own timeouts are per read, so that a server which sends a byte a second would never meet them;
+        this one is for the whole request, from the connection to the last byte.
+        """
         import httpx2
 
-        deadline = time.monotonic() + self._timeout
         received = bytearray()
         try:
-            with self._client.stream(
-                "POST",
-                f"{self.base_url}/chat/completions",
-                content=content,
-                headers={"Content-Type": "application/json"},
-            ) as response:
-                for chunk in response.iter_bytes():
+            async with (
+                asyncio.timeout(self._timeout),
+                self._client.stream(
+                    "POST",
+                    f"{self.base_url}/chat/completions",
+                    content=content,
+                    headers={"Content-Type": "application/json"},
+                ) as response,
+            ):
+                async for chunk in response.aiter_raw():
                     received += chunk
-                    if time.monotonic() > deadline:  # the client's own timeout is per read: a drip never ends
-                        raise _AttemptError(f"no whole reply in {self._timeout:g} s")
-                    if len(received) > _MAX_REPLY_BYTES:
-                        raise _ConversationError(f"a reply of more than {_MAX_REPLY_BYTES} bytes")
+                    if len(received) > most:
+                        raise _too_long(most)
+        except TimeoutError as error:
+            raise _AttemptError(f"no whole reply in {self._timeout:g} s") from error
         except httpx2.TimeoutException as error:
             raise _AttemptError(f"no reply in {self._timeout:g} s ({type(error).__name__})") from error
         except httpx2.ConnectError as error:
             raise TextLLMError(
                 f"{self._shown_url}: cannot be reached ({error}); is the server running there?"
             ) from error
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise _AttemptError(f"the connection broke ({type(error).__name__}: {error})") from error
-        self._reached = True
-        if response.status_code == 200:
-            return _parse(bytes(received))
-        return self._refused(response.status_code, bytes(received), response.headers.get("Retry-After"))
+        except httpx2.TransportError as error:
+            when = f"after {len(received)} bytes of a reply" if received else "before it answered"
+            raise _AttemptError(f"the server closed the connection {when} ({_words(error)})") from error
+        body = _decoded(bytes(received), response.headers.get("Content-Encoding", ""), most)
+        return response.status_code, response.headers, body
 
-    def _refused(self, status: int, received: bytes, retry_after: str | None) -> Reply:
+    def _refused(self, status: int, headers: Mapping[str, str], received: bytes) -> Reply:
         reason = f"status {status}: {_error_text(received)}"
-        if status in _RETRIED or status >= 500:
-            raise _AttemptError(reason, wait=_seconds(retry_after))
-        if status in _HOPELESS or status < 400:
+        hopeless = status in _HOPELESS or status < 400
+        if not hopeless and (status in _RETRIED or status >= 500):
+            raise _AttemptError(reason, wait=_seconds(headers.get("Retry-After")))
+        if hopeless:
             hint = {
                 401: f"set {self._key_variable} to a key the server knows",
                 403: "the key may not use this model",
                 404: f"is the base URL right (it usually ends in /v1), and does the server serve {self.model!r}?",
             }.get(status, "the base URL should be the server's own, usually ending in /v1")
+            if headers.get("Location"):
+                reason += f", sent on to {_error_text(headers['Location'].encode())} (a login page?)"
             raise TextLLMError(f"{self._shown_url}: {reason}. {hint}")
         if "repetition_penalty" in reason:
             raise TextLLMError(f"{self._shown_url}: {reason}. Ask with a repetition penalty of 1, which is not sent")
         raise _ConversationError(reason)
 
     def close(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        """End what is still asked, and close the connections."""
+        if self._client is not None and self._loop is not None:
+            loop, self._loop, client, self._client = self._loop, None, self._client, None
+
+            async def end() -> None:
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    task.cancel()
+                await client.aclose()
+                loop.call_soon(loop.stop)
+
+            asyncio.run_coroutine_threadsafe(end(), loop)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
 
 
 def _parse(received: bytes) -> Reply:
     try:
         completion = json.loads(received)
         choice = completion["choices"][0]
-        text = choice["message"]["content"]
+        text = text_of(choice["message"]["content"])
         refusal = choice["message"].get("refusal")
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise _AttemptError(f"the reply is no chat completion: {_error_text(received)}") from error
     if refusal or choice.get("finish_reason") == "content_filter":
         raise _ConversationError(f"the model refused: {_error_text(str(refusal or 'content filter').encode())}")
-    if not isinstance(text, str):
-        raise _AttemptError(f"the reply holds no text but {type(text).__name__}: {_error_text(received)}")
+    if text is None:
+        found = type(choice["message"]["content"]).__name__
+        raise _AttemptError(f"the reply holds no text but {found}: {_error_text(received)}")
     usage = completion.get("usage")
     counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
     prompt_tokens, reply_tokens = [count if isinstance(count, int) else None for count in counts]
@@ -327,9 +372,32 @@ def _parse(received: bytes) -> Reply:
     )  # fmt: skip
 
 
+def _decoded(body: bytes, encoding: str, most: int) -> bytes:
+    """A body without its content encoding, of at most ``most`` bytes: packed, it can be a thousandth of that."""
+    if encoding.strip().lower() in ("", "identity"):
+        return body
+    unpacker = zlib.decompressobj(wbits=47)  # gzip or deflate, whichever header there is
+    try:
+        plain = unpacker.decompress(body, most + 1)
+    except zlib.error as error:
+        raise _AttemptError(f"the reply is marked as {encoding}, and cannot be unpacked ({error})") from error
+    if len(plain) > most:
+        raise _too_long(most)
+    return plain
+
+
+def _too_long(most: int) -> _ConversationError:
+    return _ConversationError(f"a reply of more than {most} bytes, which max_tokens does not allow")
+
+
+def _words(error: Exception) -> str:
+    """What a library says of a failure, or at least its kind."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def _error_text(received: bytes) -> str:
-    """A server's own words, cut short."""
-    text = received[:2000].decode("utf-8", "replace").strip()
+    """A server's own words, cut short and on one line."""
+    text = printable(" ".join(received[:2000].decode("utf-8", "replace").split()))
     return (text[:300] + "…" if len(text) > 300 else text) or "an empty body"
 
 

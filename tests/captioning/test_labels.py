@@ -29,6 +29,18 @@ def test_equal_texts_are_asked_once_and_new_ones_added(serve, tmp_path):
     assert len(server.requests) == 4
 
 
+def test_replies_to_another_wording_are_not_taken(serve, tmp_path, monkeypatch):
+    server = serve(lambda text, _: Answer(text="[old]" if text.startswith("Name") else "output: [new]"))
+    spec = ExtractorConfig(name="openai", base_url=server.url, model="m")
+    with open_extractor(spec) as extractor:
+        with monkeypatch.context() as patch:
+            patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": "Name the emotions. {text}"})
+            found, _ = extract_labels({"a": "x"}, extractor, folder=tmp_path, polarity=False)
+            assert found["a"].labels == ("old",)
+        found, _ = extract_labels({"a": "x"}, extractor, folder=tmp_path, polarity=False)
+    assert found["a"].labels == ("new",) and len(server.requests) == 2
+
+
 def test_a_server_that_fails_leaves_the_rest_waiting(serve, tmp_path):
     def behave(text, _):
         return (

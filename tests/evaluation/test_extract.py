@@ -71,25 +71,35 @@ def _llm(**settings):
     return LLMExtractor(FakeLLM(**settings), sampling=Sampling(seed=1))
 
 
-def test_prompts_are_the_paper_s():
+# The published prompts once more, written out on their own: every byte of them counts.
+PUBLISHED_LABELS = (
+    b"Please assume the role of an expert in the field of emotions. We provide clues that may be related to the "
+    b"emotions of the characters. Based on the provided clues, please identify the emotional states of the main "
+    b"character. The main character is the one with the most detailed clues. Please separate different emotional "
+    b"categories with commas and output only the clearly identifiable emotional categories in a list format. If none "
+    b"are identified, please output an empty list. Input: We cannot recognize his emotional state; Output: [] Input: "
+    b"His emotional state is happy, sad, and angry; Output: [happy, sad, angry] Input: He is {text}.; Output: "
+)
+PUBLISHED_POLARITY = (
+    b"Please act as an expert in the field of emotions.             We provide a few words to describe the emotions "
+    b"of a character.             Please choose the most likely sentiment from the given candidates: [positive, "
+    b"negative, neutral]             Please direct output answer without analyzing process.             Input: "
+    b"[joyful]; Output: positive             Input: []; Output: neutral             Input: [sad]; Output: "
+)
+
+
+def test_prompts_are_the_published_ones_byte_for_byte(answers):
     (message,) = extract_llm.conversation(extract_llm.LABELS_PROMPT, "He is {text}.")
-    assert message["role"] == "user"
-    assert message["content"] == (
-        "Please assume the role of an expert in the field of emotions. We provide clues that may be related to the "
-        "emotions of the characters. The main character is the one with the most detailed clues. Based on the provided "
-        "clues, please identify the emotional states of the main character. Please separate different emotional "
-        "categories with commas and output only the clearly identifiable emotional categories in a list format. If "
-        "none are identified, please output an empty list. Input: We cannot recognize his emotional state; Output: [] "
-        "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] "
-        "Input: He is {text}.; Output: "
-    )
+    assert message["role"] == "user" and message["content"].encode() == PUBLISHED_LABELS
     (message,) = extract_llm.conversation(extract_llm.POLARITY_PROMPT, "[sad]")
-    assert message["content"] == (
-        "Please act as an expert in the field of emotions. We provide a few words to describe the emotions of a "
-        "character. Please choose the most likely sentiment from the given candidates: [positive, negative, neutral]. "
-        "Please direct output answer without analyzing process. Input: [joyful]; Output: positive Input: []; Output: "
-        "neutral Input: [sad]; Output: "
-    )
+    assert message["role"] == "user" and message["content"].encode() == PUBLISHED_POLARITY
+    write_npz(answers, name2reason={"a": "He is {text}."})  # and this is what a model is asked
+    extractor = _llm()
+    extract_file(answers, task="sentiment", extractor=extractor)
+    assert [prompt.encode() for prompt in extractor.client.prompts] == [
+        PUBLISHED_LABELS,
+        PUBLISHED_POLARITY.replace(b"[sad]", b"[{text}]"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,16 +107,86 @@ def test_prompts_are_the_paper_s():
     [
         ("[happy, calm]", "[happy, calm]"),
         ("Output: [happy]", "[happy]"),
+        ("output: [happy]", "[happy]"),
+        ("OUTPUT: [happy]", "OUTPUT: [happy]"),
+        ("outPut: [happy]", "outPut: [happy]"),
+        ("Output [happy]", "[happy]"),
+        ("Output : [happy]", "[happy]"),
+        ("Output:: [happy]", ": [happy]"),
+        ("Output:：[happy]", "[happy]"),
+        ("Output：:[happy]", ":[happy]"),
+        ("Outputs: [happy]", "s: [happy]"),
+        ("Output Output: [happy]", "Output: [happy]"),  # once each, and a blank is in between
+        ("OutputOutput: [happy]", "Output: [happy]"),
+        ("outputOutput: [happy]", "[happy]"),
+        ("Outputoutput: [happy]", "output: [happy]"),  # this order only
+        ("OutputInput: [happy]", "[happy]"),
+        ("InputOutput: [happy]", "Output: [happy]"),
+        ("Input: Output: [happy]", "Output: [happy]"),
+        ("Output: Input: x", "Input: x"),
+        ("input: x; Output: [happy]", "x; Output: [happy]"),
+        ("inputInput: x", "x"),
         ("输出：[happy]\n", "[happy]"),
-        ("\nInput: [happy,\n calm] ", "[happy, calm]"),
+        ("输入输出翻译：[happy]", "[happy]"),
+        ("翻译输出：[happy]", "输出：[happy]"),
         ("翻译: 输出: x", "输出: x"),
+        ("让我们来翻译一下：[happy]", "[happy]"),
+        ("让我们来翻译一下: [happy]", "让我们来翻译一下: [happy]"),  # the wide colon belongs to it
+        ("翻译让我们来翻译一下：output: [happy]", "[happy]"),
+        ("\nInput: [happy,\n calm] ", "[happy, calm]"),
+        ("[happy,\ncalm]", "[happy,calm]"),
+        ("Output:\n\n[happy]\n\nIt is clear.", "[happy]It is clear."),
+        ("Out\nput: [happy]", "Output: [happy]"),  # newlines go last
+        ("[happy,\r\n calm]", "[happy,\r calm]"),
         (": positive", "positive"),
+        (": ：positive", "：positive"),
+        (" ：Positive. ", "Positive."),
         ("positive", "positive"),
+        ("Output", ""),
+        (":", ""),
+        (" \n ", ""),
         ("", ""),
     ],
-)
-def test_replies_are_cleaned(reply, clean):
+)  # fmt: skip
+def test_replies_are_cleaned_as_published(reply, clean):
     assert extract_llm.clean_reply(reply) == clean
+
+
+OLD_WORDING = (
+    "Please assume the role of an expert in the field of emotions. We provide clues that may be related to the "
+    "emotions of the characters. The main character is the one with the most detailed clues. Based on the provided "
+    "clues, please identify the emotional states of the main character. Please separate different emotional "
+    "categories with commas and output only the clearly identifiable emotional categories in a list format. If "
+    "none are identified, please output an empty list. Input: We cannot recognize his emotional state; Output: [] "
+    "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] Input: {text}; Output: "
+)
+OLD_POLARITY = (
+    "Please act as an expert in the field of emotions. We provide a few words to describe the emotions of a "
+    "character. Please choose the most likely sentiment from the given candidates: [positive, negative, neutral]. "
+    "Please direct output answer without analyzing process. Input: [joyful]; Output: positive Input: []; Output: "
+    "neutral Input: {text}; Output: "
+)
+
+
+def test_the_old_wording_is_begun_again_and_its_files_stay(answers, monkeypatch):
+    """Finished items of another wording are not taken over; a file made with it is kept, and its record says so."""
+    with monkeypatch.context() as patch:
+        patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": OLD_WORDING})
+        with pytest.raises(TextLLMError):
+            extract_file(answers, task="basic", extractor=_llm(limit=2))
+    extractor = _llm()
+    made = extract_file(answers, task="basic", extractor=extractor)
+    assert made.computed == 3 and made.extractor == "fake m1, seed 1"  # all three, not only the last one
+    made.labels.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": OLD_WORDING, "polarity": OLD_POLARITY})
+        made = extract_file(answers, task="sentiment", extractor=_llm())
+    before = made.labels.read_bytes()
+    for path in (made.labels, made.sentiment):
+        assert files.describe(path) == "fake m1, seed 1, earlier wording of the prompt"
+    with pytest.raises(DataError, match=r"prompt_sha256: it has \w{12}…, asked for \w{12}….*scoreonly"):
+        extract_file(answers, task="basic", extractor=_llm())
+    assert made.labels.read_bytes() == before
 
 
 def test_labels_through_a_language_model(answers):

@@ -11,7 +11,7 @@ from small_benchmark import WHEEL, write_sheet
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.evaluation.grouping import Grouping
-from affectgpt.evaluation.lexicon import BUILTIN, Lexicon, find_lexicon, load_builtin, load_folder
+from affectgpt.evaluation.lexicon import BUILTIN, Lexicon, Wheel, find_lexicon, load_builtin, load_folder
 
 
 def test_forms_and_synonyms(lexicon: Lexicon) -> None:
@@ -25,7 +25,32 @@ def test_forms_and_synonyms(lexicon: Lexicon) -> None:
 def test_wheel_levels(lexicon: Lexicon) -> None:
     inner, middle = lexicon.wheels[0].homes(1), lexicon.wheels[0].homes(2)
     assert inner["smug"] == inner["proud"] == inner["joy"] == "joy" and inner["annoyed"] == "mad"
-    assert middle["smug"] == "proud" and middle["annoyed"] == "cross" and middle["joy"] == "joy"
+    assert middle["smug"] == "proud" and middle["annoyed"] == "cross"
+    assert middle["joy"] == "glad" and middle["mad"] == "angry"  # the first in the alphabet of the middle ring's words
+
+
+def test_level_two_goes_down_the_sheet() -> None:
+    wheel = Wheel("w", (
+        ("joy", "proud", "smug"), ("joy", "glad", "happy"), ("joy", "glad", "proud"),  # proud: its later place counts
+        ("low", "sad", "joy"),  # joy again, in the outer ring, below its own sector
+        ("glad", "warm", "kind"), ("glad", "warm", "sad"), ("joy", "zest", "keen"),  # joy is not begun a second time
+        ("self", "self", "me"), ("self", "calm", "still"),  # a word of two rings: the middle one comes after the inner
+    ))  # fmt: skip
+    assert wheel.homes(2) == {
+        "joy": "sad", "proud": "glad", "smug": "proud", "glad": "warm", "happy": "glad", "low": "sad", "sad": "warm",
+        "warm": "warm", "kind": "warm", "zest": "zest", "keen": "zest", "self": "self", "me": "self", "calm": "calm",
+        "still": "calm",
+    }  # fmt: skip
+
+
+def test_synonyms_are_those_of_the_first_form_only() -> None:
+    forms = {"felt": frozenset({"feel", "fell"}), "fell": frozenset({"fell"})}
+    synonyms = {"feel": frozenset({"moved", "stirred"}), "fell": frozenset({"down"})}
+    wheels = (Wheel("w", (("low", "down", "flat"),)),)
+    lexicon = Lexicon(source="test", comparable=False, forms=forms, synonyms=synonyms, wheels=wheels)
+    assert lexicon.grouping("l2").groups("Felt ") == ("moved",)
+    assert lexicon.grouping("l2").groups("fell") == ("down",) and lexicon.grouping("l2").groups("none") == (None,)
+    assert lexicon.grouping("wheel-level2").groups("felt") == ("down",)  # wheels look through the words of all forms
 
 
 def test_a_later_row_overwrites(tmp_path: Path, lexicon_folder: Path) -> None:

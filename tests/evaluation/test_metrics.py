@@ -80,7 +80,8 @@ def test_polarity_by_hand() -> None:
     rows = metric.rows(truth, ["negative", "positive", "positive", "positive", "mixed"])
     assert rows.sum(axis=0).tolist() == [1, 1, 1, 1]  # the true 0 is left out
     assert value(metric, truth, ["negative", "positive", "positive", "positive", "mixed"]) == {"waf": 0.5, "acc": 0.5}
-    assert Polarity().rows([1.0], ["Positive"]).tolist() == [[0, 0, 1, 0]]  # the word must match exactly
+    for word in ("Positive", " positive", "positive."):
+        assert Polarity().rows([1.0], [word]).tolist() == [[0, 0, 1, 0]], word  # the word must match exactly
 
 
 @settings(deadline=None)

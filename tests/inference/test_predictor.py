@@ -14,6 +14,7 @@ import pytest
 
 from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.printable import printable
 from affectgpt.inference import predictor as module
 from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, TURNED, Predictor
 from affectgpt.prompts.questions import render_question
@@ -241,9 +242,10 @@ def test_command_for_one_video(world, clips, capsys):
     both = json.loads(out)
     assert status == 0 and both["subtitle"] == "Well."
     status, out = run(capsys, *published, *mode, *options)
-    assert out.startswith(f"answer: {both['answer']}")
+    assert out.startswith(f"answer: {printable(both['answer'], lines=True)}")
     question = f"--outside_user_message={render_question('description')}"
-    assert f"answer: {both['description']}" in run(capsys, *published, *mode, question, *options)[1]
+    out = run(capsys, *published, *mode, question, *options)[1]
+    assert f"answer: {printable(both['description'], lines=True)}" in out
     with pytest.raises(ConfigError, match="give one of them"):
         command.main([*published, *mode, "--both", question, *options])
 

@@ -9,35 +9,13 @@ import threading
 import time
 
 import pytest
-from fake_llm_server import Answer, FakeServer
+from fake_llm_server import Answer
 
 from affectgpt.core.errors import DataError
 from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMError, open_client, seed_for
 from affectgpt.textllm.messages import user_message
 
 SAMPLING = Sampling(temperature=0.5, top_p=0.9, repetition_penalty=1.1, max_tokens=7, seed=3)
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Start a server that behaves as told; its client makes short waits."""
-    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    servers = []
-
-    def start(behave, **settings):
-        server = FakeServer(behave)
-        client = open_client(
-            "openai",
-            **{"base_url": server.url, "model": "tiny", "backoff": 0.01, "attempts": 3, "timeout": 5, **settings},
-        )
-        servers.append((server, client))
-        return server, client
-
-    yield start
-    for server, client in servers:
-        client.close()
-        server.close()
 
 
 def _conversations(*texts):

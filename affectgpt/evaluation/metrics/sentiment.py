@@ -32,7 +32,7 @@ class Polarity:
     def rows(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
         """``[N, 4]``: true positive, false positive, false negative, true negative."""
         value = np.asarray(truth, dtype=np.float64)
-        guess = np.array([word.strip() == POSITIVE for word in predicted], dtype=bool)
+        guess = np.array([word == POSITIVE for word in predicted], dtype=bool)
         true, counts = value > 0, value != 0
         return np.stack(
             [counts & true & guess, counts & ~true & guess, counts & true & ~guess, counts & ~true & ~guess], axis=1

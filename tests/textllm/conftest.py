@@ -1,0 +1,30 @@
+"""A server that misbehaves, and the client that asks it."""
+
+from __future__ import annotations
+
+import pytest
+from fake_llm_server import FakeServer
+
+from affectgpt.textllm.base import open_client
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a server that behaves as told; its client makes short waits."""
+    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    servers = []
+
+    def start(behave, **settings):
+        server = FakeServer(behave)
+        client = open_client(
+            "openai",
+            **{"base_url": server.url, "model": "tiny", "backoff": 0.01, "attempts": 3, "timeout": 5, **settings},
+        )
+        servers.append((server, client))
+        return server, client
+
+    yield start
+    for server, client in servers:
+        client.close()
+        server.close()
