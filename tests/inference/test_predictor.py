@@ -113,6 +113,46 @@ def test_media_are_read_once_for_two_questions(predictors, clips, monkeypatch):
     assert reply.description == reply.describe().answer
 
 
+def test_sound_that_overflows_is_an_error_that_names_the_sample(predictors, clips, tmp_path, world, capsys):
+    """Such a file made the LLM answer ``!!!!…``."""
+    import soundfile
+
+    wave = np.zeros(40_000, np.float32)
+    wave[12_345] = 3e38
+    soundfile.write(tmp_path / "face.wav", wave, 16000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"sample 'face', audio: .*face\.wav: the sound holds samples of 3e\+38"):
+        predictors[FACES](clips / "face.mp4", audio=tmp_path / "face.wav")
+    arguments = ["--video_path", str(clips / "face.mp4"), "--audio_path", str(tmp_path / "face.wav"), "--zeroshot"]
+    assert command.run_cli(command.main, [*arguments, "--cfg-path", str(world.yaml)]) == 1
+    assert "sample 'face', audio:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("acoustic_encoder", "the encoder's output for its audio"),
+        ("visual_encoder", "the encoder's output for its frame"),
+        ("audio", "the embedding of its audio that goes to the LLM"),
+        ("multi", "the embedding of its multi that goes to the LLM"),
+    ],
+)
+def test_numbers_that_no_llm_can_read_are_errors_that_name_the_sample(part, words, value, predictors, clips):
+    """Damaged weights, or float16 that overflows: what a part of the model gives is looked at before it is used."""
+    import torch
+
+    predictor = predictors[FRAMES]
+    broken = getattr(predictor.asker.model, part).register_forward_hook(
+        lambda _module, _inputs, output: torch.full_like(output, value)
+    )
+    try:
+        with pytest.raises(DataError, match=f"sample 'no_face': {words} holds NaN, infinite or absurd values"):
+            predictor(clips / "no_face.mp4")
+    finally:
+        broken.remove()
+    assert predictor(clips / "no_face.mp4").answer
+
+
 SRT = "1\n00:00:00,000 --> 00:00:01,000\n<i>I am</i> so\n\n2\n00:00:01,000 --> 00:00:02,000\nglad &amp; calm\n"
 VTT = (
     "WEBVTT\n\nNOTE no\n\n00:00.000 --> 00:01.000 align:start\n<v Ann>I am so\n\n"
