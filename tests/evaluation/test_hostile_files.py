@@ -40,3 +40,10 @@ def test_answers(attack: str, bench: Bench, tmp_path: Path) -> None:
         archive.writestr("fileitems.npy", ATTACKS[attack])
     status, err = score(*bench.arguments("--answers", str(path), "--datasets", "MER2023"))
     assert status == 1 and err.startswith(f"error: {path}: ") and err.count("\n") == 1, err
+
+
+def test_answers_nested_deeply(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"name": "m1", "answer": ' + "[" * 100_000 + "}\n")
+    status, err = score(*bench.arguments("--answers", str(path), "--datasets", "MER2023"))
+    assert (status, err) == (1, f"error: {path}, line 1: no JSON (nested too deeply)\n")
