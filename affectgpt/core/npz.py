@@ -51,7 +51,10 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
             data = b"" if info.file_size > left else archive.open(info).read(left + 1)
             left -= max(info.file_size, len(data))
             if left < 0:
-                raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MB, which no result or label file does")
+                size = max(info.file_size, len(data))
+                raise ValueError(
+                    f"{info.filename} unpacks to {size} bytes, more than {MAX_BYTES} (all entries together)"
+                )
             yield info.filename, data
 
 
