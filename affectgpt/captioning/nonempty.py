@@ -12,7 +12,7 @@ from typing import Any
 
 from affectgpt.captioning.labels import extract_labels
 from affectgpt.core.errors import DataError, did_you_mean
-from affectgpt.core.files import write_text
+from affectgpt.core.files import parse_json, write_text
 from affectgpt.evaluation.extract import Extractor
 
 SUFFIXES = (".csv", ".json", ".jsonl")
@@ -128,8 +128,8 @@ def _read(path: Path) -> tuple[Records, Write]:
         if path.suffix.lower() == ".csv":
             return _csv(text, path)
         if path.suffix.lower() == ".jsonl":
-            return _numbered([json.loads(line) for line in text.splitlines() if line.strip()]), _as_lines
-        content = json.loads(text)
+            return _numbered([parse_json(line) for line in text.splitlines() if line.strip()]), _as_lines
+        content = parse_json(text)
     except ValueError as error:
         raise DataError(f"{path}: no JSON ({error})") from error
     if isinstance(content, list):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from affectgpt.config.schema import Config
-from affectgpt.config.tree import Origins, read_tree
+from affectgpt.config.tree import Origins, lay_options, read_tree
 from affectgpt.core.errors import ConfigError, did_you_mean
 from affectgpt.core.names import check_name
 from affectgpt.core.registry import import_files
@@ -33,21 +33,13 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
 
     Raises ConfigError naming the file, the key, what was found and what is allowed.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     path = Path(path)
     origins = Origins(str(path))
     tree = read_tree(path, origins=origins, asked_by="--cfg-path")
     items = list(_items(options))
     for item in items:
         origins.note(item.partition("=")[0], f"--options {item!r}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.from_dotlist(items))
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {str(error).strip()}") from error
-    assert isinstance(plain, dict)
+    plain = lay_options(tree, items, path)
     _check_listed(tree.get("datasets") or {}, plain.get("datasets") or {}, items, path)
     config = dataclasses.replace(_build(kind, {"name": path.stem, **plain}, "", origins), origins=origins)
     # runs, results and stored features have folders of these names

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ from affectgpt.core.errors import ConfigError, did_you_mean
 
 EXTENDS = "extends"
 IMPORTS = "imports"
+# Loaders recurse, and copy what is referenced: a file is looked at before it is loaded. Ours have 2 KB and 4 levels.
+_MAX_LENGTH = 256 << 10  # characters
+_MAX_LEVELS = 32
+_MAX_VALUES = 20_000  # aliases unfolded
+_MAX_TEXT = 1_000  # characters of a value that holds ${…}, and of what it refers to
+_REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 _REPLACED = ("datasets",)  # a file that names its own data sets does not train on its base's as well
 
 
@@ -47,10 +54,13 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
     if path.resolve() in above:
         raise ConfigError(f"{asked_by} {path}: the files extend one another in a circle")
     try:
+        if path.stat().st_size > 4 * _MAX_LENGTH:
+            raise ConfigError(f"{path}: {path.stat().st_size} bytes; a configuration has some kilobytes")
         text = path.read_text(encoding="utf-8")
+        check_yaml(text, str(path))
         tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected the sections model, datasets, run, inference; found {type(tree).__name__}")
@@ -76,6 +86,112 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
     for key, line in lines.items():
         origins.note(key, f"{path}:{line}")
     return {**tree, IMPORTS: imports} if imports else tree
+
+
+def lay_options(tree: dict[str, Any], items: Iterable[str], path: Path) -> dict[str, Any]:
+    """A file's tree with ``a.b=c`` items over it, and every ``${…}`` replaced by what it refers to.
+
+    Raises ConfigError naming the file or the item.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    items = list(items)
+    for item in items:
+        key, _, value = item.partition("=")
+        shown = f"--options {item[:80]!r}"
+        if len(re.split(r"[.\[]", key)) > _MAX_LEVELS:
+            raise ConfigError(f"{shown}: more than {_MAX_LEVELS} levels of keys")
+        try:
+            check_yaml(value, shown)
+            yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{shown}: {str(error).strip()}") from error
+    try:
+        _check_references(tree, path)
+        merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.from_dotlist(items))
+        _check_references(OmegaConf.to_container(merged, resolve=False), path)
+        plain: Any = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{path}: {str(error).strip()}") from error
+    assert isinstance(plain, dict)
+    return plain
+
+
+def check_yaml(text: str, where: str) -> None:
+    """ConfigError for YAML that is too long, too deep, or unfolds (by aliases) to too much; nothing is built here.
+
+    Raises yaml.YAMLError where the text is no YAML.
+    """
+    import yaml
+
+    if len(text) > _MAX_LENGTH:
+        raise ConfigError(f"{where}: {len(text)} characters; a configuration has at most {_MAX_LENGTH}")
+    anchors: dict[str, tuple[int, int]] = {}  # values and levels of what a finished anchor stands for
+    around: list[list[Any]] = []  # the same of the sections that are not finished, and their anchors
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        begins = isinstance(event, yaml.CollectionStartEvent)
+        values, levels, anchor = 1, 0, None
+        if begins:
+            around.append([1, 0, event.anchor])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            values, levels, anchor = around.pop()
+            levels += 1
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor = event.anchor
+            references = event.value.count("${")
+            if references and (len(event.value) > _MAX_TEXT or references != len(_REFERENCE.findall(event.value))):
+                raise ConfigError(
+                    f"{where}, line {event.start_mark.line + 1}: expected ${{section.key}} in a value of at most "
+                    f"{_MAX_TEXT} characters, not within one another; found {event.value[:80]!r}"
+                )
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in [name for _, _, name in around]:
+                raise ConfigError(f"{where}, line {event.start_mark.line + 1}: *{event.anchor} is within itself")
+            values, levels = anchors.get(event.anchor, (1, 0))
+        else:
+            continue
+        if around and not begins:
+            around[-1][0] += values
+            around[-1][1] = max(around[-1][1], levels)
+        if anchor is not None:
+            anchors[anchor] = values, levels
+        if len(around) + levels > _MAX_LEVELS:
+            raise ConfigError(f"{where}, line {event.start_mark.line + 1}: more than {_MAX_LEVELS} levels")
+        if around and around[-1][0] > _MAX_VALUES:
+            raise ConfigError(
+                f"{where}, line {event.start_mark.line + 1}: more than {_MAX_VALUES} values, aliases unfolded"
+            )
+
+
+def _check_references(tree: Any, path: Path) -> None:
+    """ConfigError unless every ``${key}`` is one plain value: what is made of chains of them grows without end."""
+
+    def values(node: Any, where: str) -> Iterator[tuple[str, str]]:
+        children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+        for key, value in children:
+            full = f"{where}.{key}" if where else str(key)
+            yield from values(value, full)
+            if isinstance(value, str) and "${" in value:
+                yield full, value
+
+    for key, value in values(tree, ""):
+        for name in _REFERENCE.findall(value):
+            if name.startswith("oc.env:"):
+                continue
+            found: Any = tree
+            for part in name.split("."):
+                if isinstance(found, list):
+                    found = dict(enumerate(found)).get(int(part) if part.isdecimal() else -1)
+                else:
+                    found = found.get(part) if isinstance(found, Mapping) else None
+            plain = not isinstance(found, Mapping | list) and "${" not in str(found) and len(str(found)) <= _MAX_TEXT
+            if not plain or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+                raise ConfigError(
+                    f"{path}: {key} is {value[:80]!r}; ${{{name}}} must name a section.key with a single value of "
+                    f"at most {_MAX_TEXT} characters that holds no other ${{…}}"
+                )
 
 
 def _lay_over(base: dict[str, Any], top: dict[str, Any], where: str = "") -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 from affectgpt.core.printable import printable
 
@@ -43,3 +45,11 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     near = near or difflib.get_close_matches(wrong.lower(), list(folded), n=1, cutoff=0.5)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     return hint if near and len(known) > _MANY else f"{hint} Known: {', '.join(known) or 'none'}."
+
+
+def shortened(value: Any, length: int = 80) -> str:
+    """A value from outside for a message: what ``repr`` gives, of values of any depth and size, cut at ``length``."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = length
+    text = form.repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"

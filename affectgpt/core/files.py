@@ -58,6 +58,14 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = True) -> Iterator[boo
         os.close(descriptor)
 
 
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """``json.loads``, whose every failure is a ValueError: also of text that is nested too deeply for it."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:

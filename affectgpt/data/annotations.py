@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from affectgpt.core.errors import DataError, did_you_mean
+from affectgpt.core.errors import DataError, did_you_mean, shortened
+from affectgpt.core.files import parse_json
 from affectgpt.core.names import check_name
 from affectgpt.data.csvfile import read_table
 
@@ -41,7 +42,9 @@ def read_annotations(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[s
     seen: set[str] = set()
     for number, (where, record) in enumerate(_records(path, columns["name"]), start=1):
         if not isinstance(record, dict):
-            raise DataError(f"{where}: expected an object with {', '.join(columns.values())}; found {_short(record)}")
+            raise DataError(
+                f"{where}: expected an object with {', '.join(columns.values())}; found {shortened(record)}"
+            )
         name = _name(record, columns["name"], where, number)
         cells = {role: _cell(record, role, heading, where) for role, heading in columns.items() if role != "name"}
         turns = cells.pop(DIALOGUE, None)
@@ -78,28 +81,31 @@ def _cell(record: Mapping[str, Any], role: str, heading: str, where: str) -> Any
     if role == DIALOGUE:
         return value
     if isinstance(value, list) and role in _LISTS:
-        return json.dumps(value, ensure_ascii=False)
+        try:
+            return json.dumps(value, ensure_ascii=False)
+        except RecursionError:
+            raise DataError(f"{where}: {heading!r} is nested too deeply, expected a list of labels") from None
     if isinstance(value, list | dict):
-        raise DataError(f"{where}: {heading!r} is {_short(value)}, expected a text")
+        raise DataError(f"{where}: {heading!r} is {shortened(value)}, expected a text")
     return "" if value is None else str(value)
 
 
 def _turns(value: Any, where: str) -> Iterator[tuple[str, str]]:
     """Questions with their answers."""
     if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
-        raise DataError(f"{where}: the dialogue is {_short(value)}, expected a list of turns")
+        raise DataError(f"{where}: the dialogue is {shortened(value)}, expected a list of turns")
     if "from" not in value[0]:
         for turn in value:
             question, answer = (turn.get(long, turn.get(long[0])) for long in ("question", "answer"))
             if not isinstance(question, str) or not isinstance(answer, str):
-                raise DataError(f"{where}: a turn is {_short(turn)}, expected q and a (or question and answer)")
+                raise DataError(f"{where}: a turn is {shortened(turn)}, expected q and a (or question and answer)")
             yield _without_marks(question), answer.strip()
         return
     if len(value) % 2:
         raise DataError(f"{where}: the dialogue has {len(value)} turns; each question needs an answer")
     for asked, answered in zip(value[::2], value[1::2], strict=True):
         if asked.get("from") not in _ASKS or answered.get("from") not in _ANSWERS:
-            raise DataError(f"{where}: expected turns of human and gpt by turns; found {_short([asked, answered])}")
+            raise DataError(f"{where}: expected turns of human and gpt by turns; found {shortened([asked, answered])}")
         yield _without_marks(str(asked.get("value", ""))), str(answered.get("value", "")).strip()
 
 
@@ -120,9 +126,9 @@ def _records(path: Path, name: str) -> Iterator[tuple[str, Any]]:
         if path.suffix.lower() == ".jsonl":
             for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
-                    yield f"{path}, line {number}", json.loads(line)
+                    yield f"{path}, line {number}", parse_json(line)
             return
-        content = json.loads(text, object_pairs_hook=_unique)
+        content = parse_json(text, object_pairs_hook=_unique)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -172,8 +178,3 @@ def _sheet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, row in enumerate(rows[1:], start=2):
         if any(cell is not None for cell in row):
             yield f"{path}, row {number}", dict(zip(headings, row, strict=True))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 NO_AUDIO_TRACK = "no_audio_track"
 FIRST_CHANNEL = "first_channel_of_several"  # a sound file of more than two channels
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff")  # what libsndfile opens; the rest goes through PyAV
+RATES = (1_000, 768_000)  # Hz; outside no sound is recorded, and a header of 1 Hz asks for 16,000 times the samples
+MAX_SAMPLES = 1 << 28  # of all channels, as stored and at 16 kHz: 1 GB of float32, 4.6 hours of mono
+# Samples are within ±1. Some programs write 16-bit integers into float files as they are, which normalisation takes out
+# again; what is beyond cannot be sound, and from 1e19 on its squares overflow.
+PEAK = 32_768.0
 _LARGEST_KERNEL = 20_000_000  # filter taps; unusual rates (44,101 Hz) would need gigabytes
 
 
@@ -51,17 +56,24 @@ def read_wave(path: Path | str) -> np.ndarray:
 
     Two channels are averaged after resampling; of more than two the first is taken (wire), see ``wave_flags``.
 
-    Raises DataError naming the file when it is no sound file, has no samples, or holds NaN or infinity.
+    Raises DataError naming the file when it is no sound file, has no samples, is too long or of a rate outside
+    ``RATES``, or holds NaN, infinity or samples beyond ``PEAK``.
     """
     import soundfile
 
     path = check_file(path)
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # [n, channels]
-    except Exception as error:  # libsndfile, or memory for a length that the header makes up
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            _check_header(path, rate=rate, frames=file.frames, channels=file.channels)
+            samples = file.read(dtype="float32", always_2d=True)  # [n, channels]
+    except DataError:
+        raise
+    except Exception as error:  # libsndfile, or memory
         raise DataError(f"{path}: cannot be read as sound ({short_error(error)})") from error
+    _check_samples(samples, path)
     channels = samples.T[:1] if samples.shape[1] > 2 else samples.T  # [1 or 2, n]
-    return _checked(resample(channels, rate=rate).mean(axis=0), path)
+    return resample(channels, rate=rate).mean(axis=0)
 
 
 def wave_flags(path: Path | str) -> tuple[str, ...]:
@@ -75,25 +87,35 @@ def read_track(path: Path | str) -> np.ndarray | None:
     """Decode the sound track of a video as mono at 16 kHz: float32 ``[n]``; None when there is no track.
 
     Goes through 16-bit samples: within one of their steps of the published wav files (float output of the same
-    resampler comes out louder for stereo). Raises DataError naming the file.
+    resampler comes out louder for stereo). Raises DataError naming the file, as ``read_wave`` does.
     """
     import av
     import numpy as np
 
     path = check_file(path)
-    chunks = []
+    chunks: list[np.ndarray] = []
+    decoded = 0
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:
                 return None
             resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
             for frame in container.decode(container.streams.audio[0]):
+                decoded += frame.samples
+                _check_header(path, rate=frame.sample_rate, frames=decoded, channels=len(frame.layout.channels))
+                # floats are looked at here: 16 bits would clip them without a word
+                if frame.samples and frame.format.name.startswith(("flt", "dbl")):
+                    _check_samples(frame.to_ndarray(), path)
                 chunks += [out.to_ndarray()[0] for out in resampler.resample(frame)]
             chunks += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    except DataError:
+        raise
     except Exception as error:  # FFmpeg's many errors
         raise DataError(f"{path}: its sound track cannot be decoded ({short_error(error)})") from error
     samples = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int16)
-    return _checked(samples.astype(np.float32) / 32768, path)
+    if len(samples) == 0:
+        raise DataError(f"{path}: the sound has no samples")
+    return samples.astype(np.float32) / 32768
 
 
 def cut_clips(samples: np.ndarray, *, spacing: int = 8) -> np.ndarray:
@@ -171,14 +193,32 @@ def probe_audio(path: Path | str) -> AudioInfo:
         info = soundfile.info(path)
     except Exception as error:
         raise DataError(f"{path}: cannot be read as sound ({short_error(error)})") from error
+    _check_header(path, rate=info.samplerate, frames=info.frames, channels=info.channels)
     return AudioInfo(seconds=info.duration, sample_rate=info.samplerate, channels=info.channels)
 
 
-def _checked(samples: np.ndarray, path: Path) -> np.ndarray:
+def _check_header(path: Path, *, rate: int, frames: int, channels: int) -> None:
+    """DataError where a rate or length is beyond the bounds, before anything of that size is allocated."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"{path}: the sound has a rate of {rate} Hz; expected {RATES[0]:,} to {RATES[1]:,} Hz")
+    if max(frames, frames * SAMPLE_RATE // rate) * channels > MAX_SAMPLES:
+        raise DataError(
+            f"{path}: the sound is {frames / rate:,.0f} s long ({channels} channels, {rate} Hz); at most "
+            f"{MAX_SAMPLES:,} samples are read, {MAX_SAMPLES / SAMPLE_RATE / 3600:.1f} hours at 16 kHz. Cut it up"
+        )
+
+
+def _check_samples(samples: np.ndarray, path: Path) -> None:
+    """DataError for decoded samples that cannot be sound."""
     import numpy as np
 
-    if len(samples) == 0:
+    if samples.size == 0:
         raise DataError(f"{path}: the sound has no samples")
-    if not np.isfinite(samples).all():
+    peak = float(np.maximum(samples.max(), -samples.min()))  # NaN where a sample is
+    if not math.isfinite(peak):
         raise DataError(f"{path}: the sound holds NaN or infinite samples")
-    return samples
+    if peak > PEAK:
+        raise DataError(
+            f"{path}: the sound holds samples of {peak:.3g}; expected at most 1, or {PEAK:.0f} where 16-bit integers "
+            "were stored as floats. The file is damaged, or was written without scaling"
+        )

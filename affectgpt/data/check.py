@@ -201,6 +201,8 @@ def _check_sample(
         seconds, silent = info.seconds, info.audio_tracks == 0  # type: ignore[attr-defined]
         if decode:
             look("video", sample.video, decoder.frames)
+            if sample.audio is None and not silent:  # then the sound is the video's
+                look("video", sample.video, decoder.track)
     if not (silent and sample.audio is not None and not sample.audio.exists()):  # no sound, no wav: nothing is lost
         sound = look("audio", sample.audio, probe_audio)
         if sound is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
-from affectgpt.core.errors import DataError, did_you_mean
+from affectgpt.core.errors import DataError, did_you_mean, shortened
 from affectgpt.core.names import check_name
 from affectgpt.core.npz import read_npz
 from affectgpt.core.registry import Registry
@@ -198,26 +198,26 @@ def _npz_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
 
 
 def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
-    import numpy as np
 
     field = "val" if row.label_kind == "npz_valence" else "emo"
     if not isinstance(entry, Mapping) or field not in entry:
-        raise DataError(f"{where}: expected a dict with {field!r}, found {entry!r}")
+        raise DataError(f"{where}: expected a dict with {field!r}, found {shortened(entry)}")
     value = entry[field]
     if row.label_kind == "npz_word":
         if not isinstance(value, str) or not value:
-            raise DataError(f"{where}: 'emo' is {value!r}, expected a word")
+            raise DataError(f"{where}: 'emo' is {shortened(value)}, expected a word")
         return Labels(emotion=str(value))
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise DataError(f"{where}: {field!r} is {value!r}, expected a number") from None
+        raise DataError(f"{where}: {field!r} is {shortened(value)}, expected a number") from None
     if row.label_kind == "npz_valence":
         if number != number or number in (float("inf"), float("-inf")):
-            raise DataError(f"{where}: 'val' is {value!r}, expected a finite number")
-        return Labels(valence=int(number) if isinstance(value, int | np.integer) else number)
+            raise DataError(f"{where}: 'val' is {shortened(value)}, expected a finite number")
+        return Labels(valence=int(number) if isinstance(value, int) else number)
     if number not in range(len(row.classes)):
-        raise DataError(f"{where}: 'emo' is {value!r}, expected 0 to {len(row.classes) - 1} ({', '.join(row.classes)})")
+        expected = f"0 to {len(row.classes) - 1} ({', '.join(row.classes)})"
+        raise DataError(f"{where}: 'emo' is {shortened(value)}, expected {expected}")
     return Labels(emotion=row.classes[int(number)])
 
 

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
-_CHECK = re.compile(r"^\[[\d:]+\] \S+:\d+: Check failed: .*?\(-?\d+ vs\. -?\d+\) ?")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif")
+# What decord writes before its words: the time, the place in its source, what failed there, the path again.
+_PLACE = re.compile(r"^\[[\d:]+\] \S+:\d+: (?:Check failed: .*?\(-?\d+ vs\. -?\d+\) ?)?(?:\[[^\]]*\] )?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class VideoInfo:
     frames: int
     frames_per_second: float
     audio_tracks: int
+    format: str = ""  # FFmpeg's name of the container
 
 
 def uniform_indices(n: int, *, n_frames: int = N_FRAMES) -> list[int]:
@@ -174,6 +176,10 @@ def probe_video(path: Path | str) -> VideoInfo:
             if not container.streams.video:
                 raise DataError(f"{path}: no video track")
             stream = container.streams.video[0]
+            if not stream.width or not stream.height:
+                raise DataError(
+                    f"{path}: its pictures cannot be read (format {container.format.name}); convert it to mp4"
+                )
             if container.duration is not None:
                 seconds = container.duration / av.time_base
             else:
@@ -181,6 +187,7 @@ def probe_video(path: Path | str) -> VideoInfo:
             return VideoInfo(
                 seconds=float(seconds), width=stream.width, height=stream.height, frames=stream.frames,
                 frames_per_second=float(stream.average_rate or 0), audio_tracks=len(container.streams.audio),
+                format=container.format.name,
             )  # fmt: skip
     except DataError:
         raise
@@ -208,7 +215,7 @@ def probe_image(path: Path | str) -> tuple[int, int]:
 
 def short_error(error: BaseException) -> str:
     """The first line of a native library's error, without the places in its source and stack that decord tells."""
-    text = getattr(error, "strerror", None) or _CHECK.sub("", str(error))
+    text = getattr(error, "strerror", None) or _PLACE.sub("", str(error))
     lines = text.strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
@@ -257,7 +264,11 @@ def _read(path: Path, *, width: int, height: int, reader: str | None, pick: Pick
     except DataError:
         raise
     except Exception as error:  # native decoders raise whatever they like on damaged files
-        probe_video(path)  # says in plain words what is no video at all
+        kind = probe_video(path).format  # says in plain words what is no video at all
+        if name != "pyav" and kind == "gif":  # decord cannot count its frames; the same pixels come from PyAV
+            return _read(path, width=width, height=height, reader="pyav", pick=pick)
+        if kind.endswith("_pipe"):  # FFmpeg's word for single pictures
+            raise DataError(f"{path}: a picture ({kind.removesuffix('_pipe')}), expected a video") from error
         raise DataError(f"{path}: its frames cannot be decoded by {name} ({short_error(error)})") from error
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from affectgpt.core.errors import DataError
+from affectgpt.core.files import parse_json
 from affectgpt.core.names import check_name
 from affectgpt.core.npz import read_npz, write_npz
 from affectgpt.data.csvfile import read_table
@@ -49,7 +49,7 @@ def _read_jsonl(path: Path) -> dict[str, str]:
             continue
         where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
             raise DataError(f"{where}: no JSON ({error})") from error
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "answer")):

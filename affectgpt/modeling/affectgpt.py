@@ -12,6 +12,8 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.types import Batch, Modality
 from affectgpt.modeling.splice import splice
 
+_LARGEST = torch.finfo(torch.float16).max
+
 
 class AffectGPT(nn.Module):
     """Built from parts; ``modeling/build`` makes them from a configuration.
@@ -66,6 +68,7 @@ class AffectGPT(nn.Module):
             # other numbers than with stored features.
             with torch.random.fork_rng(devices=[media.device] if media.is_cuda else []):
                 features[modality] = encoder(media)
+        self._check(features, batch, "the encoder's output for its {}", "the file or the encoder's weights are damaged")
         return features
 
     def fuse(self, features: Mapping[Modality, torch.Tensor], batch: Batch) -> dict[Modality, torch.Tensor]:
@@ -92,7 +95,27 @@ class AffectGPT(nn.Module):
                 )
             else:
                 slots[modality] = branches[modality](self._need(features, modality, batch))
+        cause = "the encoder's output is not, so the checkpoint's weights are damaged or of another recipe"
+        self._check(slots, batch, "the embedding of its {} that goes to the LLM", cause)
         return slots
+
+    def _check(self, values: Mapping[Modality, torch.Tensor], batch: Batch, what: str, cause: str) -> None:
+        """DataError naming the sample when one of its vectors ``[B, …]`` holds NaN, infinity or an absurd number.
+
+        An LLM answers such input with noise (``!!!!``). float16, in which embeddings are handed on, ends at 65,504;
+        overflow under autocast shows here as infinity. Training looks at its loss instead, over all ranks together.
+        """
+        if self.training or not values:
+            return
+        good = torch.stack([(value.abs() <= _LARGEST).flatten(1).all(dim=1) for value in values.values()])  # [M, B]
+        if bool(good.all()):  # the only wait for the device
+            return
+        medium, row = (~good).nonzero()[0].tolist()
+        modality = list(values)[medium]
+        raise DataError(
+            f"sample {batch.names[row]!r}: {what.format(modality.value)} holds NaN, infinite or absurd values (beyond "
+            f"±{_LARGEST:.0f}); {cause}"
+        )
 
     @staticmethod
     def _need(features: Mapping[Modality, torch.Tensor], modality: Modality, batch: Batch) -> torch.Tensor:

@@ -9,7 +9,19 @@ from pathlib import Path
 from affectgpt.core.errors import DataError
 
 _TIMES = re.compile(r"^\s*(?:\d+:)?\d+:\d+[.,]\d+\s*-->")
-_TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")
+# What SubRip, WebVTT and ASS define, and nothing else: people write < and > in what is said, too.
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_TAG = re.compile(
+    r"""
+      </?(?:[ibusc]|ruby|rt)(?:\.[^\s<>.]+)*\s*>                  # <i>, <c.yellow.bg_blue>
+    | <(?:v|lang)(?:\.[^\s<>.]+)*(?:[ \t][^<>]*)?> | </(?:v|lang)>  # <v.loud Ann>, <lang en>
+    | <font(?:\s+[\w-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+))*\s*/?> | </font>
+    | <\d+:\d\d(?::\d\d)?[.,]\d{1,3}>                             # <00:00:01.000>: when a word begins
+    | \{\\[^{}]*\}                                               # {\an8}
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|\w{1,40});")
 _VTT_HEADINGS = ("WEBVTT", "NOTE", "STYLE", "REGION", "Kind:", "Language:")
 
 
@@ -23,9 +35,10 @@ def beside(video: Path) -> str | None:
 
 
 def read_subtitle_file(path: Path) -> str:
-    """The spoken text of an .srt or .vtt file: cues joined by spaces, times, numbers and tags left out.
+    """The spoken text of an .srt or .vtt file: cues joined by spaces.
 
-    Raises DataError when the file is not UTF-8 or holds no cue.
+    Cue numbers, times and settings, the tags of SubRip and WebVTT and ASS overrides are left out, HTML entities are
+    resolved; any other ``<`` and ``>`` is text. Raises DataError when the file is not UTF-8 or holds no cue.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -45,7 +58,13 @@ def read_subtitle_file(path: Path) -> str:
         if at is None or block[0].startswith(_VTT_HEADINGS[1:4]):
             continue
         cues += 1
-        spoken += [text for line in block[at + 1 :] if (text := html.unescape(_TAG.sub("", line)).strip())]
+        spoken += [text for line in block[at + 1 :] if (text := _plain(line))]
     if not cues:
         raise DataError(f"{path}: holds no subtitle cue (a line with 00:00:01,000 --> 00:00:02,000)")
     return " ".join(spoken)
+
+
+def _plain(line: str) -> str:
+    """A line of a cue without its markup. Tags go first: ``&lt;i&gt;`` is text."""
+    line = _TAG.sub("", _BREAK.sub(" ", line))
+    return _ENTITY.sub(lambda found: html.unescape(found[0]), line).strip()

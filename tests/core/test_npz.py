@@ -3,8 +3,13 @@
 import io
 import os
 import pickle
+import re
+import subprocess
+import sys
+import time
 import zipfile
 
+import hostile_pickles
 import numpy as np
 import pytest
 
@@ -60,6 +65,101 @@ def test_what_is_no_archive_is_said_to_be_none(tmp_path):
         read_npz(tmp_path / "text.npz")
     with pytest.raises(DataError, match=r"gone\.npz: no such file"):
         read_npz(tmp_path / "gone.npz")
+
+
+def numbers_and_text(value):
+    """Numpy's scalars and arrays as Python's, to be compared with ==."""
+    if isinstance(value, dict):
+        return {key: numbers_and_text(v) for key, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [numbers_and_text(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("value", hostile_pickles.plain_values(), ids=lambda value: type(value).__name__)
+def test_plain_values_of_every_protocol_are_read(value, protocol, tmp_path):
+    pickled = pickle.dumps(value, protocol)
+    # numpy 1 has another name for the module; from protocol 4 on the name's length is written before it
+    names = [b"numpy._core", b"numpy.core"][: 1 if protocol > 3 else 2]
+    for name in names:
+        npz_with(tmp_path / "a.npz", pickled.replace(b"numpy._core", name))
+        assert numbers_and_text(read_npz(tmp_path / "a.npz")["x"]) == numbers_and_text(value)
+    boxed = np.empty((), dtype=object)
+    boxed[()] = {"x": value}
+    np.savez(tmp_path / "b.npz", x=boxed)
+    assert numbers_and_text(read_npz(tmp_path / "b.npz")["x"]) == numbers_and_text({"x": value})
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=">f4").reshape(2, 3), np.asfortranarray(np.eye(3)), np.array(["a", "bcd", "\U0001f600"]),
+        np.array([b"x", b"yz"]), np.array([], dtype="U4"), np.array(True), np.array("happy"), np.zeros((0, 3), "i2"),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)  # fmt: skip
+def test_plain_arrays_are_read_as_numpy_reads_them(array, tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x=array)
+    content = read_npz(tmp_path / "a.npz")["x"]
+    expected = array.item() if array.ndim == 0 else array
+    assert type(content) is type(expected) and np.shape(content) == np.shape(expected)
+    np.testing.assert_array_equal(content, expected)
+
+
+def test_published_files_are_read_as_numpy_reads_them(merunibench, golden):
+    files = sorted([*merunibench.rglob("*.npz"), *golden.rglob("*.npz")])
+    assert len(files) > 50
+    for path in files:
+        with np.load(path, allow_pickle=True) as expected:
+            content = read_npz(path)
+            assert list(content) == list(expected)
+            for key, value in content.items():
+                wanted = expected[key]
+                if isinstance(value, np.ndarray):
+                    assert (value.dtype, value.shape) == (wanted.dtype, wanted.shape), f"{path}, {key}"
+                    np.testing.assert_array_equal(value, wanted)
+                else:
+                    assert value == wanted.item(), f"{path}, {key}"
+
+
+def test_thousands_of_hostile_files_are_read_or_refused(tmp_path):
+    """In a process of its own: no signal, no traceback, no code of theirs run; little time and memory."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, hostile_pickles.__file__, str(tmp_path), "2200"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), f"after {time.monotonic() - started:.0f} s: {done.stderr[-3000:]}"
+    found = re.match(r"(\d+) read, (\d+) refused, (\d+) MB", done.stdout)
+    assert found is not None, done.stdout
+    read, refused, megabytes = map(int, found.groups())
+    assert read + refused >= 2_200 and read > 50 and megabytes < 1_000
+    assert {p.name for p in tmp_path.iterdir()} == {"hostile.npz"}
+
+
+def test_what_a_file_unpacks_to_is_bounded(tmp_path):
+    """Two gigabytes of zeros in two megabytes, and a file that says it has less than it unpacks to."""
+    with zipfile.ZipFile(tmp_path / "large.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        zeros = np.zeros(1 << 22, np.uint8)
+        with archive.open("x.npy", "w", force_zip64=True) as member:
+            member.write(hostile_pickles.npy(b"", descr="'|u1'", shape=f"({130 << 22},)"))
+            for _ in range(130):
+                member.write(zeros)
+    assert (tmp_path / "large.npz").stat().st_size < 3_000_000
+    with pytest.raises(DataError, match=r"large\.npz: .*x\.npy unpacks to 5452\d+ bytes, more than 536870912"):
+        read_npz(tmp_path / "large.npz")
+    data = bytearray((tmp_path / "large.npz").read_bytes())
+    at = data.rindex(b"PK\x01\x02") + 24
+    data[at : at + 4] = (100).to_bytes(4, "little")
+    (tmp_path / "lies.npz").write_bytes(data)
+    with pytest.raises(DataError, match=r"lies\.npz: damaged"):
+        read_npz(tmp_path / "lies.npz")
+    with zipfile.ZipFile(tmp_path / "many.npz", "w") as archive:
+        for i in range(10_001):
+            archive.writestr(str(i), b"")
+    with pytest.raises(DataError, match=r"many\.npz: .*more than 10000 entries"):
+        read_npz(tmp_path / "many.npz")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -83,6 +83,75 @@ def test_damaged_sound(kind, make, tmp_path):
         read_audio(path)
 
 
+def write_track(path, samples, *, rate=16000):
+    """A Matroska file with float samples ``[n]`` as they are, after 20 frames of a video."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("pcm_f32le", rate=rate, layout="mono")
+        for i in range(20):
+            image = np.full((64, 64, 3), 12 * i, dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(video.encode())
+        frame = av.AudioFrame.from_ndarray(np.asarray(samples, np.float32)[None], format="flt", layout="mono")
+        frame.rate = rate
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode())
+    return path
+
+
+@pytest.mark.parametrize("value", [3e38, 1e300, -4e4, np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["FLOAT", "DOUBLE", "track", "m4a"])
+def test_samples_that_are_no_sound_are_errors(kind, value, tmp_path):
+    wave = 0.1 * np.sin(np.arange(40_000) / 9)
+    wave[12_345] = value
+    path = tmp_path / ("a.mkv" if kind == "track" else f"a.{kind}" if kind == "m4a" else "a.wav")
+    with np.errstate(over="ignore"):
+        if kind == "track":
+            write_track(path, wave)
+        else:  # whatever the name says, FFmpeg reads what it is
+            soundfile.write(path, wave, 16000, subtype="DOUBLE" if kind == "m4a" else kind, format="WAV")
+    with pytest.raises(DataError, match=r"a\.\w+: the sound holds (NaN or infinite samples|samples of)"):
+        read_audio(path)
+
+
+def test_integers_stored_as_floats_are_read(tmp_path):
+    wave = np.sin(np.arange(40_000) / 9).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "b.wav", wave * 32767, 16000, subtype="FLOAT")
+    small, large = (read_audio(tmp_path / name)[0] for name in ("a.wav", "b.wav"))
+    np.testing.assert_allclose(large / 32767, small, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001])
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.m4a"])
+def test_rates_are_bounded_before_anything_is_resampled(name, rate, tmp_path):
+    """At 1 Hz these 4 KB would be 32 million samples."""
+    path = tmp_path / name
+    if name == "a.flac" and rate > 655_350:
+        pytest.skip("no flac file has such a rate")
+    soundfile.write(path, np.zeros(2_000), rate, format="FLAC" if name == "a.flac" else "WAV")
+    with pytest.raises(DataError, match=r"the sound has a rate of [\d,]+ Hz; expected 1,000 to 768,000 Hz"):
+        read_audio(path)
+    if name != "a.m4a":
+        with pytest.raises(DataError, match="rate of"):
+            probe_audio(path)
+
+
+def test_lengths_are_bounded_before_anything_is_read(tmp_path):
+    """A header that claims 64 thousand million samples."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.zeros(2_000), 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] |= 0x0F
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.flac: the sound is [\d,]+ s long .*; at most 268,435,456 samples"):
+        read_audio(path)
+
+
 def test_a_damaged_track_is_named(make, tmp_path):
     path = tmp_path / "clip.mp4"
     path.write_bytes(make.video(path).read_bytes()[:200])

@@ -65,6 +65,21 @@ def test_damage_behind_the_header_needs_decoding(layout, make):
     assert [(p.sample, p.what) for p in check(layout.dataset_root, decode=True).problems] == [(make.names[1], "audio")]
 
 
+def test_sound_that_overflows_is_named_by_sample(layout, make, capsys):
+    import soundfile
+
+    wave = np.zeros(40_000, np.float32)
+    wave[9] = 3e38
+    soundfile.write(layout.root / "audio" / f"{make.names[1]}.wav", wave, 16000, subtype="FLOAT")
+    soundfile.write(layout.root / "audio" / f"{make.names[2]}.wav", np.zeros(2_000), 1)
+    table = layout.root / "problems.csv"
+    arguments = ["--datasets", "SIMS", "--dataset-root", str(layout.dataset_root), "--splits", "test", "--any-count"]
+    assert main([*arguments, "--decode", "--workers", "2", "--csv", str(table)]) == 1
+    found = {row[2]: row[5] for row in list(csv.reader(table.open(newline="", encoding="utf-8")))[1:]}
+    assert set(found) == {make.names[1], make.names[2]}
+    assert "samples of 3e+38" in found[make.names[1]] and "a rate of 1 Hz" in found[make.names[2]]
+
+
 def test_command(layout, make, tmp_path, capsys):
     arguments = ["--datasets", "SIMS", "--dataset-root", str(tmp_path), "--workers", "2"]
     assert main([*arguments, "--any-count"]) == 0

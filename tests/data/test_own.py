@@ -279,3 +279,21 @@ def test_wrong_blocks(block, error, message, build, make, tmp_path):
     with pytest.raises(error) as raised:
         build(block)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("depth", [900, 990, 100_000])
+def test_json_of_any_depth_is_an_error_in_words(file, depth, build, tmp_path):
+    """Nesting that Python can just read must not be too much for what looks at it."""
+    record = '{"name": "x", "english": "", "ovlabel": ' + "[" * depth + "]" * depth + "}"
+    (tmp_path / file).write_text(f"[{record}]" if file == "a.json" else record)
+    try:
+        build(f"mine:\n  path: {file}\n  columns: {{name: name, subtitle: english, ovlabel: ovlabel}}\n")
+    except DataError as error:
+        assert file in str(error) and "nested too deeply" in str(error)
+    else:
+        assert depth < 1_000
+    (tmp_path / file).write_text("[" * depth + "]" * depth)
+    with pytest.raises(DataError, match=rf"{file}.*(nested too deeply|expected an object)") as error:
+        build(f"mine:\n  path: {file}\n  columns: {{name: name, subtitle: english, ovlabel: ovlabel}}\n")
+    assert len(str(error.value)) < 400

@@ -114,6 +114,89 @@ def test_media_are_read_once_for_two_questions(predictors, clips, monkeypatch):
     assert reply.description == reply.describe().answer
 
 
+def test_sound_that_overflows_is_an_error_that_names_the_sample(predictors, clips, tmp_path, world, capsys):
+    """Such a file made the LLM answer ``!!!!…``."""
+    import soundfile
+
+    wave = np.zeros(40_000, np.float32)
+    wave[12_345] = 3e38
+    soundfile.write(tmp_path / "face.wav", wave, 16000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"sample 'face', audio: .*face\.wav: the sound holds samples of 3e\+38"):
+        predictors[FACES](clips / "face.mp4", audio=tmp_path / "face.wav")
+    arguments = ["--video_path", str(clips / "face.mp4"), "--audio_path", str(tmp_path / "face.wav"), "--zeroshot"]
+    assert command.run_cli(command.main, [*arguments, "--cfg-path", str(world.yaml)]) == 1
+    assert "sample 'face', audio:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("acoustic_encoder", "the encoder's output for its audio"),
+        ("visual_encoder", "the encoder's output for its frame"),
+        ("audio", "the embedding of its audio that goes to the LLM"),
+        ("multi", "the embedding of its multi that goes to the LLM"),
+    ],
+)
+def test_numbers_that_no_llm_can_read_are_errors_that_name_the_sample(part, words, value, predictors, clips):
+    """Damaged weights, or float16 that overflows: what a part of the model gives is looked at before it is used."""
+    import torch
+
+    predictor = predictors[FRAMES]
+    broken = getattr(predictor.asker.model, part).register_forward_hook(
+        lambda _module, _inputs, output: torch.full_like(output, value)
+    )
+    try:
+        with pytest.raises(DataError, match=f"sample 'no_face': {words} holds NaN, infinite or absurd values"):
+            predictor(clips / "no_face.mp4")
+    finally:
+        broken.remove()
+    assert predictor(clips / "no_face.mp4").answer
+
+
+def save_gif(path: Path, frames: list[np.ndarray]) -> Path:
+    from PIL import Image
+
+    pictures = [Image.fromarray(frame) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+    return path
+
+
+def test_a_gif_is_a_video_without_sound(predictors, tmp_path):
+    """decord cannot count its frames."""
+    reply = predictors[FACES](save_gif(tmp_path / "a.gif", draw(12, face=True)))
+    assert reply.answer and reply.notes[0] == NOTES["no_audio_track"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.m4a", "no video track"),
+        ("a.webp", "its pictures cannot be read (format webp_pipe); convert it to mp4"),
+        ("a.png", "a picture (png), expected a video"),
+        ("broken.gif", "its sound track cannot be decoded"),
+    ],
+)
+def test_what_is_no_video_is_told_without_a_decoders_internals(name, words, clips, world, tmp_path, capsys):
+    import av
+
+    path = tmp_path / name
+    if name == "a.m4a":
+        with av.open(str(path), "w", format="mp4") as container:
+            audio = container.add_stream("aac", rate=16000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), format="s16", layout="mono")
+            frame.rate = 16000
+            container.mux([*audio.encode(frame), *audio.encode()])
+    elif name == "broken.gif":
+        path.write_bytes(b"GIF89a" + b"\0" * 90)
+    else:
+        save_gif(path, draw(3 if name == "a.webp" else 1, face=True))
+    arguments = ["--video_path", str(path), "--zeroshot", "--outside_face_or_frame", FRAMES]
+    assert command.run_cli(command.main, [*arguments, "--cfg-path", str(world.yaml)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{path}: {words}" in line and "/src/" not in line and "decord" not in line.lower(), line
+
+
 SRT = "1\n00:00:00,000 --> 00:00:01,000\n<i>I am</i> so\n\n2\n00:00:01,000 --> 00:00:02,000\nglad &amp; calm\n"
 VTT = (
     "WEBVTT\n\nNOTE no\n\n00:00.000 --> 00:01.000 align:start\n<v Ann>I am so\n\n"

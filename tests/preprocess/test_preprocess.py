@@ -90,6 +90,43 @@ def test_subtitle_files(tmp_path):
         read_subtitle_file(tmp_path / "b.srt")
 
 
+SPOKEN = {  # cue → what is said in it
+    "signs.srt": ("<i>I <3 you</i>, 2 > 1 and x<y, ok", "I <3 you, 2 > 1 and x<y, ok"),
+    "signs.vtt": ("<i>I <3 you</i>, 2 > 1 and x<y, ok", "I <3 you, 2 > 1 and x<y, ok"),
+    "unknown.srt": ("<laughs> a <b and c> d, if x<b> then <You>", "<laughs> a <b and c> d, if x then <You>"),
+    "known.srt": (
+        '<B><u>Oh</u></B> <font color="#ff0000" face=Arial>no</font>, <s>not</s> {\\an8}{\\i1}here{\\i0} {so}<br/>now',
+        "Oh no, not here {so} now",
+    ),
+    "known.vtt": (
+        "<v.loud Ann Lee>Oh</v> <c.yellow.bg_blue>no</c>, <00:00:00.500>not <lang en-GB>here</lang> "
+        "<ruby>now<rt>!</rt></ruby><01:00.250>",
+        "Oh no, not here now!",
+    ),
+    "entities.vtt": (
+        "&lt;i&gt; &amp;amp; 1&nbsp;&#60;&#x200e; 2, R&D &copy AT&T;",
+        "<i> &amp; 1\xa0<\u200e 2, R&D &copy AT&T;",
+    ),
+    "entities.srt": ("Tom &amp; Ann &lt;3", "Tom & Ann <3"),
+    "settings.vtt": ("up", "up"),
+    "places.srt": ("down", "down"),
+}  # fmt: skip
+
+
+def test_only_tags_and_settings_of_the_formats_are_left_out(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    for file, (cue, _) in SPOKEN.items():
+        name, _, suffix = file.rpartition(".")
+        (videos / f"{name}_{suffix}.mp4").write_bytes(b"no video: subtitles are read all the same")
+        vtt = f"WEBVTT - a\n\nSTYLE\n::cue {{}}\n\n1\n00:01.000 --> 00:02.000 line:0 position:20%\n{cue}\n"
+        srt = f"1\n00:00:01,000 --> 00:00:02,000 X1:117 X2:619 Y1:042 Y2:428\n{cue}\n"
+        (videos / f"{name}_{suffix}.{suffix}").write_text(vtt if suffix == "vtt" else srt, encoding="utf-8")
+    assert main(["--video-dir", str(videos), "--out", str(out)]) == 1
+    rows = dict(csv.reader((out / "subtitle.csv").open(newline="", encoding="utf-8")))
+    assert rows == {"name": "english"} | {file.replace(".", "_"): text for file, (_, text) in SPOKEN.items()}
+
+
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 def test_a_sheet_shows_colours_as_they_are(channels, tmp_path):
     from PIL import Image
