@@ -225,6 +225,7 @@ def _answers(place: Place, question: str, dataset: str, run: Path, config: Confi
 def evaluate(place: Place, name: str) -> RecipeResult:
     """Extract labels, score, and gather what the report shows."""
     from affectgpt.cli import evaluate as command
+    from affectgpt.core.files import naming
     from affectgpt.core.npz import read_npz
     from affectgpt.demo.report import COLUMNS, RecipeResult
 
@@ -240,7 +241,8 @@ def evaluate(place: Place, name: str) -> RecipeResult:
             "--datasets", DATASETS, "--run", run.name, "--checkpoints", str(config.run.max_epoch), "--bootstrap", "0",
             "--json", str(numbers),
         ]  # fmt: skip
-        with numbers.with_suffix(".txt").open("w", encoding="utf-8") as out:
+        text = numbers.with_suffix(".txt")
+        with naming(text), text.open("w", encoding="utf-8") as out:
             call("evaluation.py", command.main, arguments, output=out)
         found = json.loads(numbers.read_text(encoding="utf-8"))["datasets"]
         result.scores[question] = {key: found[key]["best"][metric] for key, metric, _ in COLUMNS}

@@ -92,6 +92,7 @@ def extract(
     from tqdm import tqdm
 
     from affectgpt.config.paths import model_folder
+    from affectgpt.core.files import naming
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
     from affectgpt.data.features import FeatureWriter, feature_key, store_folder
@@ -128,15 +129,18 @@ def extract(
                 # an image is a video of one frame: [B, 1, 3, H, W]
                 media = batch.media.unsqueeze(1) if modality is Modality.IMAGE else batch.media
                 features = encoders[encoder_name](media.to(device))  # [B, T, d]
-                for name, feature, flags, size in zip(batch.names, features, batch.flags, batch.sizes, strict=True):
-                    writer.write(name, feature.float(), flags=flags, source_bytes=size)
-            for failure in batch.failures:
-                writer.fail(failure.name, failure.reason)
+                with naming(writer.folder):
+                    for name, feature, flags, size in zip(batch.names, features, batch.flags, batch.sizes, strict=True):
+                        writer.write(name, feature.float(), flags=flags, source_bytes=size)
+            with naming(writer.folder):
+                for failure in batch.failures:
+                    writer.fail(failure.name, failure.reason)
             written, broken = written + len(batch.names), broken + len(batch.failures)
             bar.update(len(batch.names) + len(batch.failures))
     finally:
         bar.close()
-        writer.close()
+        with naming(writer.folder):
+            writer.close()
     return written, broken
 
 

@@ -47,14 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     """Process every clip; 1 when some could not be processed (they are in failed.csv)."""
     args = build_parser().parse_args(argv)
 
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
     from tqdm import tqdm
 
     from affectgpt.core.errors import AffectGPTError, ConfigError
-    from affectgpt.core.runtime import logger, setup_logging
+    from affectgpt.core.runtime import logger, setup_logging, worker_pool
     from affectgpt.preprocess.asr import Transcriber
     from affectgpt.preprocess.clip import NO_SOUND, Places, claim, find_videos, process, start_worker
 
@@ -76,12 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     failures: list[tuple[str, str]] = []
     silent = 0
     try:
-        with ProcessPoolExecutor(
-            max_workers=min(args.workers, len(videos)),
-            mp_context=get_context("spawn"),
-            initializer=start_worker,
-            initargs=(places, options),
-        ) as pool:
+        with worker_pool(min(args.workers, len(videos)), start=start_worker, args=(places, options)) as pool:
             results = pool.map(process, videos)
             for outcome in tqdm(results, total=len(videos), desc="faces and sound", unit="clip", disable=None):
                 failures += [(outcome.name, error) for error in outcome.errors]
