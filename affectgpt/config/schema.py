@@ -79,8 +79,10 @@ class DatasetConfig:
     ratio: float = 1.0  # keep this fraction, drawn by the seed
     sample_ratio: float | None = None  # weight of this set when several are mixed; uniform when absent
     features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
-    path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
-    test_path: str | None = None  # ours: the same of clips to answer (inference's --dataset); default: those of path
+    # ours: a set that the table lacks (see data/own); relative paths in it start at paths.dataset_root
+    path: str | None = None  # its label file
+    test_path: str | None = None  # the same of clips to answer (inference's --dataset); default: those of path
+    task: str | None = None  # how their answers are scored: a metric of evaluation/metrics (basic, fine-grained, …)
     columns: dict[str, str] = field(default_factory=dict)  # ours: what a column holds → its heading in that file
     folders: dict[str, str] = field(default_factory=dict)  # ours: video, audio, face, image → folder of the files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -69,7 +70,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
+    stem = path.stem
+    if len(os.fsencode(stem)) > 200:  # the temporary name must fit, too
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()
+    temporary = path.with_name(f".{stem}.tmp{os.getpid()}{path.suffix}")
     with naming(path, instead_of=temporary):
         try:
             yield temporary

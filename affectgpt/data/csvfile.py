@@ -11,16 +11,25 @@ from pathlib import Path
 
 from affectgpt.core.errors import DataError, did_you_mean
 
+LONGEST_NAME = 250  # bytes; with a suffix such as .json it fits every file system
+
 
 def check_name(name: str, *, source: Path | str, line: int | None = None) -> str:
     """The name itself, when it is fit to be a file stem; DataError naming ``source`` (and line) otherwise."""
-    if not name or "/" in name or "\\" in name or ".." in name or not name.isprintable():
+    too_long = len(name.encode("utf-8", "replace")) > LONGEST_NAME
+    if not name or too_long or "/" in name or "\\" in name or ".." in name or not name.isprintable():
         place = source if line is None else f"{source}, line {line}"
         raise DataError(
-            f"{place}: sample name {name!r} is no file stem (empty, '/', '\\', '..' and control characters are "
-            "refused); correct the name in the file"
+            f"{place}: sample name {name if len(name) < 60 else name[:60] + '…'!r} is no file stem (empty, '/', '\\', "
+            f"'..', control characters and more than {LONGEST_NAME} bytes are refused); correct the name in the file"
         )
     return name
+
+
+def read_header(path: Path) -> list[str]:
+    """The headings of a CSV file that ``read_table`` can read."""
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        return next(csv.reader(handle), [])
 
 
 def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from affectgpt.core.errors import DataError, did_you_mean
 from affectgpt.core.npz import read_npz
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.csvfile import check_name, read_table
-from affectgpt.data.table import DatasetRow
+from affectgpt.data.table import OWN, DatasetRow
 
 
 def without_collector(load: Callable) -> Callable:
@@ -50,6 +50,10 @@ def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dic
         return _csv_labels(row, root)
     if row.label_kind == "names_only":
         return _candidates(row, root)
+    if row.label_kind == OWN:
+        from affectgpt.data.own import load_own_truth  # it reads with the functions of this file
+
+        return load_own_truth(row, dataset_root=dataset_root)
     raise DataError(f"data set {row.name}: no reader for label_kind {row.label_kind!r}")
 
 

@@ -40,7 +40,7 @@ def as_dict(board: Board) -> dict[str, Any]:
     for dataset, scores in board.scores.items():
         metric, best = scores[0].metric, board.best[dataset]
         value["datasets"][dataset.lower()] = {
-            "task": _task(dataset),
+            "task": scores[0].task,
             "metric": metric.keys[0],
             "checkpoints": {score.checkpoint: _score(score) for score in scores},
             "best": {"checkpoint": best.checkpoint, **best.values},
@@ -52,18 +52,14 @@ def as_dict(board: Board) -> dict[str, Any]:
     return value
 
 
-def _task(dataset: str) -> str:
-    from affectgpt.data.table import get_row
-
-    return get_row(dataset).task
-
-
 def _score(score: Score) -> dict[str, Any]:
     return {
         **score.values,
         "interval": {key: list(bounds) for key, bounds in score.interval.items()},
         "samples": len(score.names),
+        "of": score.split_size,
         "left_out": score.left_out,
+        "missing": list(score.missing),
         "extractor": score.extractor,
         **score.detail,
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
-from affectgpt.core.types import Labels, Sample
+from affectgpt.core.types import Labels, Modality, Sample
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,20 @@ def render_question(label_type: str, context: Context | None = None, labels: Lab
 
 
 def render_answer(label_type: str, sample: Sample) -> str:
-    """The answer to be learnt. Raises DataError naming the sample when it has no label of that type."""
+    """The answer to be learnt. Raises DataError naming the sample when it has no label of that type, or one that holds
+    a placeholder, for which media would be put into the answer."""
     answer = get_label_type(label_type).answer(sample.labels)
     if answer is None:
-        raise DataError(f"{sample.dataset}: sample {sample.name!r} has no label of type {label_type}")
+        raise DataError(
+            f"{sample.dataset}: sample {sample.name!r} has no answer to learn: no label of type {label_type} (an empty "
+            "cell is none)"
+        )
+    for modality in Modality:
+        if modality.placeholder in answer:
+            raise DataError(
+                f"{sample.dataset}: sample {sample.name!r}: its answer (label type {label_type}) holds "
+                f"{modality.placeholder}, which stands for media in prompts; remove it from the label file"
+            )
     return answer
 
 
