@@ -144,8 +144,8 @@ class AffectDataset:
         known = [t for t in self.label_types if get_label_type(t).answer(sample.labels) is not None]
         if not known:
             raise DataError(
-                f"{sample.dataset}: sample {sample.name!r} has no answer to learn: none of the labels "
-                f"{', '.join(self.label_types)} (an empty cell is none)"
+                f"{sample.dataset}: sample {sample.name!r} has none of the labels {', '.join(self.label_types)} (an "
+                "empty cell is none): no answer to learn"
             )
         return seeded(self.seed, epoch, index).choice(known)
 

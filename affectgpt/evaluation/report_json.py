@@ -1,7 +1,8 @@
 """Scores as JSON. ``version`` rises when a key changes its meaning or goes away; new keys may come.
 
 ``datasets``: data set in lower case → ``task``, ``metric`` (the primary key), ``samples``, ``checkpoints`` (file stem →
-the metric keys as fractions, ``interval`` {key: [low, high]} 95 % bootstrap, ``extractor``, ``samples``, ``left_out``,
+the metric keys as fractions, ``interval`` {key: [low, high]} 95 % bootstrap, ``extractor``, ``samples`` (scored),
+``of`` (so many in the split), ``left_out`` and ``missing`` (how many, and which, have a truth and no answer),
 ``counted``, ``per_wheel`` …) and ``best`` (``checkpoint`` and its metric keys: chosen on the test set).
 ``mean_best``: mean of the best primary values, over ``mean_of`` data sets. ``single``: checkpoint → its ``mean`` and
 over how many data sets; ``best_single``: the best of those scored everywhere. ``published``: the paper's values in the

@@ -115,8 +115,8 @@ def render_answer(label_type: str, sample: Sample) -> str:
     answer = get_label_type(label_type).answer(sample.labels)
     if answer is None:
         raise DataError(
-            f"{sample.dataset}: sample {sample.name!r} has no answer to learn: no label of type {label_type} (an empty "
-            "cell is none)"
+            f"{sample.dataset}: sample {sample.name!r} has no label of type {label_type} (an empty cell is none): no "
+            "answer to learn"
         )
     for modality in Modality:
         if modality.placeholder in answer:
