@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 
 
+def picture(*, seed: int = 1, face: bool = True) -> np.ndarray:
+    """A person, or a wall alone: uint8 ``[256, 256, 3]``."""
+    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+
+    rng = np.random.default_rng(seed)
+    wall = draw_background(rng)
+    return draw_frame(wall, draw_identity(rng), EXPRESSIONS["happy"], Pose(x=0.5, y=0.45, roll=0.0)) if face else wall
+
+
 def write_clip(path: Path, *, seed: int = 1, face: bool = True) -> Path:
     """256 by 256 pixels, five frames, 44.1 kHz stereo."""
     import av
 
-    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
-
+    image = picture(seed=seed, face=face)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    wall = draw_background(rng)
-    image = draw_frame(wall, draw_identity(rng), EXPRESSIONS["happy"], Pose(x=0.5, y=0.45, roll=0.0)) if face else wall
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=5)
         video.width = video.height = 256

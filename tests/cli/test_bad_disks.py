@@ -228,8 +228,7 @@ def start(*command: str, **options) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [["params", "--json"], ["--help"]])
+@pytest.mark.parametrize(("arguments", "unbuffered"), [(["params", "--json"], ""), (["--help"], ""), (["--help"], "1")])
 def test_a_reader_that_has_seen_enough(arguments, unbuffered, places):
     arguments = [*arguments, "--cfg-path", places.yaml]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
