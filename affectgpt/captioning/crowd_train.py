@@ -57,8 +57,9 @@ def train_crowd(
             started = time.perf_counter()
             chosen = [sets[i] for i in sets_of(number, [s.head for s in sets], leave_out=spec.leave_out)]
             model, best = train_one(spec, chosen, seed=spec.seed + number)
-            with atomic_path(path) as temporary:
-                torch.save(model.as_file(), temporary)
+            # Through a Python file: torch's own writer ends the process when the disk is full.
+            with atomic_path(path) as temporary, temporary.open("wb") as handle:
+                torch.save(model.as_file(), handle)
             names = ", ".join(lesson.head.dataset for lesson in chosen)
             logger.info(
                 "classifier %d of %d (%s): epoch %d, held-back score %.3f, %.1f s",

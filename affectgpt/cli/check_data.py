@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from affectgpt.cli.common import run_cli
 
 if TYPE_CHECKING:
-    from affectgpt.config.schema import Config
+    from affectgpt.config.schema import Config, DatasetConfig
     from affectgpt.data.check import SplitReport
 
 
@@ -104,12 +104,33 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
                 ),
             )
             if row is None:
-                yield check_own(name, spec, split=split, dataset_root=root, look=look)
+                report = check_own(name, spec, split=split, dataset_root=root, look=look)
+                if split == "test" and spec.task:
+                    check_truth(name, spec, report, dataset_root=root)
+                yield report
             else:
                 yield check_split(
                     row, split=split, dataset_root=root, counts=not args.any_count,
                     face_channels=spec.face_channels, look=look,
                 )  # fmt: skip
+
+
+def check_truth(name: str, spec: DatasetConfig, report: SplitReport, *, dataset_root: str) -> None:
+    """Into the report: clips to answer whose truth, by which ``task`` scores them, is missing or no truth."""
+    from affectgpt.cli.score import own_scoring_row
+    from affectgpt.core.errors import DataError
+    from affectgpt.data.check import Problem
+    from affectgpt.evaluation.score import Truth
+
+    row = own_scoring_row(name, spec)
+    try:
+        truth = Truth.load(row, dataset_root=dataset_root)
+    except DataError as error:
+        report.problems.append(Problem(name, "test", "", "label", "unreadable", str(error)))
+        return
+    for sample in sorted(truth.names - set(truth.values)):
+        reason = f"{row.label_file}: its truth is empty, it will not be scored"
+        report.problems.append(Problem(name, "test", sample, "label", "missing", reason))
 
 
 def print_table(reports: list[SplitReport]) -> None:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.cli.common import run_cli
+from affectgpt.cli.common import command_line, run_cli
 from affectgpt.core.errors import AffectGPTError, ConfigError
 
 if TYPE_CHECKING:
@@ -52,11 +51,12 @@ class Place:
 
     def options(self, *more: str) -> list[str]:
         """``--options`` that lead a shipped recipe here; none for the default place."""
-        items = list(more)
+        items = []
         if self != Place(workers=self.workers):
             items += [f"paths.dataset_root={self.dataset}", f"paths.output_root={self.root}", f"run.seed={self.seed}"]
             for name, folder in (("CLIP_VIT_LARGE", "clip"), ("HUBERT_LARGE", "hubert"), ("Qwen25", "qwen2")):
                 items.append(f"paths.folders.{name}={self.models / f'demo-{folder}'}")
+        items += more  # last, so that they count
         return ["--options", *items] if items else []
 
     def results(self, question: str) -> Path:
@@ -225,6 +225,7 @@ def _answers(place: Place, question: str, dataset: str, run: Path, config: Confi
 def evaluate(place: Place, name: str) -> RecipeResult:
     """Extract labels, score, and gather what the report shows."""
     from affectgpt.cli import evaluate as command
+    from affectgpt.core.files import naming
     from affectgpt.core.npz import read_npz
     from affectgpt.demo.report import COLUMNS, RecipeResult
 
@@ -240,7 +241,8 @@ def evaluate(place: Place, name: str) -> RecipeResult:
             "--datasets", DATASETS, "--run", run.name, "--checkpoints", str(config.run.max_epoch), "--bootstrap", "0",
             "--json", str(numbers),
         ]  # fmt: skip
-        with numbers.with_suffix(".txt").open("w", encoding="utf-8") as out:
+        text = numbers.with_suffix(".txt")
+        with naming(text), text.open("w", encoding="utf-8") as out:
             call("evaluation.py", command.main, arguments, output=out)
         found = json.loads(numbers.read_text(encoding="utf-8"))["datasets"]
         result.scores[question] = {key: found[key]["best"][metric] for key, metric, _ in COLUMNS}
@@ -259,7 +261,7 @@ def mean_labels(items: Iterable[str]) -> float:
 
 def call(script: str, command: Callable[[list[str]], int], arguments: list[str], output: Any = None) -> None:
     """Run one published command in this process, after printing it as one would type it."""
-    print(f"\n$ python {script} {shlex.join(arguments)}", flush=True)
+    print(f"\n$ {command_line(script, arguments)}", flush=True)
     with contextlib.redirect_stdout(output) if output else contextlib.nullcontext():
         code = command(arguments)
     if code:
@@ -301,13 +303,30 @@ def format_table(results: list[RecipeResult]) -> str:
 
 
 def next_commands(place: Place) -> str:
-    """Three commands to go on with."""
-    recipe = place.recipes / "demo_cpu.yaml"
-    return f"""
-next, for example:
-  python inference_sample.py --cfg-path {recipe} --video_path X.mp4      # any video file with a face
-  python train.py --cfg-path {recipe} --options run.max_epoch=6 model.lora_r=16
-  python inference_hybird.py --cfg-path {recipe} --zeroshot --dataset MER2023 --options inference.test_epoch=6"""
+    """Three commands to continue with, to be copied as they are: each works on its own after the demo."""
+    from affectgpt.data.table import get_row
+
+    recipe = ["--cfg-path", str(place.recipes / "demo_cpu.yaml")]
+    held_out = get_row("MER2023")
+    clip = min((place.dataset / held_out.root / held_out.video_dir).glob(f"*{held_out.video_suffixes[0]}"))
+    run = _run(place, "demo_cpu")
+    other = f"paths.output_root={place.root / 'more'}"  # the demo's own runs stay as they are
+    lines = (
+        "next, for example (--video_path: any video with a face):",
+        command_line(
+            "inference_sample.py",
+            [*recipe, "--video_path", str(clip), *place.options(f"inference.ckpt_root={run}")],
+        ),
+        command_line("train.py", [*recipe, *place.options(other, "run.max_epoch=6")]),
+        command_line(
+            "inference_hybird.py",
+            [*recipe, "--zeroshot", "--dataset", "OVMERDPlus", *place.options(
+                f"inference.ckpt_root={run}", "inference.test_epoch=2",
+                f"inference.base_root={place.root / 'more' / 'results'}",
+            )],
+        ),
+    )  # fmt: skip
+    return "\n" + "\n  ".join(lines)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def extract(
     import torch
     from tqdm import tqdm
 
+    from affectgpt.core.files import naming
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
     from affectgpt.data.features import FeatureWriter, crops_of, feature_key, store_folder
@@ -135,15 +136,20 @@ def extract(
                 # an image is a video of one frame: [B, 1, 3, H, W]
                 media = batch.media.unsqueeze(1) if modality is Modality.IMAGE else batch.media
                 features = encoders[encoder_name](media.to(device))  # [B, T, d]
-                for name, feature, flags, source in zip(batch.names, features, batch.flags, batch.sources, strict=True):
-                    writer.write(name, feature.float(), flags=flags, source=source)
-            for failure in batch.failures:
-                writer.fail(failure.name, failure.reason)
+                with naming(writer.folder):
+                    for name, feature, flags, source in zip(
+                        batch.names, features, batch.flags, batch.sources, strict=True
+                    ):
+                        writer.write(name, feature.float(), flags=flags, source=source)
+            with naming(writer.folder):
+                for failure in batch.failures:
+                    writer.fail(failure.name, failure.reason)
             written, broken = written + len(batch.names), broken + len(batch.failures)
             bar.update(len(batch.names) + len(batch.failures))
     finally:
         bar.close()
-        writer.close()
+        with naming(writer.folder):
+            writer.close()
     return written, broken
 
 

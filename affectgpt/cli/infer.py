@@ -41,6 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask for a description too; those results go to {inference.base_root}-description-{data set}",
     )
+    parser.add_argument(
+        "--skip-unreadable", action="store_true",
+        help="leave out clips whose files cannot be read (…-answers.failed.csv lists them, scores count them); the "
+        "same as inference.on_error=skip. Without it the first one ends the run",
+    )  # fmt: skip
     parser.add_argument("--export", choices=("csv", "jsonl"), help="write each result as a table too")
     parser.add_argument(
         "--shard",
@@ -76,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     if args.both and args.outside_user_message:
         raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
-    config = load_config(args.cfg_path, args.options)
+    skip = ["inference.on_error=skip"] if args.skip_unreadable else []
+    config = load_config(args.cfg_path, [*args.options, *skip])
     names = parse_names(args.dataset, own=config.datasets)
     checkpoints = select_checkpoints(config)
     rank, world_size = parse_shard(args.shard)

@@ -29,7 +29,10 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; without one, list them."""
-    argv = sys.argv[1:] if argv is None else argv
+    return run_cli(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(argv: list[str] | None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: affectgpt COMMAND [ARGUMENT ...]\n\ncommands (affectgpt COMMAND --help says more):")
         for name, (_, what) in COMMANDS.items():
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: unknown command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"affectgpt.cli.{COMMANDS[argv[0]][0]}")
-    return run_cli(module.main, argv[1:])
+    return module.main(argv[1:])
 
 
 if __name__ == "__main__":

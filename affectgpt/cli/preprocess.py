@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from affectgpt.cli.common import run_cli
@@ -17,7 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affectgpt preprocess",
         description="Make face crops (openface_face/NAME.npy), sound (audio/NAME.wav, 16 kHz) and subtitles "
-        "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to go on.",
+        "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to go on. "
+        "Clips that cannot be processed (damaged, no face) are listed in failed.csv and get no row in subtitle.csv.",
     )
     parser.add_argument("--video-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="ROOT")
@@ -52,14 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     """Process every clip; 1 when some could not be processed (they are in failed.csv)."""
     args = build_parser().parse_args(argv)
 
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
 
     from tqdm import tqdm
 
     from affectgpt.core.errors import AffectGPTError, ConfigError
-    from affectgpt.core.runtime import logger, setup_logging
+    from affectgpt.core.runtime import logger, setup_logging, worker_pool
     from affectgpt.preprocess.asr import Transcriber
     from affectgpt.preprocess.clip import NO_SOUND, Places, claim, find_videos, process, start_worker
 
@@ -82,12 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     failures: list[tuple[str, str]] = []
     silent = 0
     try:
-        with ProcessPoolExecutor(
-            max_workers=min(args.workers, len(videos)),
-            mp_context=get_context("spawn"),
-            initializer=start_worker,
-            initargs=(places, options),
-        ) as pool:
+        with worker_pool(min(args.workers, len(videos)), start=start_worker, args=(places, options)) as pool:
             results = pool.map(process, videos)
             for outcome in tqdm(results, total=len(videos), desc="faces and sound", unit="clip", disable=None):
                 failures += [(outcome.name, error) for error in outcome.errors]
@@ -105,34 +100,42 @@ def main(argv: list[str] | None = None) -> int:
     for name, reason in failures[:10]:
         logger.warning("%s: %s", name, reason)
     failed = len({name for name, _ in failures})
+    why = f" (see {failed_file}; not in {places.subtitles.name})" if failed else ""
     logger.info(
         "%d clips, %d failed%s, %d without a sound track, %d with a subtitle: %s",
-        len(videos), failed, f" (see {failed_file})" if failed else "", silent, written, args.out,
+        len(videos), failed, why, silent, written, args.out,
     )  # fmt: skip
     return 1 if failures else 0
 
 
 def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple[str, str]]) -> int:
-    """Write subtitle.csv, a row for every clip, empty where no words are known; how many have some.
+    """Write subtitle.csv, a row for every clip that did not fail, empty where no words are known; how many have some.
 
-    Words that are there are kept.
+    What is there is kept: words, and columns that a user added; but a failed clip's row goes when it says nothing.
     """
     import time
 
     from tqdm import tqdm
 
     from affectgpt.core.errors import DataError
-    from affectgpt.data.csvfile import read_table
+    from affectgpt.data.csvfile import read_header, read_table
     from affectgpt.preprocess.subtitles import beside
+
+    columns = ["name", "english"]
+    known: dict[str, dict[str, str]] = {}
 
     def save() -> None:
         if known:
-            _write_csv(places.subtitles, ("name", "english"), sorted(known.items()))
+            _write_csv(places.subtitles, columns, [[known[name][c] for c in columns] for name in sorted(known)])
 
-    known: dict[str, str] = {}
     if places.subtitles.exists():
-        known = {name: cell for name, (cell,) in read_table(places.subtitles, key="name", columns=("english",)).items()}
-    missing = [video for video in videos if not known.get(video.stem)]
+        columns = read_header(places.subtitles)
+        cells = read_table(places.subtitles, key="name", columns=tuple(columns))
+        read_table(places.subtitles, key="name", columns=("english",))  # or an error that names the column
+        known = {name: dict(zip(columns, row, strict=True)) for name, row in cells.items()}
+    failed = {name for name, _ in failures}
+    known = {n: row for n, row in known.items() if n not in failed or any(row[c] for c in columns if c != "name")}
+    missing = [v for v in videos if v.stem not in failed and not known.get(v.stem, {}).get("english")]
     saved = time.monotonic()
     try:
         for video in tqdm(missing, desc="subtitles", unit="clip", disable=None if transcribe else True):
@@ -144,16 +147,16 @@ def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple
             except DataError as error:
                 failures.append((video.stem, str(error)))
                 continue
-            known[video.stem] = text or ""
+            known.setdefault(video.stem, dict.fromkeys(columns, "")).update(name=video.stem, english=text or "")
             if time.monotonic() - saved > _SAVE_EVERY:
                 save()
                 saved = time.monotonic()
     finally:  # an interrupted transcription goes on where it was
         save()
-    return sum(bool(text) for text in known.values())
+    return sum(bool(row["english"]) for row in known.values())
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list) -> None:
+def _write_csv(path: Path, header: Sequence[str], rows: list) -> None:
     from affectgpt.core.files import atomic_path
 
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:

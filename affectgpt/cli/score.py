@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from affectgpt.cli.common import add_imports_argument, run_cli
 
 if TYPE_CHECKING:
+    from affectgpt.config.schema import DatasetConfig
     from affectgpt.data.table import DatasetRow
     from affectgpt.evaluation.board import Board, Places
     from affectgpt.evaluation.lexicon import Lexicon
@@ -21,18 +22,28 @@ ALL = "all"
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that both evaluation commands have."""
     where = parser.add_argument_group("where things lie")
-    where.add_argument("--output-root", default="output", metavar="DIR", help="holds results-<data set>/ (output)")
     where.add_argument(
-        "--base-root", metavar="PATH", help="beginning of the result folders' names (default: OUTPUT_ROOT/results)"
+        "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets (task: says how they "
+        "are scored), and where data and results are",
+    )  # fmt: skip
+    where.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override any of its keys")
+    where.add_argument("--output-root", metavar="DIR", help="holds results-<data set>/ (output)")
+    where.add_argument(
+        "--base-root", metavar="PATH",
+        help="beginning of the result folders' names (default: OUTPUT_ROOT/results, or that of --cfg-path)",
+    )  # fmt: skip
+    where.add_argument(
+        "--dataset-root", metavar="DIR", help="holds the data sets (default: that of --cfg-path, else ../dataset)"
     )
-    where.add_argument("--dataset-root", default="../dataset", metavar="DIR", help="holds the data sets (../dataset)")
     add_imports_argument(where)
     where.add_argument(
         "--lexicon", metavar="DIR|builtin", help="default: emotion_wheel/ if it is there, else the built-in one"
     )
     what = parser.add_argument_group("what is scored")
     what.add_argument(
-        "--datasets", default=ALL, metavar="A,B|all", help="data sets (default all: those of the nine with results)"
+        "--datasets",
+        metavar="A,B|all",
+        help="data sets (default: your own of --cfg-path, else all: those of the nine with results)",
     )
     what.add_argument(
         "--run", metavar="NAME", help="folder under results-<data set> (default: the one with most files)"
@@ -81,9 +92,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lexicon]:
     """Data set rows, places and lexicon that the arguments name."""
+    from affectgpt.config.load import load_config
+    from affectgpt.config.schema import Config
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.registry import import_files
-    from affectgpt.data.table import get_row, parse_names
+    from affectgpt.data.table import DATASETS, get_row, parse_names
     from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.grouping import check_grouping
     from affectgpt.evaluation.lexicon import find_lexicon
@@ -92,9 +105,32 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lex
         raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
     check_grouping(args.grouping)
     import_files(args.imports)
-    rows = [get_row(name) for name in parse_names(args.datasets)]
-    base_root = Path(args.base_root or Path(args.output_root) / "results")
-    return rows, Places(base_root, Path(args.dataset_root)), find_lexicon(args.lexicon)
+    config = load_config(args.cfg_path, args.options) if args.cfg_path else Config(name="")
+    own = {name: spec for name, spec in config.datasets.items() if name.lower() not in DATASETS}
+    if args.datasets is None:
+        args.datasets = ",".join(name for name, spec in own.items() if spec.task) or ALL
+    rows = [
+        own_scoring_row(name, own[name]) if name in own else get_row(name)
+        for name in parse_names(args.datasets, own=own)
+    ]
+    base_root = args.base_root or (
+        Path(args.output_root) / "results" if args.output_root else config.inference.base_root
+    )
+    places = Places(Path(base_root), Path(args.dataset_root or config.paths.dataset_root))
+    return rows, places, find_lexicon(args.lexicon)
+
+
+def own_scoring_row(name: str, spec: DatasetConfig) -> DatasetRow:
+    """A user's own data set as a row that can be scored. Raises ConfigError where its block does not say how."""
+    from affectgpt.core.errors import ConfigError, did_you_mean
+    from affectgpt.data.own import own_row
+    from affectgpt.evaluation.metrics.base import METRICS
+
+    if not spec.task:
+        raise ConfigError(f"datasets.{name}.task: say how its answers are scored; known: {', '.join(METRICS.names())}")
+    if spec.task not in METRICS.names():
+        raise ConfigError(f"datasets.{name}.task: unknown {spec.task!r}.{did_you_mean(spec.task, METRICS.names())}")
+    return own_row(name, spec, task=spec.task, truth=METRICS.get(spec.task).truth_column)
 
 
 def named_one_by_one(args: argparse.Namespace) -> bool:

@@ -82,6 +82,19 @@ def qformer_config(config: Config) -> dict[str, Any]:
         raise CheckpointError(f"{path}/config.json: no JSON ({error}); remove it to use BERT-base's numbers") from error
 
 
+def beside_answers(target: Path, ending: str) -> Path:
+    """A file that belongs to a result file: ``X.npz`` → ``X-answers{ending}``.
+
+    The dash matters: published scoring takes every ``checkpoint_*`` without one for a result (wire).
+    """
+    return target.with_name(f"{target.stem}-answers{ending}")
+
+
+def answers_record(target: Path) -> Path:
+    """What made a result file, and which clips could not be read: ``X-answers.meta.json``."""
+    return beside_answers(target, ".meta.json")
+
+
 @dataclass(frozen=True)
 class CheckpointFile:
     """A training checkpoint on disk; ``epoch`` and ``loss`` come from its name (wire)."""

@@ -135,8 +135,10 @@ class DatasetConfig:
     face_channels: Literal["bgr", "rgb"] | None = None  # ours: how its face crops are stored, where their folder has no
     # crops.json that says so; not set: bgr, as published
     features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
-    path: str | None = None  # ours: label file of a set that the table lacks (see data/own), under paths.dataset_root
-    test_path: str | None = None  # ours: the same of clips to answer (inference's --dataset); default: those of path
+    # ours: a set that the table lacks (see data/own); relative paths in it start at paths.dataset_root
+    path: str | None = None  # its label file
+    test_path: str | None = None  # the same of clips to answer (inference's --dataset); default: those of path
+    task: str | None = None  # how their answers are scored: a metric of evaluation/metrics (basic, fine-grained, …)
     columns: dict[str, str] = field(default_factory=dict)  # ours: what a column holds → its heading in that file
     folders: dict[str, str] = field(default_factory=dict)  # ours: video, audio, face, image → folder of the files
 

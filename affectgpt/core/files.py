@@ -1,16 +1,66 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and so that an error of writing names its file."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from affectgpt.core.errors import AffectGPTError
+
 _LONG_NAME = 230  # bytes: what is added to a name must fit into the 255 of a file system
+# What a disk, its permissions or a limit of the system does; other errors of the system are not for the user to mend.
+SYSTEM_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ELOOP, errno.EBUSY,
+)  # fmt: skip
+_SAID = {os.strerror(number): number for number in SYSTEM_ERRORS}
+_WORDS = re.compile("|".join(map(re.escape, _SAID)) + "|out of shared memory")
+_QUOTED = re.compile(r": '([^'\n]+)'")  # as an OSError names its file
+SHARED_MEMORY = "/dev/shm"
+
+
+def system_error(error: BaseException, *, context: bool = False) -> OSError | None:
+    """The OSError that an error is, was raised from, or tells of; None for any other.
+
+    Libraries wrap errors of writing: torch and safetensors, a data loader's workers (as text), zipfile (as the error
+    of closing, with the first one as its ``context``: to be asked for only where nothing but writing can fail).
+    """
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        if isinstance(current, OSError) and current.errno in SYSTEM_ERRORS:
+            return current
+        words = str(current)
+        if found := _WORDS.search(words):
+            number = _SAID.get(found[0], errno.ENOSPC)
+            name = _QUOTED.match(words, found.end())
+            shared = "out of shared memory" in words or "</torch_" in words
+            return OSError(number, os.strerror(number), SHARED_MEMORY if shared else name and name[1])
+        current = current.__cause__ or (current.__context__ if context else None)
+    return None
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], *, instead_of: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Around writing: an error of the system without a file name (or with ``instead_of``'s) is raised with ``path``."""
+    try:
+        yield
+    except AffectGPTError:
+        raise
+    except Exception as error:
+        found = system_error(error, context=True)
+        if found is None or (found is error and found.filename not in (None, instead_of and os.fspath(instead_of))):
+            raise
+        raise OSError(found.errno, found.strerror, os.fspath(path)) from error
 
 
 @contextmanager
@@ -26,13 +76,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     if len(os.fsencode(path.name)) > _LONG_NAME:
         stem = hashlib.sha256(os.fsencode(path.name)).hexdigest()
     temporary = path.with_name(f".{stem}.tmp{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, instead_of=temporary):
+        try:
+            yield temporary
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

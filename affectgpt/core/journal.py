@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import AffectGPTError
+from affectgpt.core.files import naming
 from affectgpt.core.runtime import logger
 
 _SYNC_ITEMS = 64
@@ -83,8 +84,9 @@ class Journal:
 
     def _write(self, record: dict[str, Any]) -> None:
         data = (json.dumps(record) + "\n").encode()
-        while data:  # a full disk raises here; the torn line is dropped when the journal is opened again
-            data = data[os.write(self._fd, data) :]
+        with naming(self.path):  # a full disk: the torn line is dropped when the journal is opened again
+            while data:
+                data = data[os.write(self._fd, data) :]
 
     def add(self, name: str, value: Any) -> None:
         """Keep one finished item (``value``: anything JSON holds)."""
@@ -95,7 +97,8 @@ class Journal:
             self._sync()
 
     def _sync(self) -> None:
-        os.fsync(self._fd)
+        with naming(self.path):
+            os.fsync(self._fd)
         self._unsynced = 0
         self._synced_at = time.monotonic()
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.printable import printable
@@ -39,6 +43,43 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes torchrun started; 1 when it was not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def worker_pool(
+    workers: int, *, start: Callable[..., None] | None = None, args: tuple = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of fresh processes (spawned: the caller may run threads), each of which calls ``start(*args)`` first.
+
+    Ctrl-C is for the caller alone: where anything goes wrong in the block, the workers are ended at once.
+    """
+    import multiprocessing
+
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(start, args))
+    try:
+        yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave(number: int, frame: object) -> None:
+    """End a worker within a second, but let it take away what it has half written."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(1)  # the pool takes the exception for the job's result and would hand it the next job
+    raise SystemExit
+
+
+def _start_worker(start: Callable[..., None] | None, args: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+    if start is not None:
+        start(*args)
 
 
 def seed_everything(seed: int) -> None:

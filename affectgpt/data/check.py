@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +14,11 @@ from affectgpt.core.types import Sample
 from affectgpt.data.audio import probe_audio, read_wave
 from affectgpt.data.csvfile import read_table
 from affectgpt.data.guard import Decoder
-from affectgpt.data.own import load_own_samples, own_crops
+from affectgpt.data.own import load_own_samples, own_crops, own_label_types
 from affectgpt.data.readers import load_labels, place_samples, stored_crops
 from affectgpt.data.table import DatasetRow
 from affectgpt.data.video import probe_faces, probe_image, read_faces, read_image
+from affectgpt.prompts.questions import HYBRID, get_label_type, render_answer
 
 MEDIA = ("video", "audio", "face", "image")
 
@@ -79,7 +80,10 @@ def check_split(
     report = SplitReport(row.name, split, expected=expected, media=tuple(m for m in look.media if m != "image"))
     if "face" in look.media:
         _check_crops(report, lambda: stored_crops(row, dataset_root=dataset_root, face_channels=face_channels))
-    return _checked(report, _samples(row, split, Path(dataset_root), report), look)
+    samples = _samples(row, split, Path(dataset_root), report)
+    if split == "train":
+        check_answers(samples, row.label_types, report)
+    return _checked(report, samples, look)
 
 
 def check_own(
@@ -98,6 +102,16 @@ def check_own(
     except DataError as error:
         kind = "missing" if str(error).endswith("no such file") else "unreadable"
         report.problems.append(Problem(key, split, "", "label", kind, str(error)))
+    if split == "train":
+        types = own_label_types(key, spec)
+        check_answers(samples, types if spec.label_type == HYBRID else (spec.label_type,), report)
+    root = Path(dataset_root)
+    there = {medium for medium, folder in spec.folders.items() if (root / folder).is_dir()}
+    for medium in report.media:
+        if medium not in there:  # once, not for every sample
+            reason = f"datasets.{key}.folders.{medium}: no folder {root / spec.folders[medium]}"
+            report.problems.append(Problem(key, split, "", medium, "missing", reason))
+    report.media = tuple(medium for medium in report.media if medium in there)
     return _checked(report, samples, look)
 
 
@@ -109,6 +123,18 @@ def _check_crops(report: SplitReport, read: Callable[[], object]) -> bool:
         report.problems.append(Problem(report.dataset, report.split, "", "face", "unreadable", str(error)))
         return False
     return True
+
+
+def check_answers(samples: Iterable[Sample], label_types: Sequence[str], report: SplitReport) -> None:
+    """Into the report: samples without an answer to learn, and answers that training would refuse."""
+    for sample in samples:
+        known = [name for name in label_types if get_label_type(name).answer(sample.labels) is not None]
+        try:
+            for name in known or label_types[:1]:
+                render_answer(name, sample)
+        except DataError as error:
+            kind = "unreadable" if known else "missing"
+            report.problems.append(Problem(report.dataset, report.split, sample.name, "label", kind, str(error)))
 
 
 def _checked(report: SplitReport, samples: list[Sample], look: Look) -> SplitReport:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality
 from affectgpt.data.dataset import Example
 from affectgpt.prompts.modes import get_mode
+
+if TYPE_CHECKING:
+    import torch
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
@@ -61,6 +65,20 @@ def collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
         prompts=[example.prompt for example in examples],
         flags=[example.flags for example in examples],
     )
+
+
+def share(tensors: Iterable[torch.Tensor | None]) -> None:
+    """In a loader's worker, put tensors into shared memory; anywhere else do nothing.
+
+    The worker's queue would do it later, where a lack of shared memory is only printed and the main process waits for
+    ever; here it is an error.
+    """
+    import torch
+
+    if torch.utils.data.get_worker_info() is not None:
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.share_memory_()
 
 
 def _stack(examples: Sequence[Example], kind: str) -> dict:

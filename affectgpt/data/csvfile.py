@@ -20,6 +20,12 @@ MISSING = frozenset(
 )  # fmt: skip
 
 
+def read_header(path: Path) -> list[str]:
+    """The headings of a CSV file that ``read_table`` can read."""
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        return next(csv.reader(handle), [])
+
+
 def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Read a UTF-8 CSV file (with or without a byte order mark): name → cells of ``columns``, in file order.
 

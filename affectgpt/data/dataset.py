@@ -122,20 +122,21 @@ class AffectDataset:
 
     def _text(self, sample: Sample, epoch: int, index: int) -> Example:
         label_type = self._draw(sample, epoch, index)
+        answer = None
         if label_type is None:
             question = str(self.question)
         else:
+            answer = render_answer(label_type, sample)  # first: a sample without an answer may lack the question too
             question = render_question(label_type, self.context, sample.labels)
         name = f"{sample.dataset}/{sample.name}"
         prompt = render_prompt(self.mode.name, subtitle=sample.subtitle, question=question, sample=name)
         shared = {"tokenizer": self.tokenizer, "n_tokens": self.n_tokens, "sample": name}
         labels = None
-        if label_type is None:
+        if answer is None:
             input_ids = encode_generation(
                 prompt, max_length=GENERATION_LENGTH, max_new_tokens=self.max_new_tokens, **shared
             )
         else:
-            answer = render_answer(label_type, sample)
             input_ids, labels = encode_training(prompt, answer, max_length=self.max_length, **shared)
         return Example(
             name=sample.name, dataset=sample.dataset, mode=self.mode.name, prompt=prompt, input_ids=input_ids,
@@ -148,7 +149,8 @@ class AffectDataset:
         known = [t for t in self.label_types if get_label_type(t).answer(sample.labels) is not None]
         if not known:
             raise DataError(
-                f"{sample.dataset}: sample {sample.name!r} has none of the labels {', '.join(self.label_types)}"
+                f"{sample.dataset}: sample {sample.name!r} has none of the labels {', '.join(self.label_types)} (an "
+                "empty cell is none): no answer to learn"
             )
         return seeded(self.seed, epoch, index).choice(known)
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from affectgpt.config.schema import Config, DatasetConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.core.files import naming
 from affectgpt.core.runtime import logger, rank, world_size
 from affectgpt.core.types import Batch, Modality, Sample
-from affectgpt.data.collate import collate
+from affectgpt.data.collate import collate, share
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
 from affectgpt.data.features import stored_features
 from affectgpt.data.held_out import hold_out
@@ -69,7 +70,7 @@ class FailureLog:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
-        with self.path.open("a", encoding="utf-8", newline="") as handle:
+        with naming(self.path), self.path.open("a", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle)
             if is_new:
                 writer.writerow(("dataset", "sample", "reason"))
@@ -353,6 +354,9 @@ class _SafeCollate:
                 batch = collate(examples, pad_token_id=self.pad_token_id)
             except DataError as error:
                 fatal = error
+        if batch is not None:
+            media = (*batch.media.values(), *batch.features.values())
+            share((batch.input_ids, batch.attention_mask, batch.labels, *media))
         return batch, failures, fatal
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
+from affectgpt.data.collate import share
 from affectgpt.data.loader import Failure, quiet_worker
 from affectgpt.data.media import MediaReader, Source, media_source, tell_conversion
 
@@ -39,7 +40,7 @@ def media_batches(
         _Media(reader, samples, modality),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=min(config.run.num_workers, len(samples)),
-        collate_fn=list,
+        collate_fn=_collate,
         worker_init_fn=quiet_worker,
         generator=torch.Generator(),
     )
@@ -63,6 +64,11 @@ class MediaBatch:
     flags: list[tuple[str, ...]]
     sources: list[Source | None]
     failures: list[Failure]
+
+
+def _collate(items: list) -> list:
+    share(item[1] for item in items if not isinstance(item, Failure))
+    return items
 
 
 class _Media:

@@ -3,13 +3,17 @@
 ```yaml
 datasets:
   mine:                                    # any name that the table does not have
-    path: mine/labels.csv                  # .csv, .xlsx, .json or .jsonl; relative to paths.dataset_root
+    path: mine/labels.csv                  # .csv, .xlsx, .json or .jsonl
+    test_path: mine/test.csv
+    task: fine-grained
     columns: {name: clip, subtitle: text, description: why, ovlabel: labels}
     folders: {video: mine/video, audio: mine/audio, face: mine/faces}
     label_type: hybird
 ```
 
-``test_path`` names a second file, with clips to answer (``--dataset mine``): of it no label is read.
+Relative paths of a block start at ``paths.dataset_root``; absolute ones are taken as they are.
+``test_path`` names a second file, with clips to answer (``--dataset mine``). Answering reads no label of it; scoring
+reads the one that ``task`` (a metric of evaluation/metrics) takes as the truth.
 Columns: ``name``, ``subtitle``; labels ``emotion``, ``ovlabel``, ``description``, ``valence``; ``question`` with
 ``answer``, taken verbatim, or ``dialogue``, a list of both; ``caption``, with a question of a few wordings. ``file``
 names the media file where it is another (several questions about one image). Folders: ``video``, ``audio``, ``face``,
@@ -43,8 +47,9 @@ from affectgpt.core.names import check_below
 from affectgpt.core.types import Labels, Sample
 from affectgpt.data.annotations import DIALOGUE, read_annotations
 from affectgpt.data.audio import SOUND_SUFFIXES
-from affectgpt.data.readers import Folder, parse_label_list, without_collector
+from affectgpt.data.readers import LABEL_READERS, Folder, parse_label_list, without_collector
 from affectgpt.data.seeds import seeded
+from affectgpt.data.table import OWN, DatasetRow
 from affectgpt.data.video import VIDEO_SUFFIXES
 
 _LABELS: Mapping[str, tuple[str, ...]] = {  # column → label types that it gives
@@ -116,6 +121,41 @@ def _columns(where: str, spec: DatasetConfig) -> dict[str, str]:
     return columns
 
 
+def own_row(key: str, spec: DatasetConfig, *, task: str, truth: str) -> DatasetRow:
+    """A block as a row of the table, whose test labels are the column ``truth`` (a role such as ``emotion``).
+
+    Raises ConfigError naming the key when the block does not say which column that is.
+    """
+    columns = _columns(f"datasets.{key}", spec)
+    file = _file_of(key, spec, "test")
+    if truth not in columns:
+        raise ConfigError(
+            f"datasets.{key}.task is {task}: which column of {file} holds the truth? Say so with "
+            f"datasets.{key}.columns.{truth}"
+        )
+    return DatasetRow(
+        name=key, root="", task=task, label_kind=OWN, label_types=(), splits={"test": "all"}, counts={},
+        label_file=file, own_columns={"name": columns["name"], truth: columns[truth]},
+    )  # fmt: skip
+
+
+@LABEL_READERS.register(OWN)
+def _own_truth(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
+    """Name → the true label of the clips to answer, in file order; where the cell is empty, no label."""
+    path = root / str(row.label_file)
+    return {
+        name: _labels(cells, "video", name, f"{path}, sample {name!r}")
+        for name, cells in read_annotations(path, row.own_columns)
+    }
+
+
+def _file_of(key: str, spec: DatasetConfig, split: str) -> str:
+    file = spec.path if split == "train" else spec.test_path or spec.path
+    if not file:
+        raise ConfigError(f"datasets.{key}: is no data set of the table; give its file as datasets.{key}.test_path")
+    return file
+
+
 @without_collector
 def load_own_samples(
     key: str, spec: DatasetConfig, *, dataset_root: Path | str, split: str = "train", labels: bool = True
@@ -128,11 +168,8 @@ def load_own_samples(
     columns = _columns(f"datasets.{key}", spec)
     if labels:
         own_label_types(key, spec)
-    file = spec.path if split == "train" else spec.test_path or spec.path
-    if not file:
-        raise ConfigError(f"datasets.{key}: is no data set of the table; give its file as datasets.{key}.test_path")
     root = Path(dataset_root)
-    path = root / file
+    path = root / _file_of(key, spec, split)
     wanted = {role: heading for role, heading in columns.items() if labels or role in ("name", "subtitle", "file")}
     folders = {medium: Folder(root / folder, suffixes=_SUFFIXES[medium]) for medium, folder in spec.folders.items()}
     crops = own_crops(key, spec, dataset_root=root)
@@ -162,7 +199,8 @@ def own_crops(key: str, spec: DatasetConfig, *, dataset_root: Path | str) -> Cro
 
 
 def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> Labels:
-    """An empty cell is no label, but an empty ``ovlabel`` is the empty list (neutral)."""
+    """An empty or blank cell is no label, but an empty ``ovlabel`` is the empty list (neutral)."""
+    cells = {role: text if text.strip() else "" for role, text in cells.items()}
     valence: float | None = None
     if cells.get("valence"):
         try:

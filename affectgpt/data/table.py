@@ -13,6 +13,7 @@ MELD_EMOTIONS = ("anger", "joy", "sadness", "neutral", "disgust", "fear", "surpr
 IEMOCAP_EMOTIONS = ("happy", "sad", "neutral", "anger")
 ONEHOT = ("onehot_w_candidates", "onehot_wo_candidates")
 VALENCE = ("valence", "sentiment")
+OWN = "own"  # label_kind of a user's own set
 OPEN = ("description", "ovlabel")
 
 
@@ -22,7 +23,7 @@ class DatasetRow:
 
     ``label_kind`` names the reader (``data.readers.LABEL_READERS``, where others can be added): ``npz_word`` (``emo``
     is a word), ``npz_index`` (``emo`` indexes ``classes``), ``npz_valence`` (``val``), ``csv_open`` (name/openset and
-    name/reason tables), ``names_only``.
+    name/reason tables), ``names_only``, ``own`` (a user's).
     ``splits`` maps a split to the key in the label file (npz) or is unused (CSV); ``counts`` to its expected size.
     """
 
@@ -45,6 +46,7 @@ class DatasetRow:
     audio_dir: str = "audio"
     face_dir: str = "openface_face"
     split_rule: Mapping[str, str] = field(default_factory=dict)  # IEMOCAP: split → allowed 5th characters of the name
+    own_columns: Mapping[str, str] = field(default_factory=dict)  # of a user's set: what a column holds → its heading
 
 
 def _npz(

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from affectgpt.core.crops import RECORD, write_record
 from affectgpt.core.errors import DataError
-from affectgpt.core.files import write_json, write_text
+from affectgpt.core.files import naming, write_json, write_text
 from affectgpt.core.npz import write_npz
-from affectgpt.core.runtime import logger
+from affectgpt.core.runtime import logger, worker_pool
 from affectgpt.data.table import DatasetRow, get_row
 from affectgpt.demo.clips import CHANNELS, TEXTS, ClipPlan, draw_person, make_clip, plan_clip
 from affectgpt.demo.language import EMOTIONS, FELT
@@ -173,10 +173,8 @@ def _claim(root: Path, fingerprint: dict) -> dict:
 
 def _make(job: tuple[ClipPlan, dict[str, Path]]) -> None:
     plan, paths = job
-    try:
+    with naming(paths["video"]):
         make_clip(plan, **paths)
-    except OSError as error:
-        raise DataError(f"{paths['video']}: cannot write ({error})") from error
 
 
 def _start_worker() -> None:
@@ -189,16 +187,8 @@ def _run(jobs: list, workers: int) -> Iterator[None]:
     if workers <= 1:
         yield from map(_make, jobs)
         return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    # spawned, not forked: the caller may already run threads
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
-    try:
+    with worker_pool(workers, start=_start_worker) as pool:
         yield from pool.map(_make, jobs, chunksize=4)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _csv(header: tuple[str, ...], rows: list[tuple]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from affectgpt.core.files import write_json, write_text
-from affectgpt.core.runtime import logger
+from affectgpt.core.runtime import logger, worker_pool
 
 VERSION = 2  # raise when a model would come out differently
 MARKER = "demo_model.json"
@@ -92,17 +92,8 @@ def _run(jobs: list, workers: int) -> Iterator[tuple[str, float, dict[str, float
     if workers <= 1:
         yield from map(_make, jobs)
         return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import as_completed
 
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
+    with worker_pool(workers) as pool:
         for future in as_completed([pool.submit(_make, job) for job in jobs]):
             yield future.result()
-    except BaseException:
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()  # or Ctrl-C would wait for a whole model
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)

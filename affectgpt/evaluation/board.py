@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from affectgpt.config.paths import beside_answers
 from affectgpt.core.errors import DataError
 from affectgpt.data.table import DatasetRow
 from affectgpt.evaluation import published, stats
@@ -19,7 +20,7 @@ from affectgpt.evaluation.results import (
     list_runs,
     results_folder,
 )
-from affectgpt.evaluation.score import Score, Truth, make_metric, score_file
+from affectgpt.evaluation.score import FIRST, Score, Truth, make_metric, score_file
 
 SHOWN = 3
 
@@ -96,7 +97,8 @@ class Board:
         if self.grouping != "wheel":
             words.append(f"grouping {self.grouping}: not the paper's main metric, not comparable with its table 2")
         epochs = {s.epoch for scores in self.scores.values() for s in scores}
-        if self.comparable and None not in epochs and epochs != set(published.EPOCHS) and len(epochs) > 1:
+        known = any(dataset in published.PRIMARY for dataset in self.scores)
+        if self.comparable and known and None not in epochs and epochs != set(published.EPOCHS) and len(epochs) > 1:
             words.append(
                 f"best of {len(epochs)} checkpoints; the paper's numbers are the best of seven "
                 "(epochs 30 to 60, every fifth: --checkpoints 30-60/5)"
@@ -226,11 +228,15 @@ def sample_notes(row: DatasetRow, truth: Truth, scores: Sequence[Score]) -> list
         notes.append(
             f"{row.name}: {len(truth.values)} of {len(truth.names)} samples have a truth; the others are not scored"
         )
-    gaps = {s.checkpoint: s.left_out for s in scores if s.left_out}
+    gaps = [s for s in scores if s.left_out]
     if gaps:
-        words = ", ".join(f"{count} in {checkpoint}" for checkpoint, count in list(gaps.items())[:SHOWN])
+        words = ", ".join(f"{s.left_out} in {s.checkpoint}" for s in gaps[:SHOWN])
         more = f" … ({len(gaps)} checkpoints)" if len(gaps) > SHOWN else ""
-        notes.append(f"{row.name}: samples without an answer were left out: {words}{more}")
+        most = max(gaps, key=lambda s: s.left_out)
+        names = ", ".join(most.missing[:FIRST]) + (" …" if most.left_out > FIRST else "")
+        notes.append(f"{row.name}: samples without an answer were left out: {words}{more}: {names}")
+        if most.unreadable:
+            notes.append(f"{row.name}: {most.unreadable} of them could not be read: {failures_of(most)} says why")
     foreign = max(s.foreign for s in scores)
     if foreign:
         notes.append(f"{row.name}: up to {foreign} names of the result files are not in the test split, left out")
@@ -241,6 +247,12 @@ def sample_notes(row: DatasetRow, truth: Truth, scores: Sequence[Score]) -> list
             f"{row.name}: {odd} of {total} polarity words are not positive, negative or neutral; they count as neutral"
         )
     return notes
+
+
+def failures_of(score: Score) -> Path:
+    """The list of unreadable samples that inference left beside the answers."""
+    stem = score.source.with_name(f"{score.checkpoint}.npz")
+    return beside_answers(stem, ".failed.csv")
 
 
 def add_intervals(scores: Sequence[Score], *, draws: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from affectgpt.config.paths import answers_record
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.core.journal import Journal
@@ -58,6 +59,17 @@ def read_answers(path: Path) -> dict[str, str]:
         first = ", ".join(f"{name!r} ({answers[name]!r})" for name in wrong[:3])
         raise DataError(f"{path}: {len(wrong)} of {len(answers)} answers are no text: {first}; answer these again")
     return {str(name): str(answer) for name, answer in answers.items()}
+
+
+def unreadable(answers_path: Path) -> frozenset[str]:
+    """Names that inference left out because their files could not be read, by its record beside the answers."""
+    try:
+        record = json.loads(answers_record(answers_path).read_text(encoding="utf-8"))
+        return frozenset(map(str, record.get("failed", ())))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{answers_record(answers_path)}: damaged ({error}); delete it") from error
 
 
 def read_items(path: Path) -> dict[str, str]:

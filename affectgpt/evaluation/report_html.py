@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt import __version__
-from affectgpt.data.table import get_row
 from affectgpt.evaluation import analysis, plots
 from affectgpt.evaluation.board import Board
 from affectgpt.evaluation.grouping import GROUPINGS
@@ -50,7 +49,7 @@ def _section(board: Board, score: Score) -> dict[str, Any]:
     counted = int((score.rows.sum(axis=1) > 0).sum())
     return {
         "score": score,
-        "task": get_row(score.dataset).task,
+        "task": score.task,
         "view": "polarity" if score.metric.polarity else grouping.views[0],
         "metrics": [
             (title, percent(score.values[key]), [percent(b) for b in score.interval.get(key, ())])

@@ -1,7 +1,8 @@
 """Scores as JSON. ``version`` rises when a key changes its meaning or goes away; new keys may come.
 
 ``datasets``: data set in lower case → ``task``, ``metric`` (the primary key), ``samples``, ``checkpoints`` (file stem →
-the metric keys as fractions, ``interval`` {key: [low, high]} 95 % bootstrap, ``extractor``, ``samples``, ``left_out``,
+the metric keys as fractions, ``interval`` {key: [low, high]} 95 % bootstrap, ``extractor``, ``samples`` (scored),
+``of`` (so many in the split), ``left_out`` and ``missing`` (how many, and which, have a truth and no answer),
 ``counted``, ``per_wheel`` …) and ``best`` (``checkpoint`` and its metric keys: chosen on the test set).
 ``mean_best``: mean of the best primary values, over ``mean_of`` data sets. ``single``: checkpoint → its ``mean`` and
 over how many data sets; ``best_single``: the best of those scored everywhere. ``published``: the paper's values in the
@@ -40,7 +41,7 @@ def as_dict(board: Board) -> dict[str, Any]:
     for dataset, scores in board.scores.items():
         metric, best = scores[0].metric, board.best[dataset]
         value["datasets"][dataset.lower()] = {
-            "task": _task(dataset),
+            "task": scores[0].task,
             "metric": metric.keys[0],
             "checkpoints": {score.checkpoint: _score(score) for score in scores},
             "best": {"checkpoint": best.checkpoint, **best.values},
@@ -52,18 +53,14 @@ def as_dict(board: Board) -> dict[str, Any]:
     return value
 
 
-def _task(dataset: str) -> str:
-    from affectgpt.data.table import get_row
-
-    return get_row(dataset).task
-
-
 def _score(score: Score) -> dict[str, Any]:
     return {
         **score.values,
         "interval": {key: list(bounds) for key, bounds in score.interval.items()},
         "samples": len(score.names),
+        "of": score.split_size,
         "left_out": score.left_out,
+        "missing": list(score.missing),
         "extractor": score.extractor,
         **score.detail,
     }

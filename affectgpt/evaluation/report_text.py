@@ -18,7 +18,7 @@ def table(board: Board) -> str:
     """The scores of one run: a row per checkpoint, then the best single one, the oracle row and the published one."""
     summary, n = summarise(board), len(board.datasets)
     titles = [scores[0].metric.titles[0] for scores in board.scores.values()]
-    head = [["checkpoint", *board.datasets, f"mean of {n}"], ["", *titles, ""]]
+    head = [["checkpoint", *board.datasets, f"mean of {n}"], ["", *titles, ""], ["clips", *_clips(board), ""]]
     body = [[row.name, *row.cells, row.mean] for row in summary.checkpoints]
     last = (summary.single, summary.low, summary.high, summary.best, summary.published)
     foot = [[row.name, *row.cells, row.mean] for row in last if row is not None]
@@ -34,6 +34,16 @@ def table(board: Board) -> str:
         )
     lines += [f"note: {printable(words)}" for words in board.caveats()]
     return "\n".join(lines)
+
+
+def _clips(board: Board) -> list[str]:
+    """How many samples were scored, of how many in the split, by data set; from fewest to most over checkpoints."""
+    cells = []
+    for scores in board.scores.values():
+        counts = sorted({len(score.names) for score in scores})
+        scored = "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        cells.append(f"{scored} of {scores[0].split_size}")
+    return cells
 
 
 def _heading(board: Board) -> list[str]:

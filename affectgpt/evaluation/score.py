@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from affectgpt.core.errors import DataError
 from affectgpt.data.readers import load_labels
-from affectgpt.data.table import DatasetRow
+from affectgpt.data.table import OWN, DatasetRow
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.lexicon import Lexicon
@@ -37,13 +37,13 @@ class Truth:
         """Read the label files. Raises DataError for a data set that is not scored or has no truth here."""
         if row.task not in METRICS.names():
             raise DataError(f"data set {row.name} is not scored (task {row.task!r}); scored are {METRICS.names()}")
+        root = Path(dataset_root) / row.root
         labels = load_labels(row, split="test", dataset_root=dataset_root)
         read = METRICS.get(row.task).truth
         values = {name: truth for name, label in labels.items() if (truth := read(label)) is not None}
         if not values:
-            raise DataError(
-                f"{row.name}: no sample of its test split has a truth under {Path(dataset_root) / row.root}"
-            )
+            where = f"in {root / str(row.label_file)}" if row.label_kind == OWN else f"under {root}"
+            raise DataError(f"{row.name}: no sample of its test split has a truth {where}")
         guessed = row.names_from_subtitles and not (Path(dataset_root) / row.root / row.subtitle_file).exists()
         return cls(row, values, frozenset(labels), complete=not guessed)
 
@@ -62,13 +62,21 @@ class Score:
     rows: np.ndarray  # [N, C], see metrics/base.py
     extractor: str
     source: Path
-    left_out: int = 0  # samples of the split that could not be scored (--allow-missing)
+    task: str = ""
+    split_size: int = 0  # samples of the whole split
+    missing: tuple[str, ...] = ()  # samples with a truth that have no answer, and are left out
+    unreadable: int = 0  # of these, those that inference could not read, by its own record
     foreign: int = 0  # names that are not in the split
     answers: Mapping[str, str] | None = None  # by name, where they do not lie in a result file
     odd_items: int = 0  # polarity words other than positive, negative, neutral
     values: dict[str, float] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> int:
+        """How many samples with a truth could not be scored."""
+        return len(self.missing)
 
     @property
     def primary(self) -> float:
@@ -85,8 +93,9 @@ def score_file(file: ResultFile, truth: Truth, metric: Metric, *, how: str, allo
     """Score one result file from the labels extracted ``how`` (results.LLM or DIRECT)."""
     path = file.extracted(how, polarity=metric.polarity)
     score = score_items(
-        files.read_items(path), truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing
-    )
+        files.read_items(path), truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing,
+        unreadable=files.unreadable(file.answers),
+    )  # fmt: skip
     score.epoch, score.extractor = file.epoch, _made_by(path)
     return score
 
@@ -107,13 +116,16 @@ def score_items(
     source: Path,
     checkpoint: str,
     allow_missing: bool = False,
+    unreadable: Collection[str] = (),
 ) -> Score:
     """Score extracted items by name.
 
     Raises DataError naming ``source`` and the first names where samples are missing, empty, NaN or not of the split;
-    ``allow_missing`` scores the others and counts those left out.
+    ``allow_missing`` scores the others and counts those left out. ``unreadable``: samples that inference left out by
+    its own record (--skip-unreadable); they are counted, too, and no error.
     """
-    missing = [name for name in truth.values if name not in items]
+    skipped = [name for name in truth.values if name not in items and name in unreadable]
+    missing = [name for name in truth.values if name not in items and name not in unreadable]
     empty = [name for name in truth.values if items.get(name, "[]").strip().lower() in ("", "nan")]
     foreign = [name for name in items if name not in truth.names]
     if not allow_missing:
@@ -127,7 +139,7 @@ def score_items(
                 f"{source}: {'; '.join(filter(None, wrong))}. The split has {len(truth.values)} samples, the file "
                 f"{len(items)}. Make the file again, or score what both share with --allow-missing"
             )
-    gone = {*missing, *empty}
+    gone = {*missing, *empty, *skipped}
     names = [name for name in truth.values if name not in gone]
     if not names:
         raise DataError(f"{source}: it shares no sample with the test split of {truth.row.name}")
@@ -149,7 +161,10 @@ def score_items(
         rows=rows,
         extractor=files.UNKNOWN,
         source=source,
-        left_out=len(gone),
+        task=truth.row.task,
+        split_size=len(truth.names),
+        missing=tuple(name for name in truth.values if name in gone),
+        unreadable=len(skipped),
         foreign=len(foreign),
         odd_items=sum(word not in POLARITIES for word in guesses) if metric.polarity else 0,
         values=values,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from affectgpt.config.paths import answers_record as meta_path
+from affectgpt.config.paths import beside_answers as beside
 from affectgpt.config.paths import run_name
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path
@@ -21,19 +23,6 @@ EXPORTS = ("csv", "jsonl")
 def result_path(base_root: str | Path, *, dataset: str, checkpoint: Path) -> Path:
     """``{base_root}-{data set, lower case}/{checkpoint folder}/{checkpoint file}.npz``."""
     return Path(f"{base_root}-{dataset.lower()}") / run_name(checkpoint) / f"{checkpoint.stem}.npz"
-
-
-def beside(target: Path, ending: str) -> Path:
-    """A file that belongs to a result file: ``X.npz`` → ``X-answers{ending}``.
-
-    The dash matters: published scoring takes every ``checkpoint_*`` without one for a result (wire).
-    """
-    return target.with_name(f"{target.stem}-answers{ending}")
-
-
-def meta_path(target: Path) -> Path:
-    """What made the answers: ``X-answers.meta.json``."""
-    return beside(target, ".meta.json")
 
 
 def write_answers(path: str | Path, answers: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from affectgpt.core.errors import CheckpointError
+from affectgpt.core.files import naming
 from affectgpt.modeling.checkpoint import read_safetensors
 from affectgpt.modeling.llm.load import load_llm, lora_config
 from affectgpt.modeling.llm.rows import LLMRow
@@ -44,17 +45,25 @@ def export_folder(content: Mapping[str, Any], out: str | Path, *, row: LLMRow, l
             "the checkpoint holds no LoRA (names that begin with llama_model.), nothing can be merged"
         )
     temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
-    temporary.mkdir(parents=True)
     try:
-        _write_connectors(temporary / CONNECTORS, content)
-        if merge:
-            _write_merged(temporary / MERGED_LLM, lora, row=row, llm=llm)
-        elif lora:
-            _write_adapter(temporary / ADAPTER, lora, row=row, llm=llm)
-        temporary.rename(out)
+        with naming(out, instead_of=temporary):
+            temporary.mkdir(parents=True)
+            _write_all(temporary, content, lora, row=row, llm=llm, merge=merge)
+            temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _write_all(
+    folder: Path, content: Mapping[str, Any], lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path,
+    merge: bool,
+) -> None:  # fmt: skip
+    _write_connectors(folder / CONNECTORS, content)
+    if merge:
+        _write_merged(folder / MERGED_LLM, lora, row=row, llm=llm)
+    elif lora:
+        _write_adapter(folder / ADAPTER, lora, row=row, llm=llm)
 
 
 def read_export(folder: str | Path) -> dict[str, Any]:

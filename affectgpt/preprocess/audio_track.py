@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path
 from affectgpt.core.types import SAMPLE_RATE
 from affectgpt.data.guard import Decoder
@@ -24,9 +23,6 @@ def extract_audio(video: Path | str, wav: Path | str, *, decoder: Decoder | None
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     wav = Path(wav)
-    try:
-        with atomic_path(wav) as temporary:
-            temporary.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise DataError(f"{wav}: cannot be written ({error.strerror})") from error
+    with atomic_path(wav) as temporary:
+        temporary.write_bytes(buffer.getvalue())
     return wav

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.registry import Registry
-from affectgpt.core.types import Labels, Sample
+from affectgpt.core.types import Labels, Modality, Sample
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,22 @@ def render_question(label_type: str, context: Context | None = None, labels: Lab
 
 
 def render_answer(label_type: str, sample: Sample) -> str:
-    """The answer to be learnt. Raises DataError naming the sample when it has no such label, or an empty one."""
+    """The answer to be learnt. Raises DataError naming the sample when it has no such label, an empty one, or one that
+    holds a placeholder, for which media would be put into the answer."""
     answer = get_label_type(label_type).answer(sample.labels)
     if answer == "":
         raise DataError(f"{sample.dataset}: sample {sample.name!r}: its {label_type} is missing in the label file")
     if answer is None:
-        raise DataError(f"{sample.dataset}: sample {sample.name!r} has no label of type {label_type}")
+        raise DataError(
+            f"{sample.dataset}: sample {sample.name!r} has no label of type {label_type} (an empty cell is none): no "
+            "answer to learn"
+        )
+    for modality in Modality:
+        if modality.placeholder in answer:
+            raise DataError(
+                f"{sample.dataset}: sample {sample.name!r}: its answer (label type {label_type}) holds "
+                f"{modality.placeholder}, which stands for media in prompts; remove it from the label file"
+            )
     return answer
 
 

@@ -13,7 +13,7 @@ import torch
 
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
-from affectgpt.core.files import atomic_path, write_text
+from affectgpt.core.files import atomic_path, naming, write_text
 from affectgpt.core.runtime import logger
 from affectgpt.training.distributed import is_main
 from affectgpt.training.resume import Position
@@ -52,9 +52,10 @@ class Progress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for part in (self._bar, self._log, self._board):
-            if part is not None:
-                part.close()
+        with naming(self.folder / LOG):
+            for part in (self._bar, self._log, self._board):
+                if part is not None:
+                    part.close()
         self._around.close()
 
     def epoch(self, epoch: int, step: int) -> None:
@@ -110,8 +111,9 @@ class Progress:
         """One line of the log, and its numbers in TensorBoard."""
         if not is_main():
             return
-        self._log.write(json.dumps(values) + "\n")
-        self._log.flush()
+        with naming(self.folder / LOG):
+            self._log.write(json.dumps(values) + "\n")
+            self._log.flush()
         if self._board is not None:
             at = (values["epoch"] - 1) * self.run.iters_per_epoch + values["step"]
             for key, value in values.items():

@@ -161,6 +161,7 @@ class SameLetter:
     keys = ("letter",)
     titles = ("LETTER",)
     polarity = False
+    truth_column = "emotion"  # of one's own clips, see "Your own clips" in the README
 
     def __init__(self, grouping: object = None) -> None:
         del grouping

@@ -69,16 +69,18 @@ def test_silence_says_nothing(random_whisper, tmp_path):
 def test_the_command_hears_clips_without_a_subtitle_file(random_whisper, tmp_path):
     import csv
 
+    from drawn_clip import picture
+
     from affectgpt.cli.preprocess import main
     from affectgpt.demo.clips import write_video
 
     wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1
     (tmp_path / "videos").mkdir()
     for name in ("heard", "written"):
-        write_video(tmp_path / "videos" / f"{name}.mp4", np.zeros((10, 64, 64, 3), np.uint8), wave)
+        write_video(tmp_path / "videos" / f"{name}.mp4", np.stack([picture()] * 10), wave)
     (tmp_path / "videos" / "written.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nSo it is.\n")
     arguments = ["--video-dir", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--frames", "1"]
-    assert main([*arguments, "--asr", str(random_whisper)]) == 1  # nobody is seen in these
+    assert main([*arguments, "--asr", str(random_whisper)]) == 0
     with (tmp_path / "out" / "subtitle.csv").open(newline="", encoding="utf-8") as file:
         subtitles = dict(csv.reader(file))
     assert subtitles["written"] == "So it is." and subtitles["heard"]

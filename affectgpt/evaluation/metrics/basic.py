@@ -16,6 +16,7 @@ from affectgpt.evaluation.metrics.base import METRICS
 class HitRate:
     """1 for a sample whose true group is among the predicted groups; samples whose truth has no group are left out."""
 
+    truth_column = "emotion"
     keys = ("hit",)
     titles = ("HIT",)
     polarity = False

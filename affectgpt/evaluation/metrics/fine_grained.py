@@ -16,6 +16,7 @@ from affectgpt.evaluation.metrics.base import METRICS
 class SetF:
     """Per sample |pred ∩ truth| / |pred| and / |truth|; samples whose truth has no group are left out."""
 
+    truth_column = "ovlabel"
     keys = ("f", "precision", "recall")
     titles = ("F_s", "precision", "recall")
     polarity = False

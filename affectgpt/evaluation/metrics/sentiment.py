@@ -17,6 +17,7 @@ POSITIVE, POLARITIES = "positive", ("positive", "negative", "neutral")
 class Polarity:
     """Samples whose true value is 0 are left out; any word but ``positive``, exactly, counts as not positive."""
 
+    truth_column = "valence"
     keys = ("waf", "acc")
     titles = ("WAF", "ACC")
     polarity = True
