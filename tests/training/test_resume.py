@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -144,6 +145,72 @@ def test_sigterm_to_the_whole_group_saves_too(recipe):
     assert process.returncode == 143, stderr
     assert "stopped after step" in stderr and "Traceback" not in stderr
     assert (run_folder(path) / "last.state").is_file()
+
+
+def test_of_two_trainings_in_one_folder_the_second_is_refused_and_disturbs_nothing(recipe):
+    path = recipe(mode="textonly", max_epoch=10_000, save_state_every=1, keep_last=1, num_workers=1)
+    auto = ["--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto"]
+    command = [sys.executable, str(ROOT / "train.py"), *auto]
+    both, told = [], {}
+    for number in range(2):  # neither finds a state, and only one may begin
+        log = path.with_suffix(f".stderr{number}")
+        with log.open("w") as handle:
+            both.append(subprocess.Popen(command, stderr=handle, start_new_session=True))
+        told[both[-1]] = log
+    try:
+        deadline = time.monotonic() + 120
+        while all(process.poll() is None for process in both) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first, refused = sorted(both, key=lambda process: process.poll() is not None)
+        assert_refused(refused.wait(10), told[refused].read_text(), by=first)
+        output = path.parent / "output" / path.stem
+        while not list(output.glob("*/last.state")) and time.monotonic() < deadline:
+            assert first.poll() is None
+            time.sleep(0.05)
+        folder = run_folder(path)
+        for where in ("auto", folder):
+            again = run_train(*auto, f"run.resume_ckpt_path={where}")
+            assert_refused(again.status, again.stderr, by=first)
+        began = len((folder / "log.txt").read_text().splitlines())
+        while len((folder / "log.txt").read_text().splitlines()) < began + 10 and time.monotonic() < deadline:
+            assert first.poll() is None
+            time.sleep(0.05)
+    finally:
+        for process in both:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    steps = [(line["epoch"], line["step"]) for line in lines if "loss" in line]
+    assert len(steps) >= began + 10 and steps == [(1 + i // 5, 1 + i % 5) for i in range(len(steps))]
+    at = torch.load(folder / "last.state", weights_only=True)["position"]
+    resumed = run_train(*auto, f"run.max_epoch={at['epoch'] + 1}")  # the lock went with its holder
+    assert resumed.status == 0, resumed.stderr
+    assert run_folder(path) == folder and list(folder.glob(f"checkpoint_{at['epoch'] + 1:06d}_*"))
+
+
+def assert_refused(status: int, stderr: str, *, by: subprocess.Popen) -> None:
+    [line] = [line for line in stderr.splitlines() if line.startswith("error")]
+    assert status == 1 and "Traceback" not in stderr and "trains there" in line
+    assert f"another process (pid {by.pid})" in line or not Path("/proc/locks").exists()
+
+
+def test_a_damaged_state_names_the_checkpoint_to_resume(recipe):
+    path = recipe(mode="textonly", max_epoch=2, iters_per_epoch=1)
+    auto = ["--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto", "run.max_epoch=3"]
+    assert run_train(*auto[:2]).status == 0
+    folder = run_folder(path)
+    (folder / "last.state").write_bytes((folder / "last.state").read_bytes()[:5000])
+    [last], [before] = folder.glob("checkpoint_000002*"), folder.glob("checkpoint_000001*")
+    for whole in (last, before):
+        outcome = run_train(*auto)
+        assert outcome.status == 1 and "last.state: damaged" in outcome.stderr
+        assert f"--options run.resume_ckpt_path={whole}" in outcome.stderr
+        if whole == last:
+            last.write_bytes(b"")
+    outcome = run_train(*auto, f"run.resume_ckpt_path={before}")
+    assert outcome.status == 0, outcome.stderr
+    assert len(list(folder.parent.glob("*/checkpoint_000003*"))) == 1
 
 
 def test_full_disk_is_told_and_the_previous_checkpoint_stays(recipe):
