@@ -129,10 +129,13 @@ def extract(
                 media = batch.media.unsqueeze(1) if modality is Modality.IMAGE else batch.media
                 features = encoders[encoder_name](media.to(device))  # [B, T, d]
                 for name, feature, flags, size in zip(batch.names, features, batch.flags, batch.sizes, strict=True):
-                    writer.write(name, feature.float(), flags=flags, source_bytes=size)
+                    if writer.write(name, feature.float(), flags=flags, source_bytes=size):
+                        written += 1
+                    else:
+                        broken += 1
             for failure in batch.failures:
                 writer.fail(failure.name, failure.reason)
-            written, broken = written + len(batch.names), broken + len(batch.failures)
+            broken += len(batch.failures)
             bar.update(len(batch.names) + len(batch.failures))
     finally:
         bar.close()

@@ -13,6 +13,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.types import Sample
 from affectgpt.data.audio import probe_audio, read_wave
 from affectgpt.data.csvfile import read_table
+from affectgpt.data.features import stored_problems
 from affectgpt.data.guard import Decoder
 from affectgpt.data.own import load_own_samples
 from affectgpt.data.readers import load_labels, place_samples
@@ -20,6 +21,7 @@ from affectgpt.data.table import DatasetRow
 from affectgpt.data.video import probe_faces, probe_image, read_faces, read_image
 
 MEDIA = ("video", "audio", "face", "image")
+FEATURES = "features"  # stored encoder outputs, looked at where there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Problem:
     dataset: str
     split: str
     sample: str
-    what: str  # files, count, label, subtitle, video, audio, face, image
+    what: str  # files, count, label, subtitle, video, audio, face, image, features
     kind: str  # missing, zero bytes, unreadable; of a count: wrong
     reason: str
 
@@ -55,9 +57,10 @@ class SplitReport:
 @dataclass(frozen=True)
 class Look:
     """How to look: at which ``media``, how deep (``decode``: as training reads them, else headers only), how many at
-    once; ``progress`` wraps an iterable and its length."""
+    once; ``features_root``: where stored features are; ``progress`` wraps an iterable and its length."""
 
     media: tuple[str, ...] = MEDIA
+    features_root: Path | str | None = None
     decode: bool = False
     workers: int = 4
     progress: Callable[[Iterable, int], Iterable] | None = None
@@ -98,6 +101,10 @@ def _checked(report: SplitReport, samples: list[Sample], look: Look) -> SplitRep
         report.problems += problems
         report.seconds += [seconds] if seconds is not None else []
         report.without_audio += [name] if silent else []
+    if look.features_root is not None:
+        found = stored_problems(look.features_root, samples, dataset=report.dataset, split=report.split)
+        for name, reason in found:
+            report.problems.append(Problem(report.dataset, report.split, name, FEATURES, "unreadable", reason))
     return report
 
 

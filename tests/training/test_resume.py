@@ -15,7 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from training_processes import Trouble, run_train
-from training_recipe import NAMES, run_folder
+from training_recipe import NAMES, load_parts, run_folder
+
+from affectgpt.core.errors import AffectGPTError
+from affectgpt.core.types import Modality
+from affectgpt.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS, STEPS = 5, 12  # an epoch is one pass over the 12 samples
@@ -230,10 +234,26 @@ def test_a_loss_that_is_no_number_stops_with_the_names(recipe, tmp_path):
     seen = tmp_path / "seen"
     outcome = run_train("--cfg-path", str(path), seen=seen, trouble=Trouble(nan_from_step=3))
     assert outcome.status == 1
-    assert "epoch 1, step 5: the loss was no number 3 steps in a row" in outcome.stderr
+    assert "epoch 1, step 5: the loss was not a number 3 steps in a row" in outcome.stderr
+    assert "weights of the model are not, first" in outcome.stderr and "run.init_lr" not in outcome.stderr
     bad = json.loads((run_folder(path) / "bad_batches.json").read_text())
     names = [json.loads(line) for line in seen.read_text().splitlines()]
     assert [(b["step"], b["names"]) for b in bad] == [(3, names[2]), (4, names[3]), (5, names[4])]
+
+
+def test_inputs_that_are_not_finite_are_named(tmp_path, tiny_models, training_set):
+    parts = load_parts(tmp_path, tiny_models, training_set, max_epoch=1)
+    for batch in parts.batches[2:]:
+        batch.media[Modality.AUDIO][1, 0, 5] = float("inf")
+    with pytest.raises(AffectGPTError, match="step 5: the loss was not a number 3 steps in a row") as raised:
+        train(
+            model=parts.model, config=parts.config, batches=lambda epoch, start=0: iter(parts.batches),
+            output_dir=tmp_path, device=torch.device("cpu"),
+        )  # fmt: skip
+    named = [f"{batch.names[1]}: audio" for batch in parts.batches[2:]]
+    assert f"Inputs of these samples are not finite: {'; '.join(named)}" in str(raised.value)
+    assert "run.init_lr" not in str(raised.value)
+    assert [b["not_finite"] for b in json.loads((tmp_path / "bad_batches.json").read_text())] == [[n] for n in named]
 
 
 def test_keep_last_keeps_epoch_0_and_the_last(recipe):
