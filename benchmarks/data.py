@@ -271,7 +271,7 @@ def growth(folder: Path, *, opened: int) -> dict:
     for i in range(opened):
         decoder.frames(video)
         if i in (opened // 10, opened - 1):
-            pages = int(Path(f"/proc/{decoder._helper.pid}/statm").read_text().split()[1])
+            pages = int(Path(f"/proc/{decoder._idle[0].pid}/statm").read_text().split()[1])
             sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
     decoder.close()
     return {"epochs_growth_mb": after[-1] - after[0], "opened": opened, "decoder_growth_mb": sizes[-1] - sizes[0]}

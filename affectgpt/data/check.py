@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -144,20 +143,15 @@ def _samples(row: DatasetRow, split: str, dataset_root: Path, report: SplitRepor
 def _parallel(
     samples: list[Sample], split: str, media: tuple[str, ...], look: Look
 ) -> Iterator[tuple[list[Problem], float | None, bool, str]]:
-    local = threading.local()
-    decoders: list[Decoder] = []
+    decoder = Decoder()
 
     def check(sample: Sample):
-        if not hasattr(local, "decoder"):
-            local.decoder = Decoder()
-            decoders.append(local.decoder)
-        return _check_sample(sample, split, media, look.decode, local.decoder)
+        return _check_sample(sample, split, media, look.decode, decoder)
 
     with ThreadPoolExecutor(max_workers=max(1, look.workers)) as pool:
         results: Iterable = pool.map(check, samples)
         yield from look.progress(results, len(samples)) if look.progress else results
-    for decoder in decoders:
-        decoder.close()
+    decoder.close()
 
 
 def _check_sample(

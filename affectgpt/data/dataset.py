@@ -105,17 +105,22 @@ class AffectDataset:
 
     def __getitem__(self, key: int | tuple[int, int]) -> Example:
         epoch, index = (0, key) if isinstance(key, int) else key
-        sample = self.samples[index]
-        example = self._text(sample, epoch, index)
+        example = self.text(index, epoch=epoch)
+        self.fill(example, self.samples[index])
+        return example
+
+    def fill(self, example: Example, sample: Sample) -> None:
+        """Add the media that the mode needs to a sample's text, or their features, and what is odd about them."""
         for modality in self.mode.media:
             if modality in self.features:
                 example.features[modality], flags = self.features[modality](sample)
             else:
                 example.media[modality], flags = self.media(sample, modality)
             example.flags += tuple(flag for flag in flags if flag not in example.flags)
-        return example
 
-    def _text(self, sample: Sample, epoch: int, index: int) -> Example:
+    def text(self, index: int, *, epoch: int = 0) -> Example:
+        """A sample without its media. Tokenizers are not for several threads at once; all else here may be."""
+        sample = self.samples[index]
         label_type = self._draw(sample, epoch, index)
         if label_type is None:
             question = str(self.question)

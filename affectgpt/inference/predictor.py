@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from affectgpt.config.load import load_config
 from affectgpt.config.paths import select_checkpoints
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.audio import NO_AUDIO_TRACK
 from affectgpt.data.collate import collate
@@ -88,11 +89,20 @@ class Reply:
 
 
 class Predictor:
-    """Answers for single clips. Build it once, call it often."""
+    """Answers for single clips. Build it once, call it often, from any number of threads.
+
+    Media are read and faces detected side by side; the model serves one thread at a time. A clip that fails, or a
+    thread that is interrupted, leaves the others alone, and no answer depends on what is asked beside it.
+    """
 
     def __init__(self, asker: Asker, *, recognise: Callable[[Path], str] | None = None) -> None:
+        if not isinstance(asker, Asker):
+            raise ConfigError(
+                f"Predictor({asker!r}): expected an Asker; Predictor.from_config(FILE) builds one from a configuration"
+            )
         self.asker = asker
         self.recognise = recognise  # a sound or video file → what is said in it
+        self._recognising = threading.RLock()
         self._detector: FaceDetector | None = None
         self._decoder = Decoder()
 
@@ -160,7 +170,8 @@ class Predictor:
             return ""
         if audio is None and not self._decoder.probe(video).audio_tracks:
             return ""
-        return self.recognise(video if audio is None else Path(audio))
+        with self._recognising:
+            return self.recognise(video if audio is None else Path(audio))
 
     def _encode(self, sample: Sample) -> tuple[Mapping[Modality, torch.Tensor], tuple[str, ...]]:
         """Encoder outputs of a clip's media, for any number of questions, and what was odd about the media."""
@@ -170,15 +181,17 @@ class Predictor:
                 sample = replace(sample, face=Path(folder) / "faces.npy")
                 crops, odd = self._faces(sample.video)
                 np.save(sample.face, crops)
-            example = self.asker.dataset([sample], question="")[0]
+            dataset = self.asker.dataset([sample], question="", decoder=self._decoder)
+            with self.asker.lock:
+                example = dataset.text(0)
+            dataset.fill(example, sample)
         batch = collate([example], pad_token_id=self.asker.preparation.tokenizer.pad_token_id)
         return self.asker.encode(batch)[0].features, odd + example.flags
 
     def _faces(self, video: Path | None) -> tuple[np.ndarray, tuple[str, ...]]:
         """Crops of the speaker; flagged when a turned picture shows faces better, an error when only that shows any."""
         assert video is not None
-        if self._detector is None:
-            self._detector = FaceDetector()
+        self._detector = self._detector or FaceDetector()
         try:
             crops = face_crops(video, detector=self._detector, decoder=self._decoder)
         except DataError as error:
@@ -212,12 +225,13 @@ class Predictor:
         self, sample: Sample, question: str, *, features: Mapping[Modality, torch.Tensor], flags: tuple[str, ...]
     ) -> Reply:
         getters = {modality: _constant(z) for modality, z in features.items()}
-        example = self.asker.dataset([sample], question=question, features=getters)[0]
-        assert self.asker.checkpoint is not None
-        seed = sample_seed(
-            self.asker.config.inference.seed, sample.dataset, sample.name, question, self.asker.checkpoint.name
-        )
-        answer = self.asker.answer([example], seeds=[seed])[0]
+        with self.asker.lock:
+            example = self.asker.dataset([sample], question=question, features=getters)[0]
+            assert self.asker.checkpoint is not None
+            seed = sample_seed(
+                self.asker.config.inference.seed, sample.dataset, sample.name, question, self.asker.checkpoint.name
+            )
+            answer = self.asker.answer([example], seeds=[seed])[0]
         flags = (*flags, *answer_flags(answer.text, stopped=answer.stopped))
         if (
             question == render_question("description")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import struct
 import subprocess
 import sys
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -271,3 +274,67 @@ def test_imports_of_a_single_answer_are_quick():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(result.stdout) < 2.0  # beside torch and transformers
+
+
+class Stopped(Exception):  # noqa: N818
+    """What interrupts a thread."""
+
+
+def answers_of(predictor: Predictor, clips: list[Path]) -> list[str]:
+    """The answer about each clip, or the error's text."""
+    found = []
+    for clip in clips:
+        try:
+            found.append(predictor(clip).answer)
+        except DataError as error:
+            found.append(f"DataError {error}")
+    return found
+
+
+@pytest.mark.parametrize(("mode", "count", "decoding"), [(FRAMES, 20, "sampling"), (FACES, 3, "greedy")])
+def test_threads_get_the_answers_that_one_gets_alone(world, tmp_path, mode, count, decoding):
+    """Eight threads, one damaged clip, and one thread that is interrupted wherever it is, five times."""
+    options = [f"inference.decoding={decoding}", "inference.max_new_tokens=5"]
+    predictor = Predictor.from_config(world.yaml, mode=mode, options=options, recognise=lambda media: media.stem)
+    clips = [
+        write_video(tmp_path / f"clip{i}.mp4", [np.roll(frame, 16 * i, axis=0) for frame in draw(4, face=True)])
+        for i in range(count)
+    ]
+    clips[1].write_bytes(clips[1].read_bytes()[:2000])
+    alone = answers_of(predictor, clips)
+    assert "DataError" in alone[1] and "clip1.mp4" in alone[1] and sum("DataError" in a for a in alone) == 1
+    assert len(set(alone)) > count / 2  # an answer for another clip would show
+    found: dict[int, list[str]] = {}
+    interrupted = []
+
+    def work(number: int) -> None:
+        turned = clips[number % count :] + clips[: number % count]  # so that they differ in what they do at a time
+        answers = answers_of(predictor, turned)
+        found[number] = answers[count - number % count :] + answers[: count - number % count]
+
+    def be_interrupted() -> None:
+        while len(interrupted) < 5:
+            try:
+                answers_of(predictor, clips * 9)
+            except Stopped:
+                interrupted.append(True)
+
+    victim = threading.Thread(target=be_interrupted, daemon=True)
+    others = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(7)]
+    for thread in (victim, *others):
+        thread.start()
+    deadline = time.monotonic() + 240
+    while victim.is_alive() and time.monotonic() < deadline:
+        victim.join(0.1)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(victim.ident or 0), ctypes.py_object(Stopped))
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert not any(thread.is_alive() for thread in (victim, *others)), "threads hang"
+    for number in range(7):
+        assert found[number] == alone, number
+    assert answers_of(predictor, clips) == alone  # nothing is left behind
+
+
+def test_what_is_no_model_is_told():
+    with pytest.raises(ConfigError, match=r"Predictor\(None\): expected an Asker; Predictor\.from_config"):
+        Predictor(None)
