@@ -66,7 +66,9 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     assert isinstance(plain, dict)
-    return _build(kind, {"name": path.stem, **plain}, "", origins)
+    config = _build(kind, {"name": path.stem, **plain}, "", origins)
+    object.__setattr__(config, "folder", path.parent)
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:

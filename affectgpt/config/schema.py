@@ -7,7 +7,8 @@ Keys marked *ignored* are accepted because released files have them, and change 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 FUSION = Literal["attention", "mean", "qformer"]
 IGNORED = {"ignored": True}
@@ -179,6 +180,7 @@ class PathsConfig:
 class Config:
     """A whole configuration file. ``name`` is the file's stem; it names the output folder."""
 
+    folder: ClassVar[Path | None] = None  # where the file is; set on an instance that was read from one, for messages
     name: str
     model: ModelConfig = field(default_factory=ModelConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)

@@ -35,10 +35,12 @@ RELEASED = (
 )
 ODD_DESCRIPTION = "description_not_in_the_text"
 TURNED = "picture_turned"
+SEVERAL = "several_people"
 _CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: nothing is odd; there are faces
 NOTES = {
     NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
     TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
+    SEVERAL: "several people's faces are in the picture; the answer is about one of them",
     EMPTY: "the answer is empty",
     UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
     REPEATING: "the answer repeats itself",
@@ -74,7 +76,11 @@ class Reply:
     @property
     def notes(self) -> list[str]:
         """What is odd about the clip or the answer, in words."""
-        return [NOTES.get(flag, flag) for flag in self.flags]
+        notes = []
+        for flag in self.flags:
+            kind, _, which = flag.partition(": ")
+            notes.append(NOTES.get(kind, kind) + (f" ({which})" if which else ""))
+        return notes
 
     def as_dict(self) -> dict[str, Any]:
         """Video, subtitle, question, answer, labels and notes, as plain containers; the description if it was asked."""
@@ -193,7 +199,8 @@ class Predictor:
         assert video is not None
         self._detector = self._detector or FaceDetector()
         try:
-            crops = face_crops(video, detector=self._detector, decoder=self._decoder)
+            taken: list[str] = []
+            crops = face_crops(video, detector=self._detector, decoder=self._decoder, note=taken.append)
         except DataError as error:
             if "no face" not in str(error):
                 raise
@@ -204,7 +211,8 @@ class Predictor:
                 else "give crops with --face_npy, or use a recipe that takes frames"
             )
             raise DataError(f"{error}; {hint}") from error
-        return crops, ((TURNED,) if self._better_turned(video) else ())
+        odd = tuple(f"{SEVERAL}: {which}" for which in taken)
+        return crops, odd + ((TURNED,) if self._better_turned(video) else ())
 
     def _better_turned(self, video: Path) -> int:
         """Degrees by which the picture must be turned for faces to be clearer; 0 when they are clear as it is."""

@@ -18,7 +18,7 @@ import pytest
 from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.inference import predictor as module
-from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, TURNED, Predictor
+from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, SEVERAL, TURNED, Predictor
 from affectgpt.prompts.questions import render_question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,6 +205,33 @@ def test_a_video_upside_down_gets_a_note(predictors, tmp_path, monkeypatch):
     mixed = write_video(tmp_path / "mixed.mp4", [upright, *[down] * 7])
     assert NOTES[TURNED] in predictors[FACES](mixed).notes
     assert NOTES[TURNED] not in predictors[FACES](write_video(tmp_path / "up.mp4", [upright] * 8)).notes
+
+
+def test_two_people_get_a_note_that_says_whom_the_answer_is_about(world, predictors, tmp_path, capsys):
+    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+
+    def person(seed: int) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        return draw_frame(draw_background(random), draw_identity(random), EXPRESSIONS["happy"], Pose(0.5, 0.45, 0.0))
+
+    near = person(5)
+    far = np.pad(person(1)[::2, ::2], ((64, 64), (64, 64), (0, 0)), constant_values=90)
+    both = write_video(tmp_path / "both.mp4", [np.hstack([far, near])] * 8)
+    turned = write_video(tmp_path / "turned.mp4", [np.hstack([near, far])] * 8)
+    for video, side in ((both, "right"), (turned, "left")):
+        reply = predictors[FACES](video)
+        assert f"{SEVERAL}: on the {side}, seen in 8 of 8 frames" in reply.flags
+        assert f"{NOTES[SEVERAL]} (on the {side}, seen in 8 of 8 frames)" in reply.notes
+    arguments = [f"--cfg-path={world.yaml}", "--video_path", str(both)]
+    assert f"note:   {NOTES[SEVERAL]} (on the right" in run(capsys, *arguments)[1]
+    alone = write_video(tmp_path / "alone.mp4", [near] * 8)
+    assert not any(SEVERAL in flag for flag in predictors[FACES](alone).flags)
+
+
+def test_a_subtitle_that_is_too_long_names_the_key(world, predictors, clips):
+    with pytest.raises(DataError, match=r"inference\.max_new_tokens: prompt and answer share 2000 tokens") as raised:
+        predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad. " * 2000)
+    assert "no_face" in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
