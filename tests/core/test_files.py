@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import multiprocessing
 import os
 import signal
@@ -54,6 +55,8 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_process(tmp_path):
 def test_without_locks_nobody_waits(tmp_path, monkeypatch, caplog):
     """As some network file systems answer."""
     import fcntl
+
+    monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
 
     def refuse(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -343,7 +343,8 @@ def test_overwritten_records_are_named_by_training_and_by_check_data(cfg, capsys
     assert check_data(check) == 0 and train(cfg) == 0
 
 
-def test_a_store_without_checksums_loads_with_a_note(cfg, caplog):
+def test_a_store_without_checksums_loads_with_a_note(cfg, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
     config = load_config(cfg)
     assert main(["--cfg-path", str(cfg)]) == 0
     for modality in MEDIA:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -134,6 +135,7 @@ def test_what_transforms_draw_depends_on_sample_and_epoch_alone(config, tokenize
 
 def test_more_workers_than_cpus_are_not_started(config, batches_of, monkeypatch, caplog, recwarn):
     monkeypatch.setattr("affectgpt.data.loader.allowed_cpus", lambda: 2)
+    monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
     with caplog.at_level("INFO", "affectgpt"):
         many, again = (batches_of(with_run(config, num_workers=7)) for _ in range(2))
         few = batches_of(with_run(config, num_workers=1))
