@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from affectgpt.captioning.asking import Answers, Request, ask, from_file, open_asked, sampling_of
 from affectgpt.captioning.clips import Clip
@@ -15,9 +13,6 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.data.guard import Decoder
 from affectgpt.textllm.base import Conversation
 from affectgpt.textllm.messages import user_message
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ACOUSTIC, VISUAL = "acoustic", "visual"
 _QUALITY = 88  # of the JPEG frames that are sent
@@ -40,7 +35,7 @@ def describe(
         raise ConfigError(
             f"{key}.client: {spec.client} takes text only; use openai with a server of a multimodal model"
         )
-    decoder = _SharedDecoder()
+    decoder = Decoder()
     build = _acoustic if kind == ACOUSTIC else partial(_visual, decoder=decoder, spec=spec)
     shape = "sound" if kind == ACOUSTIC else f"{spec.frames} frames of {spec.longest_side}"
     requests, missing = [], {}
@@ -63,27 +58,6 @@ def describe(
     return answers
 
 
-class _SharedDecoder:
-    """One decoder for all request threads: it answers one question at a time."""
-
-    def __init__(self) -> None:
-        self._decoder = Decoder()
-        self._lock = threading.Lock()
-
-    def frames(self, clip: Clip, spec: AskConfig) -> np.ndarray:
-        """Uniform frames at the video's own aspect ratio, uint8 ``[T, H, W, 3]`` RGB."""
-        assert clip.sample.video is not None
-        with self._lock:
-            frames, _ = self._decoder.native_frames(
-                clip.sample.video, n_frames=spec.frames, start=0, count=spec.frames, longest_side=spec.longest_side
-            )
-        return frames
-
-    def close(self) -> None:
-        """End the decoder's process."""
-        self._decoder.close()
-
-
 def _acoustic(clip: Clip, *, prompt: str) -> Conversation:
     try:
         return [user_message(prompt, audio=clip.sample.audio)]
@@ -91,11 +65,14 @@ def _acoustic(clip: Clip, *, prompt: str) -> Conversation:
         raise DataError(f"clip unreadable: {error}") from error
 
 
-def _visual(clip: Clip, *, prompt: str, decoder: _SharedDecoder, spec: AskConfig) -> Conversation:
+def _visual(clip: Clip, *, prompt: str, decoder: Decoder, spec: AskConfig) -> Conversation:
     import cv2
 
+    assert clip.sample.video is not None
     try:
-        frames = decoder.frames(clip, spec)
+        frames, _ = decoder.native_frames(
+            clip.sample.video, n_frames=spec.frames, start=0, count=spec.frames, longest_side=spec.longest_side
+        )
     except DataError as error:
         raise DataError(f"clip unreadable: {error}") from error
     pictures = []

@@ -23,8 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="affectgpt check_data",
-        description="Look at every label, subtitle, video, audio and face file of data sets; exit status 1 when "
-        "something is missing, unreadable or not as many as published.",
+        description="Look at every label, subtitle, video, audio and face file of data sets, and at stored features; "
+        "exit status 1 when something is missing, unreadable or not as many as published.",
     )
     parser.add_argument(
         "--datasets", nargs="+", default=[], metavar="NAME", help="names, or all; default: those of --cfg-path"
@@ -33,6 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets, and where data lie"
     )
     parser.add_argument("--dataset-root", metavar="DIR", help="default: that of --cfg-path, else ../dataset")
+    parser.add_argument(
+        "--features-root", metavar="DIR", help="stored features to be read as well; default: that of --cfg-path"
+    )
     parser.add_argument("--splits", nargs="+", choices=("train", "test"), default=["train", "test"])
     parser.add_argument(
         "--media", nargs="+", choices=("video", "audio", "face", "image", "none"),
@@ -52,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.config.load import load_config
     from affectgpt.config.schema import Config
     from affectgpt.core.errors import ConfigError
+    from affectgpt.core.runtime import setup_logging
 
+    setup_logging()
     config = load_config(args.cfg_path) if args.cfg_path else Config(name="")
     words = [word for item in args.datasets for word in item.split(",") if word] or list(config.datasets)
     if not words:
@@ -99,6 +104,7 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
                 media=tuple(m for m in args.media if m != "none"),
                 decode=args.decode,
                 workers=args.workers,
+                features_root=args.features_root or config.paths.features_root,
                 progress=lambda items, total, title=f"{name} {split}": tqdm(  # type: ignore[misc]
                     items, total=total, desc=title, unit="clip", disable=None, leave=False
                 ),
@@ -139,10 +145,11 @@ def print_table(reports: list[SplitReport]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from affectgpt.data.check import MEDIA
+    from affectgpt.data.check import FEATURES, MEDIA
 
     has_images = any("image" in report.media for report in reports)
     kinds = [what for what in (*MEDIA, "subtitle", "label") if what != "image" or has_images]
+    kinds += [FEATURES] if any(report.count(FEATURES) for report in reports) else []
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True)
     for heading in ("data set", "split", "samples", *kinds, "no sound", "seconds", "hours"):
         right = heading in ("samples", "no sound", "seconds", "hours")

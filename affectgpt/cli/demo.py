@@ -228,10 +228,13 @@ def evaluate(place: Place, name: str) -> RecipeResult:
     from affectgpt.core.files import naming
     from affectgpt.core.npz import read_npz
     from affectgpt.demo.report import COLUMNS, RecipeResult
+    from affectgpt.inference.asker import training_mode
+    from affectgpt.prompts.modes import get_mode
 
     _, config = load(place, name)
     run = _run(place, name)
-    result = RecipeResult(name=name, title=RECIPES[name], log=run / "log.txt")
+    text_only = not get_mode(training_mode(config)).media
+    result = RecipeResult(name=name, title=RECIPES[name], log=run / "log.txt", text_only=text_only)
     for question in QUESTIONS:
         numbers = place.root / "scores" / f"{run.name}-{question}.json"
         numbers.parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +288,7 @@ def chance() -> float:
 
 def format_table(results: list[RecipeResult]) -> str:
     """The comparison as text, in percent."""
-    from affectgpt.demo.report import COLUMNS
+    from affectgpt.demo.report import COLUMNS, blind_descriptions
 
     titles = [title for _, _, title in COLUMNS]
     width = max(len(r.title) for r in results)
@@ -299,6 +302,12 @@ def format_table(results: list[RecipeResult]) -> str:
         cells = ["  ".join(f"{100 * r.scores[q][key]:15.1f}" for key, _, _ in COLUMNS) for q in QUESTIONS]
         lines.append(f"{r.title:{width}}  {cells[0]}    {cells[1]}  {r.n_labels['ovlabel']:.2f}")
     lines.append(f"{'chance (blind draw)':{width}}  {100 * chance():15.1f}")
+    for r in results:
+        if blind := blind_descriptions(r, chance=chance()):
+            lines.append(
+                f"{r.title}, description: {blind['score']} % because {blind['neutral']} % of them say neutral, which "
+                "hits no emotion; the report says why"
+            )
     return "\n".join(lines)
 
 

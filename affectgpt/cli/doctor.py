@@ -71,26 +71,32 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     import tempfile
 
     from affectgpt.config.paths import select_checkpoints
-    from affectgpt.core.errors import DataError
+    from affectgpt.core.errors import AffectGPTError, DataError
     from affectgpt.core.files import write_json
     from affectgpt.core.provenance import device_name, file_hash, installed_versions
     from affectgpt.inference.asker import Asker, inference_device
     from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint, check_inputs
     from affectgpt.inference.probe import TOLERANCES, fingerprint, first_deviation, run_stages
 
-    checkpoint = select_checkpoints(config)[-1].path
     asker = Asker(config, device=inference_device(config))
-    loaded = check_checkpoint(asker.engine.load, checkpoint)
+    try:
+        checkpoint = select_checkpoints(config)[-1].path
+        loaded = check_checkpoint(asker.engine.load, checkpoint)
+    except AffectGPTError as error:
+        loaded = Finding(FAIL, "checkpoint", str(error))
     _line(loaded)
-    if loaded.status == FAIL:
-        return False
-    for finding in check_inputs(checkpoint, config, mode=asker.mode):
+    trained = loaded.status != FAIL
+    for finding in check_inputs(checkpoint, config, mode=asker.mode) if trained else ():
         _line(finding)
     with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
-        found = {name: fingerprint(values) for name, values in run_stages(asker, Path(folder)).items()}
+        stages = run_stages(asker, Path(folder), trained=trained)
+    found = {name: fingerprint(values) for name, values in stages.items()}
     dtype = str(asker.model.llm.get_input_embeddings().weight.dtype).removeprefix("torch.")
-    _line(Finding(OK, "probe clip", f"{len(found)} stages in {dtype} on {device_name(asker.device)}"))
-    if args.record:
+    reached = "" if trained else " (those that need no checkpoint)"
+    _line(Finding(OK, "probe clip", f"{len(found)} stages in {dtype} on {device_name(asker.device)}{reached}"))
+    if args.record and not trained:
+        _line(Finding(FAIL, "recorded", "nothing: the other stages need a checkpoint"))
+    elif args.record:
         path = Path(args.record)
         record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         record[dtype] = {
@@ -104,7 +110,7 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
         write_json(path, record)
         _line(Finding(OK, "recorded", f"{path} ({', '.join(sorted(record))})"))
     if not args.fingerprints:
-        return True
+        return trained
     try:
         record = json.loads(Path(args.fingerprints).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -113,12 +119,13 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     if known is None:
         _line(Finding(WARN, "fingerprints", f"none for {dtype}; the file has {', '.join(record)}. Record them there"))
         return False
-    if known["checkpoint_sha256"] != file_hash(checkpoint):
+    if trained and known["checkpoint_sha256"] != file_hash(checkpoint):
         _line(Finding(WARN, "fingerprints", "recorded with another checkpoint: from the connectors on they differ"))
-    deviation = first_deviation(found, known["stages"], tolerance=TOLERANCES[dtype])
+    expected = {name: values for name, values in known["stages"].items() if trained or name in found}
+    deviation = first_deviation(found, expected, tolerance=TOLERANCES[dtype])
     if deviation is None:
-        _line(Finding(OK, "fingerprints", f"all {len(known['stages'])} stages as on {known['device']}"))
-        return True
+        _line(Finding(OK, "fingerprints", f"all {len(expected)} stages{reached} as on {known['device']}"))
+        return trained
     _line(Finding(FAIL, "fingerprints", f"the first stage that deviates: {deviation.stage}, which {deviation.what}"))
     for package, theirs in known["versions"].items():
         ours = installed_versions().get(package, "not installed")

@@ -140,11 +140,14 @@ def extract(
                     for name, feature, flags, source in zip(
                         batch.names, features, batch.flags, batch.sources, strict=True
                     ):
-                        writer.write(name, feature.float(), flags=flags, source=source)
+                        if writer.write(name, feature.float(), flags=flags, source=source):
+                            written += 1
+                        else:
+                            broken += 1
             with naming(writer.folder):
                 for failure in batch.failures:
                     writer.fail(failure.name, failure.reason)
-            written, broken = written + len(batch.names), broken + len(batch.failures)
+            broken += len(batch.failures)
             bar.update(len(batch.names) + len(batch.failures))
     finally:
         bar.close()

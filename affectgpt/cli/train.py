@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import ExitStack
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,40 @@ def new_job_folder(root: Path, name: str) -> Path:
     """A new folder for a run: ``<config name>_<YYYYMMDDHHM>`` (11 digits, wire), with ``_2`` … where that is taken."""
     job = root / f"{name}_{datetime.now().strftime('%Y%m%d%H%M')[:11]}"
     folder, number = job, 1
-    while folder.exists():
-        number += 1
-        folder = job.with_name(f"{job.name}_{number}")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"paths.output_root or run.output_dir: {folder} cannot be made: {error.strerror}") from error
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = job.with_name(f"{job.name}_{number}")
+        except OSError as error:
+            raise ConfigError(
+                f"paths.output_root or run.output_dir: cannot make {folder}: {error.strerror}"
+            ) from error
+
+
+def hold(folder: Path, held: ExitStack) -> None:
+    """Lock a folder for this training until ``held`` is closed; the first rank does it for all.
+
+    Raises ConfigError, on every rank, when another process has it.
+    """
+    from affectgpt.core.files import lock_holder, locked
+    from affectgpt.core.runtime import rank
+    from affectgpt.training.distributed import gather
+
+    refused = None
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not held.enter_context(locked(folder, wait=False)):
+            holder = lock_holder(folder)
+            refused = (
+                f"{folder}: another process{'' if holder is None else f' (pid {holder})'} trains there; wait for it or "
+                "end it, or set another paths.output_root or run.output_dir"
+            )
+    refused = gather(refused)[0]
+    if refused is not None:
+        raise ConfigError(refused)
 
 
 def check_writable(root: Path, *, key: str = "paths.output_root") -> None:
@@ -111,8 +139,11 @@ def main(argv: list[str] | None = None) -> int:
     check_attention(config.run, device)
     if config.run.tensorboard:
         tensorboard_writer()
-    with process_group(config.run, device):
-        resumed = None if args.dry_run else find_resume(config, world_size=world_size())
+    with process_group(config.run, device), ExitStack() as held:
+        resumed = None
+        if not args.dry_run:
+            take = partial(hold, held=held) if writes else None
+            resumed = find_resume(config, world_size=world_size(), hold=take)
         if writes and resumed is not None and resumed.position.epoch > config.run.max_epoch:
             done = (
                 f"{resumed.path} is of epoch {resumed.position.epoch - 1}, and run.max_epoch is {config.run.max_epoch}"
@@ -167,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
                 print("\n".join(f"{name:<40} {value:.4f}" for name, value in values.items()))
             return 0
 
-        output_dir = _job_folder(config, resumed)
+        output_dir = _job_folder(config, resumed, held)
         logger.info("writing to %s", output_dir)
         main_rank = rank() == 0
         # What run.on_error: skip leaves out; each rank has samples of its own.
@@ -198,22 +229,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _job_folder(config: Any, resumed: Any) -> Path:
-    """The folder of this run, the same on every rank; holds the resolved configuration."""
+def _job_folder(config: Any, resumed: Any, held: ExitStack) -> Path:
+    """The folder of this run, locked, the same on every rank; holds the resolved configuration."""
     from affectgpt.config.paths import runs_folder
     from affectgpt.config.schema import to_dict
     from affectgpt.core.files import write_json
     from affectgpt.core.runtime import rank
     from affectgpt.training.distributed import gather
 
-    folder = None
+    folder = None if resumed is None else resumed.folder
+    if folder is None:
+        made = new_job_folder(runs_folder(config), config.name) if rank() == 0 else None
+        folder = gather(made)[0]
+        hold(folder, held)
     if rank() == 0:
-        if resumed is not None and resumed.folder is not None:
-            folder = resumed.folder
-        else:
-            folder = new_job_folder(runs_folder(config), config.name)
         write_json(folder / "config.json", to_dict(config))
-    return gather(folder)[0]
+    return folder
 
 
 if __name__ == "__main__":

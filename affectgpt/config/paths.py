@@ -29,18 +29,41 @@ _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")
 
 
 def model_hint(config: Config, name: str, weights: Weights | None) -> str:
-    """What to do when the folder of an encoder or LLM is missing or incomplete."""
+    """What to do when the folder of an encoder or LLM is missing or incomplete: where it was looked for, what to set,
+    and where it may be got."""
     if name in config.paths.folders:
-        hint = f"It is set by paths.folders.{name}."
-        if Path(config.paths.folders[name]).name.startswith("demo-"):
-            hint += " The demo's tiny models are made by `make demo`."
-        return hint
+        place = Path(config.paths.folders[name])
+        hint = f"It is set by paths.folders.{name}. {_looked(config, place, key=f'paths.folders.{name}', root=place)}"
+        if place.name.startswith("demo-"):
+            hint += "The demo's tiny models are made by `make demo`."
+        return hint.strip()
     if weights is None:
         return f"Set paths.folders.{name}."
-    place = Path(config.paths.models_root) / weights.folder
-    if not weights.source:
-        return f"Put it at {place}, or set paths.folders.{name}."
-    return f"Download it from {weights.source} {'as' if place.suffix else 'into'} {place}, or set paths.folders.{name}."
+    root = Path(config.paths.models_root)
+    place = root / weights.folder
+    looked = _looked(config, place, key="paths.models_root", root=root)
+    get = (
+        f"Download it from {weights.source} {'as' if place.suffix else 'into'} {place}, or set"
+        if weights.source
+        else "Set"
+    )
+    return (
+        f"{get} paths.models_root=FOLDER to where the models are (paths.folders.{name} for this one alone). {looked}"
+    ).strip()
+
+
+def _looked(config: Config, place: Path, *, key: str, root: Path) -> str:
+    """Where a relative path leads to, and the setting with which it leads to what is beside the configuration."""
+    if place.is_absolute():
+        return ""
+    told = f"Looked for {place.absolute()}: relative paths start at the working folder"
+    if config.folder is not None:
+        here = config.folder.resolve()
+        told += f", and the configuration is in {here}"
+        for base in (here, here.parent):
+            if (base / place).exists() and base != Path.cwd():
+                return f"{told}. It is there as {base / place}: set {key}={base / root}, or run in {base}. "
+    return f"{told}. "
 
 
 def default_folder(config: Config, name: str, weights: Weights | None) -> Path | None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from affectgpt.core.errors import ConfigError
@@ -258,6 +259,11 @@ class Config:
     def inference_frames(self) -> ProcessorSpec:
         """Frames per clip and their pixels at inference: as many as in training, always 224 x 224 (as published)."""
         return replace(self.model.vis_processor.train, image_size=IMAGE_SIZE)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the file is; None for one that was not read from a file. For messages."""
+        return Path(self.origins.default).parent if self.origins is not None else None
 
     def where(self, key: str) -> str:
         """``file:line: key`` of a dotted key as it was given, or the key alone."""

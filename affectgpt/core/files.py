@@ -7,12 +7,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import AffectGPTError
+from affectgpt.core.runtime import logger
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL}
+_held: set[int] = set()  # descriptors of this process's locks
 
 _LONG_NAME = 230  # bytes: what is added to a name must fit into the 255 of a file system
 # What a disk, its permissions or a limit of the system does; other errors of the system are not for the user to mend.
@@ -90,23 +95,59 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def locked(folder: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock of a folder; gives False, without waiting, when ``wait`` is off and another process has it.
 
-    Where the system has no such locks, nobody waits for anybody.
+    The lock ends with the process, however that ends: forked children, such as a loader's workers, have no part in it.
+    Where the system has no such locks (Windows, some network file systems), nobody waits for anybody.
     """
     try:
         import fcntl
     except ImportError:
         yield True
         return
+    _keep_from_children()
     descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield _lock(fcntl.flock, descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), folder)
     finally:
-        os.close(descriptor)
+        if descriptor in _held:  # else this is a forked child, which has closed it
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+
+def _lock(flock: Callable[[int, int], None], descriptor: int, how: int, folder: str | os.PathLike[str]) -> bool:
+    try:
+        flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s: its file system has no locks (%s): run one process at a time there", folder, error.strerror)
+    return True
+
+
+@cache
+def _keep_from_children() -> None:
+    def close() -> None:
+        while _held:
+            os.close(_held.pop())
+
+    os.register_at_fork(after_in_child=close)
+
+
+def lock_holder(folder: str | os.PathLike[str]) -> int | None:
+    """The id of the process that holds a folder's lock; None where the system does not say."""
+    try:
+        place = Path(folder).stat()
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    wanted = f"{os.major(place.st_dev):02x}:{os.minor(place.st_dev):02x}:{place.st_ino}"
+    for line in lines:
+        match line.split():
+            case [_, "FLOCK", _, _, pid, where, *_] if where == wanted and int(pid) > 0:
+                return int(pid)
+    return None
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:

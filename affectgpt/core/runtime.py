@@ -113,3 +113,8 @@ def pick_device(wanted: str):
     if device.type == "cuda" and device.index is None and world_size() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
+
+
+def allowed_cpus() -> int:
+    """How many CPUs this process may use; as torch counts them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.types import Sample
 from affectgpt.data.audio import probe_audio, read_wave
 from affectgpt.data.csvfile import read_table
+from affectgpt.data.features import stored_problems
 from affectgpt.data.guard import Decoder
 from affectgpt.data.own import load_own_samples, own_crops, own_label_types
 from affectgpt.data.readers import load_labels, place_samples, stored_crops
@@ -21,6 +21,7 @@ from affectgpt.data.video import probe_faces, probe_image, read_faces, read_imag
 from affectgpt.prompts.questions import HYBRID, get_label_type, render_answer
 
 MEDIA = ("video", "audio", "face", "image")
+FEATURES = "features"  # stored encoder outputs, looked at where there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Problem:
     dataset: str
     split: str
     sample: str
-    what: str  # files, count, label, subtitle, video, audio, face, image
+    what: str  # files, count, label, subtitle, video, audio, face, image, features
     kind: str  # missing, zero bytes, unreadable; of a count: wrong
     reason: str
 
@@ -56,9 +57,10 @@ class SplitReport:
 @dataclass(frozen=True)
 class Look:
     """How to look: at which ``media``, how deep (``decode``: as training reads them, else headers only), how many at
-    once; ``progress`` wraps an iterable and its length."""
+    once; ``features_root``: where stored features are; ``progress`` wraps an iterable and its length."""
 
     media: tuple[str, ...] = MEDIA
+    features_root: Path | str | None = None
     decode: bool = False
     workers: int = 4
     progress: Callable[[Iterable, int], Iterable] | None = None
@@ -147,6 +149,10 @@ def _checked(report: SplitReport, samples: list[Sample], look: Look) -> SplitRep
         report.problems += problems
         report.seconds += [seconds] if seconds is not None else []
         report.without_audio += [name] if silent else []
+    if look.features_root is not None:
+        found = stored_problems(look.features_root, samples, dataset=report.dataset, split=report.split)
+        for name, reason in found:
+            report.problems.append(Problem(report.dataset, report.split, name, FEATURES, "unreadable", reason))
     return report
 
 
@@ -189,20 +195,15 @@ def _samples(row: DatasetRow, split: str, dataset_root: Path, report: SplitRepor
 def _parallel(
     samples: list[Sample], split: str, media: tuple[str, ...], look: Look
 ) -> Iterator[tuple[list[Problem], float | None, bool, str]]:
-    local = threading.local()
-    decoders: list[Decoder] = []
+    decoder = Decoder()
 
     def check(sample: Sample):
-        if not hasattr(local, "decoder"):
-            local.decoder = Decoder()
-            decoders.append(local.decoder)
-        return _check_sample(sample, split, media, look.decode, local.decoder)
+        return _check_sample(sample, split, media, look.decode, decoder)
 
     with ThreadPoolExecutor(max_workers=max(1, look.workers)) as pool:
         results: Iterable = pool.map(check, samples)
         yield from look.progress(results, len(samples)) if look.progress else results
-    for decoder in decoders:
-        decoder.close()
+    decoder.close()
 
 
 def _check_sample(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,17 +111,35 @@ class AffectDataset:
 
     def __getitem__(self, key: int | tuple[int, int]) -> Example:
         epoch, index = (0, key) if isinstance(key, int) else key
-        sample = self.samples[index]
-        example = self._text(sample, epoch, index)
+        example = self.text(index, epoch=epoch)
+        with self._own_stream(self.samples[index], epoch):
+            self.fill(example, self.samples[index])
+        return example
+
+    @contextmanager
+    def _own_stream(self, sample: Sample, epoch: int) -> Iterator[None]:
+        """What transforms draw in training depends on seed, epoch and sample, not on how many workers there are."""
+        import torch
+
+        if not self.label_types or all(modality in self.features for modality in self.mode.media):
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seeded(self.seed, epoch, sample.dataset, sample.name).getrandbits(63))
+            yield
+
+    def fill(self, example: Example, sample: Sample) -> None:
+        """Add the media that the mode needs to a sample's text, or their features, and what is odd about them."""
         for modality in self.mode.media:
             if modality in self.features:
                 example.features[modality], flags = self.features[modality](sample)
             else:
                 example.media[modality], flags = self.media(sample, modality)
             example.flags += tuple(flag for flag in flags if flag not in example.flags)
-        return example
 
-    def _text(self, sample: Sample, epoch: int, index: int) -> Example:
+    def text(self, index: int, *, epoch: int = 0) -> Example:
+        """A sample without its media. Tokenizers are not for several threads at once; all else here may be."""
+        sample = self.samples[index]
         label_type = self._draw(sample, epoch, index)
         answer = None
         if label_type is None:

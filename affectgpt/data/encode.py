@@ -15,15 +15,17 @@ MAX_NEW_TOKENS = 1200
 
 
 def encode_prompt(
-    prompt: str, *, tokenizer: Any, n_tokens: Mapping[Modality, int], max_length: int, sample: str
+    prompt: str, *, tokenizer: Any, n_tokens: Mapping[Modality, int], max_length: int, sample: str, limit: str = ""
 ) -> list[int]:
     """A prompt → its ids, each placeholder repeated ``n_tokens`` times, without bos, cut on the right.
 
-    ``tokenizer`` knows the five placeholders. Raises DataError naming ``sample`` when the cut takes one of them.
+    ``tokenizer`` knows the five placeholders. Raises DataError naming ``sample`` when the cut takes one of them;
+    ``limit`` says what sets the length: a training's ``model.max_length`` where it is not given.
     """
     text = repeat_placeholders(prompt, dict(n_tokens))
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    return _cut(ids, ids[:max_length], tokenizer=tokenizer, sample=sample)
+    limit = limit or f"or raise model.max_length, which is {max_length}"
+    return _cut(ids, ids[:max_length], tokenizer=tokenizer, sample=sample, limit=limit)
 
 
 def encode_training(
@@ -62,12 +64,20 @@ def encode_generation(
     """
     room = max_length - max_new_tokens
     if room < 1:
-        raise DataError(f"max_new_tokens {max_new_tokens} leaves no room for a prompt: it must be below {max_length}")
-    ids = encode_prompt(prompt, tokenizer=tokenizer, n_tokens=n_tokens, max_length=max_length, sample=sample)
-    return _cut(ids, ids[-room:], tokenizer=tokenizer, sample=sample)
+        raise DataError(
+            f"inference.max_new_tokens {max_new_tokens} leaves no room for a prompt: it must be below {max_length}"
+        )
+    limit = (
+        f"or lower inference.max_new_tokens: prompt and answer share {max_length} tokens, and {max_new_tokens} of them "
+        "are the answer's"
+    )
+    ids = encode_prompt(
+        prompt, tokenizer=tokenizer, n_tokens=n_tokens, max_length=max_length, sample=sample, limit=limit
+    )  # fmt: skip
+    return _cut(ids, ids[-room:], tokenizer=tokenizer, sample=sample, limit=limit)
 
 
-def _cut(ids: list[int], kept: list[int], *, tokenizer: Any, sample: str) -> list[int]:
+def _cut(ids: list[int], kept: list[int], *, tokenizer: Any, sample: str, limit: str) -> list[int]:
     if len(kept) == len(ids):
         return ids
     for modality in Modality:
@@ -76,6 +86,6 @@ def _cut(ids: list[int], kept: list[int], *, tokenizer: Any, sample: str) -> lis
         if lost:
             raise DataError(
                 f"sample {sample!r}: its prompt has {len(ids)} tokens; cutting it to {len(kept)} removes {lost} of "
-                f"its {modality.placeholder}. Shorten the subtitle or the question, or raise the limit."
+                f"its {modality.placeholder}. Shorten the subtitle or the question, {limit}."
             )
     return kept

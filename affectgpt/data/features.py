@@ -1,8 +1,8 @@
 """The feature store: outputs of frozen encoders, computed once, read from memory maps.
 
 ``ROOT/<data set>/<split>/<modality>-<encoder>/`` holds ``key.json`` (what the features depend on) and, per writing
-process, ``shard-NNNN.bin`` (records of one shape and dtype) with ``shard-NNNN.jsonl`` (name and flags of each record,
-or a name and why it has none). Both only grow: a killed writer loses at most the record it was writing.
+process, ``shard-NNNN.bin`` (records of one shape and dtype) with ``shard-NNNN.jsonl`` (name, flags and CRC-32 of each
+record, or a name and why it has none). Both only grow: a killed writer loses at most the record it was writing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -173,6 +174,25 @@ def stored_features(
     return readers
 
 
+def stored_problems(
+    root: Path | str, samples: Sequence[Sample], *, dataset: str, split: str
+) -> Iterator[tuple[str, str]]:
+    """Every sample (or "" for a whole folder) whose stored features of any encoder cannot be read, and why."""
+    for path in sorted((Path(root) / dataset.lower() / split).glob("*/key.json")):
+        try:
+            meta = _read_meta(path.parent)
+            reader = FeatureReader(path.parent, key=meta["key"] if meta else {})
+        except DataError as error:
+            yield "", str(error)
+            continue
+        for sample in samples:
+            try:
+                if sample in reader:
+                    reader(sample)
+            except DataError as error:
+                yield sample.name, str(error)
+
+
 def features_policy(config: Config, dataset: str) -> str:
     """``features`` as a data set's block says, or as all blocks of the configuration do; ``auto`` where they differ."""
     for key, spec in config.datasets.items():
@@ -227,9 +247,23 @@ class FeatureWriter:
 
     def write(
         self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = (), source: Source | None = None
-    ) -> None:
-        """Append one sample's ``[T, d]`` (or ``[T, Q, d]``) tensor; ``source``: the file it is of."""
-        array = feature.detach().cpu().numpy().astype(self.dtype)
+    ) -> bool:
+        """Append one sample's ``[T, d]`` (or ``[T, Q, d]``) tensor; ``source``: the file it is of.
+
+        Values that are not finite are not stored: the sample is noted as failed, and False is the answer. Raises
+        DataError naming the sample when its shape is not that of the others.
+        """
+        import numpy as np
+
+        with np.errstate(over="ignore"):  # looked for below
+            array = feature.detach().cpu().numpy().astype(self.dtype)
+        if not np.isfinite(array).all():
+            reason = "the encoder's output is not finite: the file or the encoder's weights are damaged"
+            if bool(feature.isfinite().all()):
+                reason = f"the encoder's output is too large for {self.dtype}; store it with --dtype float32"
+            logger.error("%s: sample %r: %s", self.folder, name, reason)
+            self.fail(name, reason)
+            return False
         if self.shape is None:
             self.shape = array.shape
             meta = {"key": self.key, "shape": list(array.shape), "dtype": self.dtype}
@@ -238,13 +272,16 @@ class FeatureWriter:
             raise DataError(f"{self.folder}: sample {name!r} gives {list(array.shape)}, others {list(self.shape)}")
         self._open()
         assert self._data is not None
-        self._data.write(array.tobytes())
+        content = array.tobytes()
+        self._data.write(content)
         self._data.flush()
-        entry = {"name": name, "flags": list(flags), **({} if source is None else source._asdict())}
+        entry = {"name": name, "flags": list(flags), "crc32": zlib.crc32(content)}
+        entry |= {} if source is None else source._asdict()
         if self.key.get("modality") == Modality.AUDIO:
             entry["revision"] = REVISIONS["sound_channels"]
         self._note(entry)
         self.done.add(name)
+        return True
 
     def fail(self, name: str, reason: str) -> None:
         """Note a sample whose medium cannot be read; reading its features gives that reason."""
@@ -291,24 +328,26 @@ class FeatureReader:
         self.modality = next((m for m in Modality if m.value == meta["key"].get("modality")), None)
         self.shape, self.dtype = tuple(meta["shape"]), meta["dtype"]
         size = _record_size(self.shape, self.dtype)
-        self._where: dict[str, tuple[int, int]] = {}  # name → shard, record
+        self._where: dict[str, tuple[int, int, int | None]] = {}  # name → shard, record, CRC-32 where it is known
         self._flags: dict[str, tuple[str, ...]] = {}
         self._failed: dict[str, str] = {}
         self._sources: dict[str, Source] = {}
         self._same: set[str] = set()  # samples whose file has another time, but the content that was encoded
         self._mixed: set[str] = set()  # sounds whose channels, if they were many, an earlier version mixed
         self._shards: list[Path] = []
+        self._good: list[bytearray] = []  # per shard and record: 1 after a look at its bytes in this process
         for path in _indices(folder):
             shard, record = len(self._shards), 0
             data_path = path.with_suffix(".bin")
             available = data_path.stat().st_size // size if data_path.exists() else 0
             self._shards.append(data_path)
+            self._good.append(bytearray(available))
             for entry in _read_index(path):
                 if "failed" in entry:
                     self._failed[entry["name"]] = entry["failed"]
                     continue
                 if record < available:
-                    self._where[entry["name"]] = (shard, record)
+                    self._where[entry["name"]] = (shard, record, entry.get("crc32"))
                     if entry["flags"]:
                         self._flags[entry["name"]] = tuple(entry["flags"])
                     if entry.get("bytes") is not None:
@@ -317,6 +356,16 @@ class FeatureReader:
                         self._mixed.add(entry["name"])
                 record += 1
         self._maps: dict[int, np.ndarray] = {}
+        unknown = sum(crc is None for _, _, crc in self._where.values())
+        if unknown:
+            logger.info(
+                "%s: %d of %d records have no checksum (an earlier version wrote them), so damage to them may not be "
+                "noticed; remove the folder and run affectgpt extract_features to have them",
+                folder, unknown, len(self._where),
+            )  # fmt: skip
+
+    def __contains__(self, sample: Sample) -> bool:
+        return sample.name in self._where
 
     @property
     def width(self) -> int:
@@ -335,12 +384,34 @@ class FeatureReader:
             reason = self._failed.get(sample.name, "no stored feature; run affectgpt extract_features again")
             raise DataError(f"{sample.dataset}: sample {sample.name!r}: {reason}")
         self._check_source(sample)
-        shard, record = self._where[sample.name]
+        shard, record, _ = self._where[sample.name]
         if shard not in self._maps:
-            self._maps[shard] = np.memmap(self._shards[shard], mode="r", dtype=self.dtype)
-        length = int(np.prod(self.shape))
-        values = self._maps[shard][record * length : (record + 1) * length]
+            records = (len(self._good[shard]), int(np.prod(self.shape)))
+            self._maps[shard] = np.memmap(self._shards[shard], mode="r", dtype=self.dtype, shape=records)
+        values = self._maps[shard][record]
+        if not self._good[shard][record]:
+            self._check_record(sample, values)
         return torch.from_numpy(values.astype(np.float32).reshape(self.shape)), self._flags.get(sample.name, ())
+
+    def _check_record(self, sample: Sample, values: np.ndarray) -> None:
+        """The bytes are those that were written, and numbers: looked at once per process."""
+        import numpy as np
+
+        shard, record, written = self._where[sample.name]
+        found = zlib.crc32(values.data)
+        wrong = None
+        if written is not None and found != written:
+            wrong = f"is damaged (its CRC-32 is {found:08x}, {written:08x} was written)"
+        elif not np.isfinite(values).all():
+            wrong = "holds values that are not finite"
+        if wrong is not None:
+            path = self._shards[shard]
+            raise DataError(
+                f"{sample.dataset}: sample {sample.name!r}: its stored features, record {record} of {path}, "
+                f"{wrong}. Remove {path.name} and {path.stem}.jsonl there and run affectgpt extract_features, which "
+                "computes what is missing; affectgpt check_data finds all such records"
+            )
+        self._good[shard][record] = 1
 
     def _check_source(self, sample: Sample) -> None:
         """The file is the one that was encoded, or is not there any more."""
@@ -406,9 +477,15 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
     """Entries of an index; what a kill left of the last line is not one."""
     lines = path.read_bytes().split(b"\n")
     try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
+        entries = [json.loads(line) for line in lines[:-1]]
+        for number, entry in enumerate(entries, start=1):
+            whole = isinstance(entry["failed"], str) if "failed" in entry else isinstance(entry["flags"], list)
+            numbers = isinstance(entry.get("bytes"), int | None) and isinstance(entry.get("crc32"), int | None)
+            if not (whole and numbers and isinstance(entry["name"], str)):
+                raise ValueError(f"line {number}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}); remove the shard and compute it again") from error
+    return entries
 
 
 def _record_size(shape: tuple[int, ...], dtype: str) -> int:

@@ -31,15 +31,17 @@ _GRACE = 10  # seconds beyond the time limit after which a helper whose caller i
 
 
 class Decoder:
-    """Calls ``data.video`` and ``data.audio`` in a helper process, started when first needed, one per process.
+    """Calls ``data.video`` and ``data.audio`` in helper processes, started when first needed.
 
-    ``time_limit``: seconds for one file. May be pickled and forked: each process starts its own helper.
+    ``time_limit``: seconds for one file. May be shared between threads: a call has a helper to itself, so there are as
+    many helpers as calls at once, and a file that crashes one or lets it hang costs the others nothing. May be pickled
+    and forked: each process starts its own.
     """
 
     def __init__(self, *, time_limit: float = 60.0) -> None:
         self.time_limit = time_limit
-        self._helper: subprocess.Popen | None = None
-        self._owner = 0
+        self._idle: list[subprocess.Popen] = []  # taken and given back whole: list operations are atomic
+        self._owner = os.getpid()
 
     def frames(self, path: Path | str, **options: Any) -> np.ndarray:
         """``read_frames`` under the time limit. Raises DataError, also for a crash and for a timeout."""
@@ -58,14 +60,11 @@ class Decoder:
         return self._call("probe_video", path, {})
 
     def close(self) -> None:
-        """End the helper of this process."""
-        helper, self._helper = self._helper, None
-        if helper is not None and self._owner == os.getpid():
-            helper.kill()
-            helper.wait()
-            with contextlib.suppress(BrokenPipeError):  # a request that it did not live to take
-                helper.stdin.close()  # type: ignore[union-attr]
-            helper.stdout.close()  # type: ignore[union-attr]
+        """End the helpers of this process that no call is using."""
+        while self._idle:
+            helper = self._idle.pop()
+            if self._owner == os.getpid():  # else this is a forked child: they are the parent's
+                _end(helper)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"time_limit": self.time_limit}
@@ -79,61 +78,72 @@ class Decoder:
     def _call(self, function: str, path: Path | str, options: dict[str, Any]) -> Any:
         request = pickle.dumps((function, str(path), options, self.time_limit))
         deadline = time.monotonic() + self.time_limit
+        helper = self._take()
         try:
-            helper = self._running()
             helper.stdin.write(_HEADER.pack(len(request)) + request)  # type: ignore[union-attr]
             helper.stdin.flush()  # type: ignore[union-attr]
-            (size,) = _HEADER.unpack(self._read(_HEADER.size, deadline))
-            error, value = pickle.loads(self._read(size, deadline))
+            (size,) = _HEADER.unpack(_read(helper, _HEADER.size, deadline))
+            error, value = pickle.loads(_read(helper, size, deadline))
         except TimeoutError:
-            self.close()
+            _end(helper)
             raise DataError(
                 f"{path}: decoding took more than {self.time_limit:g} s and was stopped; the file is damaged, or its "
                 "place is too slow"
             ) from None
         except (EOFError, BrokenPipeError):
-            status = self._helper.wait() if self._helper is not None else 0
-            self.close()
+            status = helper.wait()
+            _end(helper)
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             raise DataError(f"{path}: the decoder crashed on it ({how}); the file is damaged") from None
         except BaseException:  # Ctrl-C between request and answer: the next answer would be this one's
-            self.close()
+            _end(helper)
             raise
+        self._idle.append(helper)
         if error is not None:
             raise DataError(error)
         return value
 
-    def _running(self) -> subprocess.Popen:
-        if self._owner != os.getpid():  # forked: the helper is the parent's
-            self._helper = None
-        if self._helper is None:
+    def _take(self) -> subprocess.Popen:
+        """A helper that no other call has: an idle one, or a new one."""
+        if self._owner != os.getpid():  # forked: the helpers are the parent's
+            self._idle, self._owner = [], os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
             package_root = str(Path(__file__).resolve().parents[2])
             path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-            self._helper = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "affectgpt.data.guard"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends this one
             )  # fmt: skip
-            self._owner = os.getpid()
-        return self._helper
 
-    def _read(self, size: int, deadline: float) -> bytes:
-        assert self._helper is not None and self._helper.stdout is not None
-        descriptor = self._helper.stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN | select.POLLHUP)
-        parts, missing = [], size
-        while missing:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise TimeoutError
-            part = os.read(descriptor, min(missing, 1 << 20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+
+def _end(helper: subprocess.Popen) -> None:
+    helper.kill()
+    helper.wait()
+    with contextlib.suppress(BrokenPipeError):  # a request that it did not live to take
+        helper.stdin.close()  # type: ignore[union-attr]
+    helper.stdout.close()  # type: ignore[union-attr]
+
+
+def _read(helper: subprocess.Popen, size: int, deadline: float) -> bytes:
+    assert helper.stdout is not None
+    descriptor = helper.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    parts, missing = [], size
+    while missing:
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimeoutError
+        part = os.read(descriptor, min(missing, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
 
 
 def _serve() -> None:

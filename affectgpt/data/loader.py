@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from affectgpt.config.schema import Config, DatasetConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.files import naming
-from affectgpt.core.runtime import logger, rank, world_size
+from affectgpt.core.runtime import allowed_cpus, logger, rank, world_size
 from affectgpt.core.types import Batch, Modality, Sample
 from affectgpt.data.collate import collate, share
 from affectgpt.data.dataset import AffectDataset, Example, keep_fraction
@@ -115,7 +115,7 @@ class BatchStream:
         self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
             _Fetch(list(self.parts.values())),  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]
-            num_workers=num_workers,
+            num_workers=loader_workers(num_workers),
             collate_fn=_SafeCollate(pad_token_id),
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
@@ -358,6 +358,19 @@ class _SafeCollate:
             media = (*batch.media.values(), *batch.features.values())
             share((batch.input_ids, batch.attention_mask, batch.labels, *media))
         return batch, failures, fatal
+
+
+def loader_workers(asked: int) -> int:
+    """How many loader processes to start: as many as asked for, at most one per CPU. Batches do not depend on it."""
+    allowed = allowed_cpus()
+    if asked > allowed:
+        _tell_workers(asked, allowed)
+    return min(asked, allowed)
+
+
+@cache
+def _tell_workers(asked: int, allowed: int) -> None:
+    logger.info("run.num_workers is %d; this process may use %d CPUs, so it starts %d", asked, allowed, allowed)
 
 
 def quiet_worker(_: int) -> None:

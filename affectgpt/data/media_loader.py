@@ -10,7 +10,7 @@ from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.collate import share
-from affectgpt.data.loader import Failure, quiet_worker
+from affectgpt.data.loader import Failure, loader_workers, quiet_worker
 from affectgpt.data.media import MediaReader, Source, media_source, tell_conversion
 
 
@@ -39,7 +39,7 @@ def media_batches(
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
         _Media(reader, samples, modality),  # type: ignore[arg-type]
         batch_size=batch_size,
-        num_workers=min(config.run.num_workers, len(samples)),
+        num_workers=loader_workers(min(config.run.num_workers, len(samples))),
         collate_fn=_collate,
         worker_init_fn=quiet_worker,
         generator=torch.Generator(),

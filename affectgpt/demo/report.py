@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +31,7 @@ class RecipeResult:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     n_labels: dict[str, float] = field(default_factory=dict)  # mean predicted labels on the basic set, by question
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # question → clip → answer, basic set
+    text_only: bool = False  # it has neither face nor voice
 
 
 def basic_plans(seed: int) -> list[ClipPlan]:
@@ -63,6 +66,23 @@ def text_does(plan: ClipPlan) -> str:
     return "carries" if plan.text == plan.emotion else "conflicts"
 
 
+def blind_descriptions(result: RecipeResult, *, chance: float) -> dict | None:
+    """What a recipe of text alone describes where its score (basic set) is below that of a blind draw: how the most
+    frequent description begins, and how many of them, in percent, conclude "neutral". None where nothing is odd."""
+    answers = list(result.answers.get("description", {}).values())
+    score = result.scores.get("description", {}).get("mer2023", 1.0)
+    if not (result.text_only and answers and score < chance):
+        return None
+    neutral = [answer for answer in answers if answer.rstrip().endswith(" is neutral.")]
+    if 2 * len(neutral) < len(answers):
+        return None
+    openings = Counter(" ".join(re.findall(r"[^.]+\.", answer)[:2]) for answer in neutral)
+    return {
+        "score": f"{100 * score:.1f}", "neutral": f"{100 * len(neutral) / len(answers):.0f}",
+        "opening": re.sub(r"\s+", " ", openings.most_common(1)[0][0]),
+    }  # fmt: skip
+
+
 def write_report(
     path: Path, *, results: list[RecipeResult], chance: float, dataset_root: Path, seed: int, seconds: float
 ) -> None:
@@ -76,7 +96,7 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         columns=[title for _, _, title in COLUMNS],
-        rows=[_row(result) for result in results],
+        rows=[{**_row(result), "blind": blind_descriptions(result, chance=chance)} for result in results],
         chance=f"{100 * chance:.1f}",
         curve=_loss_curves(results),
         clips=[_clip(plan, results, dataset_root) for plan in pick_clips(basic_plans(seed))],
@@ -101,7 +121,7 @@ def _loss_curves(results: list[RecipeResult]) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 3.2), dpi=110)
+    figure, axes = pyplot.subplots(figsize=(5.6, 3.2), dpi=140)  # lettering that a telephone shows large enough
     for result in results:
         steps, losses = read_losses(result.log)
         smooth = [sum(part) / len(part) for part in (losses[max(i - 4, 0) : i + 5] for i in range(len(losses)))]
@@ -109,7 +129,7 @@ def _loss_curves(results: list[RecipeResult]) -> str:
         axes.plot(steps, losses, color=line.get_color(), linewidth=0.6, alpha=0.35)
     axes.set(xlabel="step", ylabel="training loss (running mean)", ylim=(0, None))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9)
     figure.tight_layout()
     out = io.BytesIO()
     figure.savefig(out, format="png")
@@ -126,7 +146,7 @@ def read_losses(log: Path) -> tuple[list[int], list[float]]:
 
 
 def _clip(plan: ClipPlan, results: list[RecipeResult], dataset_root: Path) -> dict:
-    video = clip_paths(dataset_root, get_row("MER2023"), plan.name)["video"]
+    files = clip_paths(dataset_root, get_row("MER2023"), plan.name)
     place = {"both": "face and voice", "face": "the face (the voice is even)", "voice": "the voice (the face is still)"}
     says = {"plain": "says nothing of it", "carries": "agrees", "conflicts": f"sounds {plan.text} instead"}
     answers = []
@@ -136,7 +156,8 @@ def _clip(plan: ClipPlan, results: list[RecipeResult], dataset_root: Path) -> di
                 answers.append({"title": result.title, "question": question, "text": given.get(plan.name, "–")})
     return {
         "name": plan.name,
-        "strip": _strip(video),
+        "strip": _strip(files["video"]),
+        "sound": base64.b64encode(files["audio"].read_bytes()).decode(),  # a wav that every browser plays
         "subtitle": plan.english,
         "truth": plan.emotion,
         "where": place[shown_in(plan)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from affectgpt.core.runtime import logger, pick_device
 from affectgpt.core.types import Batch, Modality, Sample
 from affectgpt.data.collate import collate
 from affectgpt.data.dataset import AffectDataset, Example
+from affectgpt.data.guard import Decoder
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.memory import autocast, find_batch_size
 from affectgpt.modeling.build import build_model, build_preparation, weights_folder
@@ -47,9 +49,14 @@ def training_mode(config: Config) -> str:
 
 
 class Asker:
-    """A model and its engine, ready to answer: shared by whole data sets and single clips."""
+    """A model and its engine, ready to answer: shared by whole data sets and single clips.
+
+    ``lock`` is held by whoever uses the tokenizer, the model or the engine, none of which serves two threads at once;
+    the methods here that do take it themselves.
+    """
 
     def __init__(self, config: Config, *, device: torch.device, mode: str | None = None, encoders: bool = True) -> None:
+        self.lock = threading.RLock()
         self.config = config
         self.device = device
         self.mode = get_mode(mode or training_mode(config)).name
@@ -72,10 +79,11 @@ class Asker:
 
         Raises CheckpointError when it does not fill the model.
         """
-        if checkpoint != self.checkpoint:
-            self.checkpoint = None  # a load that fails leaves neither
-            logger.info("%s: %s", checkpoint, self.engine.load(checkpoint))
-            self.checkpoint = checkpoint
+        with self.lock:
+            if checkpoint != self.checkpoint:
+                self.checkpoint = None  # a load that fails leaves neither
+                logger.info("%s: %s", checkpoint, self.engine.load(checkpoint))
+                self.checkpoint = checkpoint
 
     def dataset(
         self,
@@ -83,6 +91,7 @@ class Asker:
         *,
         question: str,
         features: Mapping[Modality, FeatureOf] | None = None,
+        decoder: Decoder | None = None,
     ) -> AffectDataset:
         """Samples with a question, as the model takes them; ``features`` in place of media where they are known."""
         model = self.config.model
@@ -99,12 +108,13 @@ class Asker:
             audio_clip_spacing=model.audio_clip_spacing,
             face_channels=model.face_channels,
             features=features,
+            decoder=decoder,
         )
 
     @torch.inference_mode()
     def encode(self, batch: Batch) -> list[Example]:
         """A small batch with media → its examples with encoder outputs (on the CPU) instead."""
-        with autocast(self.device):
+        with self.lock, autocast(self.device):
             features = self.model.encode(batch.to(self.device))
         features = {modality: z.cpu() for modality, z in features.items()}
         return [
@@ -136,7 +146,8 @@ class Asker:
         """An answer per example. A batch that does not fit into memory is halved, and so are those that follow."""
         batch = collate(examples, pad_token_id=self.preparation.tokenizer.pad_token_id)
         try:
-            return self.engine.generate(batch, seeds=seeds)
+            with self.lock:
+                return self.engine.generate(batch, seeds=seeds)
         except torch.OutOfMemoryError as error:
             if len(examples) == 1:
                 raise AffectGPTError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,11 +36,13 @@ RELEASED = (
 )
 ODD_DESCRIPTION = "description_not_in_the_text"
 TURNED = "picture_turned"
+SEVERAL = "several_people"
 _CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: nothing is odd; there are faces
 NOTES = {
     NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
     FIRST_CHANNEL: "the sound has more than two channels; the model heard the first",
     TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
+    SEVERAL: "several people's faces are in the picture; the answer is about one of them",
     EMPTY: "the answer is empty",
     UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
     REPEATING: "the answer repeats itself",
@@ -77,7 +80,11 @@ class Reply:
     @property
     def notes(self) -> list[str]:
         """What is odd about the clip or the answer, in words."""
-        return [NOTES.get(flag, flag) for flag in self.flags]
+        notes = []
+        for flag in self.flags:
+            kind, _, which = flag.partition(": ")
+            notes.append(NOTES.get(kind, kind) + (f" ({which})" if which else ""))
+        return notes
 
     def as_dict(self) -> dict[str, Any]:
         """Video, subtitle, question, answer, labels and notes, as plain containers; the description if it was asked."""
@@ -103,7 +110,11 @@ def check_inputs(mode: str, *, video: Any, audio: Any, face: Any) -> None:
 
 
 class Predictor:
-    """Answers for single clips. Build it once, call it often."""
+    """Answers for single clips. Build it once, call it often, from any number of threads.
+
+    Media are read and faces detected side by side; the model serves one thread at a time. A clip that fails, or a
+    thread that is interrupted, leaves the others alone, and no answer depends on what is asked beside it.
+    """
 
     def __init__(
         self,
@@ -113,10 +124,15 @@ class Predictor:
         face_framing: str = "loose",
         keep_features: bool = False,
     ) -> None:
+        if not isinstance(asker, Asker):
+            raise ConfigError(
+                f"Predictor({asker!r}): expected an Asker; Predictor.from_config(FILE) builds one from a configuration"
+            )
         self.asker = asker
         self.face_framing = face_framing  # of the crops made here: loose or tight, see preprocess/faces
         self._kept: dict[Sample, Encoded] | None = {} if keep_features else None
         self.recognise = recognise  # a sound or video file → what is said in it
+        self._recognising = threading.RLock()
         self._detector: FaceDetector | None = None
         self._decoder = Decoder()
 
@@ -209,7 +225,8 @@ class Predictor:
             return ""
         if sample.audio is None and not self._decoder.probe(source).audio_tracks:
             return ""
-        return self.recognise(sample.audio or source)
+        with self._recognising:
+            return self.recognise(sample.audio or source)
 
     def _encoded(self, sample: Sample) -> Encoded:
         if self._kept is None:
@@ -226,17 +243,22 @@ class Predictor:
                 sample = replace(sample, face=Path(folder) / "faces.npy", crops=Crops("rgb", self.face_framing))
                 crops, odd = self._faces(sample.video)
                 np.save(sample.face, crops)
-            example = self.asker.dataset([sample], question="")[0]
+            dataset = self.asker.dataset([sample], question="", decoder=self._decoder)
+            with self.asker.lock:
+                example = dataset.text(0)
+            dataset.fill(example, sample)
         batch = collate([example], pad_token_id=self.asker.preparation.tokenizer.pad_token_id)
         return self.asker.encode(batch)[0].features, odd + example.flags
 
     def _faces(self, video: Path | None) -> tuple[np.ndarray, tuple[str, ...]]:
         """Crops of the speaker; flagged when a turned picture shows faces better, an error when only that shows any."""
         assert video is not None
-        if self._detector is None:
-            self._detector = FaceDetector()
+        self._detector = self._detector or FaceDetector()
         try:
-            crops = face_crops(video, framing=self.face_framing, detector=self._detector, decoder=self._decoder)
+            taken: list[str] = []
+            crops = face_crops(
+                video, framing=self.face_framing, detector=self._detector, decoder=self._decoder, note=taken.append
+            )
         except DataError as error:
             if "no face" not in str(error):
                 raise
@@ -247,7 +269,8 @@ class Predictor:
                 else "give crops with --face_npy, or use a recipe that takes frames"
             )
             raise DataError(f"{error}; {hint}") from error
-        return crops, ((TURNED,) if self._better_turned(video) else ())
+        odd = tuple(f"{SEVERAL}: {which}" for which in taken)
+        return crops, odd + ((TURNED,) if self._better_turned(video) else ())
 
     def _better_turned(self, video: Path) -> int:
         """Degrees by which the picture must be turned for faces to be clearer; 0 when they are clear as it is."""
@@ -268,12 +291,13 @@ class Predictor:
         self, sample: Sample, question: str, *, features: Mapping[Modality, torch.Tensor], flags: tuple[str, ...]
     ) -> Reply:
         getters = {modality: _constant(z) for modality, z in features.items()}
-        example = self.asker.dataset([sample], question=question, features=getters)[0]
-        assert self.asker.checkpoint is not None
-        seed = sample_seed(
-            self.asker.config.inference.seed, sample.dataset, sample.name, question, self.asker.checkpoint.name
-        )
-        answer = self.asker.answer([example], seeds=[seed])[0]
+        with self.asker.lock:
+            example = self.asker.dataset([sample], question=question, features=getters)[0]
+            assert self.asker.checkpoint is not None
+            seed = sample_seed(
+                self.asker.config.inference.seed, sample.dataset, sample.name, question, self.asker.checkpoint.name
+            )
+            answer = self.asker.answer([example], seeds=[seed])[0]
         flags = (*flags, *answer_flags(answer.text, stopped=answer.stopped))
         if (
             question == render_question("description")

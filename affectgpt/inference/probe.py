@@ -62,8 +62,11 @@ def make_probe(folder: Path) -> Sample:
 
 
 @torch.inference_mode()
-def run_stages(asker: Asker, folder: Path) -> dict[str, torch.Tensor]:
-    """Stage → its values for the probe clip, in the order in which they are computed."""
+def run_stages(asker: Asker, folder: Path, *, trained: bool = True) -> dict[str, torch.Tensor]:
+    """Stage → its values for the probe clip, in the order in which they are computed.
+
+    ``trained=False``: those that depend on no checkpoint, up to the encoders' outputs.
+    """
     from affectgpt.data.audio import read_audio
     from affectgpt.data.video import read_faces, read_frames
 
@@ -84,6 +87,8 @@ def run_stages(asker: Asker, folder: Path) -> dict[str, torch.Tensor]:
         features = model.encode(batch)
         for modality, z in features.items():
             stages[f"encoder output, {modality}"] = z[0]
+        if not trained:
+            return {name: tensor.detach().cpu() for name, tensor in stages.items()}
         for modality, slot in model.fuse(features, batch).items():
             stages[f"connector output, {modality}"] = slot[0]
         embeds = model.embed(batch).to(model.llm.get_input_embeddings().weight.dtype)

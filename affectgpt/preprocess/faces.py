@@ -11,6 +11,7 @@ with hair and background, at about two thirds of that size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ _OUTLINE = ((13, -9), (5, 35), (5, 48), (7, 61), (9, 74), (14, 86), (22, 96), (3
 _SAME_PERSON = 0.25  # intersection over union of boxes in frames that follow each other
 _SAME_SHOT = 0.85  # correlation of two frames (within the shots measured at least 0.97)
 _SAME_LOOK = 0.75  # likeness of two crops' colours (measured: one person 0.82 and more, others 0.51 and less)
+_SURE = 0.85  # mean confidence of a track that is counted as somebody else's face
 _CHUNK = 16  # frames decoded at once
 
 
@@ -58,22 +60,24 @@ def face_crops(
     framing: str = "loose",
     detector: FaceDetector | None = None,
     decoder: Decoder | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """Aligned crops of the most prominent person in ``n_frames`` uniformly spaced frames (0: in every frame).
 
     ``framing``: ``loose`` or ``tight`` (see above).
 
     Returns uint8 ``[n, size, size, 3]`` RGB in time order, n at most the number of frames looked at: frames in which
-    that person is not found give no crop. Raises DataError naming the clip when it cannot be decoded or has no face.
+    that person is not found give no crop. Where other people's faces are in the clip too, ``note`` is called with words
+    for the one that was kept. Raises DataError naming the clip when it cannot be decoded or has no face.
     """
     import numpy as np
 
     detector = detector or FaceDetector()
     tracks: list[_Track] = []
     crops: dict[tuple[int, int], np.ndarray] = {}
-    looked_at, before = 0, None
+    looked_at, width, before = 0, 1, None
     for number, image in _frames(video, n_frames, decoder or Decoder()):
-        looked_at += 1
+        looked_at, width = looked_at + 1, image.shape[1]
         small = _thumbnail(image)
         cut = before is not None and float(small @ before) < _SAME_SHOT
         before = small
@@ -87,6 +91,11 @@ def face_crops(
     if not tracks:
         raise DataError(f"{video}: no face found in {looked_at} frames")
     best = max(tracks, key=lambda track: track.weight)
+    others = sum(_is_another(track, best) for track in tracks)
+    if note is not None and others:
+        centre = float(np.mean([face.box[::2].mean() for face in best.faces.values()])) / width
+        side = "on the left" if centre < 0.4 else "on the right" if centre > 0.6 else "in the middle"
+        note(f"{side}, seen in {len(best.faces)} of {looked_at} frames")
     return np.stack([crops[id(best), number] for number in sorted(best.faces)])
 
 
@@ -171,6 +180,15 @@ def _assign(
         track.faces[number], track.look = face, looks[f]
         result.append(track)
     return result
+
+
+def _is_another(track: _Track, best: _Track) -> bool:
+    """Whether a track is surely a face, and not that of the person of ``best``, whom a second track may show too."""
+    if track is best or len(track.faces) < 2:
+        return False
+    sure = sum(face.confidence for face in track.faces.values()) / len(track.faces) >= _SURE
+    together = bool(track.faces.keys() & best.faces.keys())
+    return sure and (together or float((track.look * best.look).sum()) < _SAME_LOOK)  # type: ignore[operator]
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.checkpoint import load_state, trained_parameters
-from affectgpt.training.distributed import is_main, shard, world, wrap
+from affectgpt.training.distributed import gather, is_main, shard, world, wrap
 from affectgpt.training.interrupt import Interrupt, Interrupted
 from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.optim import build_optimizer, get_schedule
@@ -97,7 +97,7 @@ def train(
     if resumed is not None and "random" in resumed.content:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         set_random_state(resumed.content["random"][rank], device)
-    bad_names: list[list[str]] = []
+    bad: list[dict[str, list[str]]] = []  # of the last steps whose loss was not a number
     latest = output_dir
     model.train()
     with Interrupt() as interrupt, Progress(output_dir, run=run, start=at, device=device) as progress:
@@ -111,9 +111,9 @@ def train(
                 at.step += 1
                 _count(at, step)
                 progress.step(at, step, lr=lr)
-                bad_names = [*bad_names, _names(fetched)][-at.bad_steps :] if at.bad_steps else []
+                bad = [*bad, _inputs(fetched)][-at.bad_steps :] if at.bad_steps else []
                 if at.bad_steps >= _MAX_BAD_STEPS:
-                    _give_up(output_dir, at, bad_names)
+                    _give_up(output_dir, at, bad, model)
                 step.stop |= world() == 1 and interrupt.asked  # several ranks agree with the next step
                 if step.stop or (run.save_state_every and at.step % run.save_state_every == 0):
                     saver.state(at)
@@ -151,18 +151,48 @@ def _count(at: Position, step: Step) -> None:
         at.bad_steps += 1
 
 
-def _names(fetched: list[Batch | None]) -> list[str]:
-    return [name for batch in fetched if batch is not None for name in batch.names]
+def _inputs(fetched: list[Batch | None]) -> dict[str, list[str]]:
+    """The samples of a step's batches, and which inputs of theirs are not finite (``NAME: face``)."""
+    names, odd = [], []
+    for batch in fetched:
+        if batch is not None:
+            names += batch.names
+            inputs = [(m, t) for m, t in (*batch.media.items(), *batch.features.items()) if t.is_floating_point()]
+            for row, name in enumerate(batch.names):
+                media = [modality.value for modality, tensor in inputs if not tensor[row].isfinite().all()]
+                odd += [f"{name}: {', '.join(media)}"] if media else []
+    return {"names": names, "not_finite": odd}
 
 
-def _give_up(output_dir: Path, at: Position, names: list[list[str]]) -> None:
-    """The loss was no number too often: save the samples' names and stop."""
+def _give_up(output_dir: Path, at: Position, bad: list[dict[str, list[str]]], model: AffectGPT) -> None:
+    """The loss was not a number too often: save the samples' names, say where that may come from, and stop."""
     path = output_dir / "bad_batches.json"
-    steps = range(at.step - len(names) + 1, at.step + 1)
+    numbers = range(at.step - len(bad) + 1, at.step + 1)
+    ranks = gather(bad)
+    steps = [{key: [x for rank in ranks for x in rank[i][key]] for key in bad[i]} for i in range(len(bad))]
     if is_main():
-        write_json(path, [{"epoch": at.epoch, "step": s, "names": n} for s, n in zip(steps, names, strict=True)])
+        write_json(path, [{"epoch": at.epoch, "step": s, **step} for s, step in zip(numbers, steps, strict=True)])
+    odd = list(dict.fromkeys(entry for step in steps for entry in step["not_finite"]))
+    local = ((name, p.to_local() if hasattr(p, "to_local") else p) for name, p in model.named_parameters())
+    weights = [name for name, p in local if not p.isfinite().all()]
+    weights = list(dict.fromkeys(name for rank in gather(weights) for name in rank))
+    if odd:
+        advice = (
+            f"Inputs of these samples are not finite: {'; '.join(odd[:5])}{'; …' if len(odd) > 5 else ''}. Their files "
+            "or stored features are damaged: affectgpt check_data --decode names them (run.on_error=skip leaves out "
+            "what cannot be read)."
+        )
+    elif weights:
+        advice = (
+            f"All inputs are finite, but {len(weights)} weights of the model are not, first {weights[0]}: the model "
+            "folder or the checkpoint that it came from is damaged (affectgpt doctor)."
+        )
+    else:
+        advice = (
+            "All inputs and weights are finite. Lower run.init_lr, set run.amp_dtype=bfloat16 where the GPU has it, or "
+            "look at these samples."
+        )
     raise AffectGPTError(
-        f"epoch {at.epoch}, step {at.step}: the loss was no number {at.bad_steps} steps in a row. The samples are in "
-        f"{path}: {', '.join(names[-1])}. No weight was changed by these steps. Lower run.init_lr, set "
-        "run.amp_dtype=bfloat16 where the GPU has it, or look at these samples."
+        f"epoch {at.epoch}, step {at.step}: the loss was not a number {at.bad_steps} steps in a row. The samples are "
+        f"in {path}: {', '.join(steps[-1]['names'])}. No weight was changed by these steps. {advice}"
     )

@@ -7,7 +7,7 @@ checkpoint of the published layout (.pth) can be gone on with too, at the epoch 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 from affectgpt.modeling.checkpoint import face_channels_unknown, read_checkpoint
+from affectgpt.training.distributed import gather
 
 STATE = "last.state"
 # What the weights' shapes and meaning depend on; the rest of the model section may change between runs.
@@ -83,10 +84,12 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def find_resume(config: Config, *, world_size: int) -> Resumed | None:
-    """The file that ``run.resume_ckpt_path`` means, read and checked; None: start anew.
+def find_resume(config: Config, *, world_size: int, hold: Callable[[Path], None] | None = None) -> Resumed | None:
+    """The file that ``run.resume_ckpt_path`` means, read and checked; None: a new run.
 
-    ``auto`` goes on in the newest folder of this configuration that has a ``last.state`` or else a checkpoint.
+    ``auto`` resumes in the newest folder of this configuration that has a ``last.state`` or else a checkpoint. ``hold``
+    is called with each folder that must not change from then on: for ``auto`` that of the configuration's runs, and the
+    run's own, before it is read. All ranks must call this.
     Raises ConfigError and CheckpointError when the file is missing, damaged, or of another recipe.
     """
     asked = config.run.resume_ckpt_path
@@ -94,9 +97,12 @@ def find_resume(config: Config, *, world_size: int) -> Resumed | None:
         return None
     folder = None
     if asked == "auto":
-        path = _newest(config)
+        root = runs_folder(config)
+        if hold is not None:
+            hold(root)
+        path = gather(_newest(config))[0]
         if path is None:
-            logger.info("run.resume_ckpt_path: auto: nothing to go on with, starting anew")
+            logger.info("run.resume_ckpt_path: auto: nothing to resume in %s, a new run begins", root)
             return None
         folder = path.parent
     else:
@@ -105,14 +111,32 @@ def find_resume(config: Config, *, world_size: int) -> Resumed | None:
             path = _of_folder(path) or path / STATE
         if path.name == STATE:
             folder = path.parent
+    if hold is not None and folder is not None and folder.is_dir():
+        hold(folder)
     try:
         content = read_checkpoint(path)
     except CheckpointError as error:
-        raise CheckpointError(f"run.resume_ckpt_path: {error}") from error
+        advice = "" if folder is None else _instead(path)
+        raise CheckpointError(f"run.resume_ckpt_path: {error}{advice}") from error
     if "position" not in content and not isinstance(content.get("epoch"), int):
         raise CheckpointError(f"run.resume_ckpt_path: {path} has no epoch; load it with model.ckpt instead")
     _check_recipe(path, content, config, world_size=world_size)
     return Resumed(path, content, folder)
+
+
+def _instead(damaged: Path) -> str:
+    """Which whole checkpoint of a run's folder can be resumed in place of a damaged file, and how."""
+    for file in reversed(list_checkpoints(damaged.parent)):
+        if file.path != damaged:
+            try:
+                read_checkpoint(file.path)
+            except CheckpointError:
+                continue
+            return (
+                f". The checkpoint of epoch {file.epoch} there is whole; resume it in a new folder: --options "
+                f"run.resume_ckpt_path={file.path}"
+            )
+    return ". No other checkpoint there is whole: start again without run.resume_ckpt_path"
 
 
 def _newest(config: Config) -> Path | None:

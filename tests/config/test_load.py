@@ -2,8 +2,9 @@
 
 import pytest
 
+from affectgpt.cli.train import main as train
 from affectgpt.config.load import load_config
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import CheckpointError, ConfigError
 
 
 def write(folder, name, text):
@@ -73,3 +74,27 @@ def test_extends_of_nothing_and_in_a_circle(tmp_path):
 def test_the_word_off_is_a_word_where_words_are_asked_for(tmp_path):
     path = write(tmp_path, "a.yaml", "datasets: {mercaptionplus: {features: off}}\n")
     assert load_config(path).datasets["mercaptionplus"].features == "off"
+
+
+def test_weights_that_are_not_where_the_working_folder_is(tmp_path, monkeypatch):
+    """As outside the clone: the message says where it looked, where they are, and what to set."""
+    clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (clone / "train_configs").mkdir(parents=True)
+    path = clone / "train_configs" / "tiny.yaml"
+    path.write_text("run: {device: cpu}\npaths: {dataset_root: .}\ndatasets: {mercaptionplus: {}}\n")
+    monkeypatch.chdir(elsewhere)
+
+    def told(*options: str) -> str:
+        with pytest.raises(CheckpointError) as raised:
+            train(["--cfg-path", "../clone/train_configs/tiny.yaml", "--options", "run.device=cpu", *options])
+        return str(raised.value)
+
+    missing = told(f"paths.dataset_root={tmp_path}")
+    assert f"Looked for {elsewhere}/models/" in missing and f"configuration is in {clone}/train_configs" in missing
+    assert "paths.models_root=FOLDER" in missing and "It is there" not in missing
+    (clone / "models" / "clip-vit-large-patch14").mkdir(parents=True)
+    assert f"set paths.models_root={clone}/models, or run in {clone}" in told()
+    assert "Looked for" not in told(f"paths.models_root={tmp_path}")
+    (clone / "mine").mkdir()
+    assert f"set paths.folders.CLIP_VIT_LARGE={clone}/mine" in told("paths.folders.CLIP_VIT_LARGE=mine")

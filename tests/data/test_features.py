@@ -12,10 +12,11 @@ import pytest
 import torch
 import yaml
 
+from affectgpt.cli.check_data import main as check_data
 from affectgpt.cli.extract_features import main
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import DataError
-from affectgpt.core.types import Modality
+from affectgpt.core.types import Modality, Sample
 from affectgpt.data.features import (
     FeatureReader,
     FeatureWriter,
@@ -319,8 +320,6 @@ def test_inference_follows_the_policy_of_the_configuration():
 
 
 def test_flags_are_kept(tmp_path):
-    from affectgpt.core.types import Sample
-
     writer = FeatureWriter(tmp_path / "s", key={"a": 1})
     writer.write("x", torch.ones(8, 3), flags=("no_audio_track",))
     with pytest.raises(DataError, match=r"sample 'y' gives \[8, 4\], others \[8, 3\]"):
@@ -354,3 +353,83 @@ def test_encoding_leaves_the_random_stream_as_with_stored_features(cfg, tokenize
     drawn = torch.rand(4)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(4))
+
+
+def overwrite(config, modality, *, record, values):
+    """Other bytes in place of a stored record; the sample it belongs to."""
+    data = folder_of(config, modality) / "shard-0000.bin"
+    lines = data.with_suffix(".jsonl").read_text().splitlines()
+    size = data.stat().st_size // len(lines)
+    with data.open("r+b") as handle:
+        handle.seek(record * size)
+        handle.write(values[:size])
+    return json.loads(lines[record])["name"]
+
+
+def train(cfg, *options):
+    from affectgpt.cli.train import main as train
+
+    run = ["run.max_epoch=1", "run.lr_sched=warmup_cosine", "datasets.ovmerd.features=require"]
+    return train(["--cfg-path", str(cfg), "--options", f"paths.output_root={cfg.parent / 'output'}", *run, *options])
+
+
+@pytest.mark.parametrize("values", [b"\xff" * 9999, b"\x00" * 9999], ids=["not a number", "zeros"])
+def test_overwritten_records_are_named_by_training_and_by_check_data(cfg, capsys, values):
+    config = load_config(cfg)
+    assert main(["--cfg-path", str(cfg)]) == 0
+    check = ["--cfg-path", str(cfg), "--splits", "train", "--media", "none", "--any-count"]
+    assert check_data(check) == 0
+    name = overwrite(config, Modality.FACE, record=2, values=values)
+    told = rf"sample '{name}'.* record 2 of .*OVMERD.*shard-0000\.bin, is damaged .*Remove shard-0000\.bin and"
+    with pytest.raises(DataError, match="(?i)" + told):
+        train(cfg)
+    capsys.readouterr()
+    assert check_data(check) == 1
+    assert f"OVMERD train {name}: features unreadable" in capsys.readouterr().out
+    for path in folder_of(config, Modality.FACE).glob("shard-*"):
+        path.unlink()
+    assert main(["--cfg-path", str(cfg)]) == 0  # as the message says
+    assert check_data(check) == 0 and train(cfg) == 0
+
+
+def test_a_store_without_checksums_loads_with_a_note(cfg, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
+    config = load_config(cfg)
+    assert main(["--cfg-path", str(cfg)]) == 0
+    for modality in MEDIA:
+        path = folder_of(config, modality) / "shard-0000.jsonl"
+        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "crc32"}) + "\n" for e in entries))
+    _, samples = named_samples(config, "ovmerd", split="train")
+    with caplog.at_level(logging.INFO, "affectgpt"):
+        reader = reader_of(config, Modality.FACE)
+        assert all(reader(sample)[0].isfinite().all() for sample in samples)
+    [note] = [record.message for record in caplog.records if "checksum" in record.message]
+    assert "4 of 4 records have no checksum" in note
+    name = overwrite(config, Modality.FACE, record=1, values=b"\xff" * 9999)
+    with pytest.raises(DataError, match=f"sample '{name}'.* values that are not finite"):
+        train(cfg)
+
+
+def test_outputs_that_are_not_finite_are_not_stored(tmp_path, caplog):
+    writer = FeatureWriter(tmp_path / "s", key={"a": 1}, dtype="float16")
+    assert writer.write("good", torch.ones(2, 3))
+    assert not writer.write("nan", torch.full((2, 3), float("nan")))
+    assert not writer.write("large", torch.full((2, 3), 1e6))
+    writer.close()
+    reader = FeatureReader(tmp_path / "s", key={"a": 1})
+    assert reader(Sample(name="good", dataset="d"))[0].tolist() == [[1] * 3] * 2
+    for name, told in (("nan", "not finite"), ("large", "--dtype float32")):
+        with pytest.raises(DataError, match=f"sample '{name}': .*{told}"):
+            reader(Sample(name=name, dataset="d"))
+
+
+@pytest.mark.parametrize("line", ['{"flags": []}', "[]", '{"name": "x"}', '{"name": "x", "flags": [], "crc32": "1"}'])
+def test_a_damaged_index_is_named(tmp_path, line):
+    writer = FeatureWriter(tmp_path / "s", key={"a": 1})
+    writer.write("good", torch.ones(2, 3))
+    writer.close()
+    path = tmp_path / "s" / "shard-0000.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match=r"shard-0000\.jsonl: damaged"):
+        FeatureReader(tmp_path / "s", key={"a": 1})

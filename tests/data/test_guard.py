@@ -41,9 +41,9 @@ def test_errors_come_through(decoder, tmp_path):
 def test_a_killed_helper_is_an_error_that_names_the_file(decoder, make, tmp_path):
     path = make.video(tmp_path / "clip.mp4")
     decoder.probe(path)
-    os.kill(decoder._helper.pid, signal.SIGSTOP)  # the request is sent, no answer comes
-    os.kill(decoder._helper.pid, signal.SIGSEGV)
-    os.kill(decoder._helper.pid, signal.SIGCONT)
+    os.kill(decoder._idle[0].pid, signal.SIGSTOP)  # the request is sent, no answer comes
+    os.kill(decoder._idle[0].pid, signal.SIGSEGV)
+    os.kill(decoder._idle[0].pid, signal.SIGCONT)
     with pytest.raises(DataError, match=r"clip\.mp4: the decoder crashed on it \(SIGSEGV\)"):
         decoder.frames(path)
     assert decoder.frames(path).shape == (8, 224, 224, 3)  # the next file gets a fresh helper
@@ -55,7 +55,7 @@ def test_a_hanging_helper_is_stopped(make, tmp_path):
     decoder.time_limit = 30
     decoder.probe(path)
     decoder.time_limit = 0.3
-    pid = decoder._helper.pid
+    pid = decoder._idle[0].pid
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
     with pytest.raises(DataError, match=r"clip\.mp4: decoding took more than 0\.3 s"):
@@ -69,11 +69,11 @@ def test_a_hanging_helper_is_stopped(make, tmp_path):
 def test_pickling_leaves_the_helper_behind(decoder, make, tmp_path):
     decoder.probe(make.video(tmp_path / "clip.mp4"))
     other = pickle.loads(pickle.dumps(decoder))
-    assert other.time_limit == 30 and other._helper is None
+    assert other.time_limit == 30 and other._idle == []
 
 
 def _probe_in_child(decoder, path, queue):
-    queue.put((decoder.probe(path).frames, decoder._helper.pid))
+    queue.put((decoder.probe(path).frames, decoder._idle[0].pid))
 
 
 def test_a_forked_process_starts_its_own_helper(decoder, make, tmp_path):
@@ -85,5 +85,5 @@ def test_a_forked_process_starts_its_own_helper(decoder, make, tmp_path):
     child.start()
     frames, pid = queue.get()
     child.join()
-    assert frames == 20 and pid != decoder._helper.pid
+    assert frames == 20 and pid != decoder._idle[0].pid
     assert decoder.probe(path).frames == 20  # the parent's helper lives on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -103,6 +104,47 @@ def test_a_run_is_repeated_exactly_and_workers_change_nothing(config, batches_of
     restarted = list(batches_of(config)(2, start=5))
     assert all(same(a, b) for a, b in zip(first[5:], restarted, strict=True)) and len(restarted) == 3
     assert not all(same(a, b) for a, b in zip(first, batches_of(config)(3), strict=True))
+
+
+class _Jitter:
+    """A transform that draws, as that of EVA-CLIP does in training."""
+
+    def __call__(self, frames):
+        return torch.rand(8, 3, 224, 224)
+
+
+def test_what_transforms_draw_depends_on_sample_and_epoch_alone(config, tokenizer, transforms):
+    def batches(epoch, **run):
+        drawing = {**transforms, Modality.FACE: _Jitter()}
+        stream = training_batches(
+            with_run(config, **run), tokenizer=tokenizer, transforms=drawing, n_tokens=N_TOKENS
+        )  # fmt: skip
+        return list(stream(epoch))
+
+    first = batches(2)
+    for other in (batches(2), batches(2, num_workers=1), batches(2, num_workers=2)):
+        assert all(same(a, b) for a, b in zip(first, other, strict=True))
+    drawn = {
+        (epoch, prompt, name): crop.sum().item()
+        for epoch, part in ((2, first), (3, batches(3)))
+        for batch in part
+        for prompt, name, crop in zip(batch.prompts, batch.names, batch.media[Modality.FACE], strict=True)
+    }
+    assert len(set(drawn.values())) == len(drawn) > 8
+
+
+def test_more_workers_than_cpus_are_not_started(config, batches_of, monkeypatch, caplog, recwarn):
+    monkeypatch.setattr("affectgpt.data.loader.allowed_cpus", lambda: 2)
+    monkeypatch.setattr(logging.getLogger("affectgpt"), "propagate", True)
+    with caplog.at_level("INFO", "affectgpt"):
+        many, again = (batches_of(with_run(config, num_workers=7)) for _ in range(2))
+        few = batches_of(with_run(config, num_workers=1))
+    assert [stream._loader.num_workers for stream in (many, again, few)] == [2, 2, 1]
+    assert [r.message for r in caplog.records if "num_workers" in r.message] == [
+        "run.num_workers is 7; this process may use 2 CPUs, so it starts 2"
+    ]
+    assert all(same(a, b) for a, b in zip(many(1), batches_of(config)(1), strict=True))
+    assert not [warning for warning in recwarn if "worker processes" in str(warning.message)]
 
 
 def test_loading_does_not_draw_from_the_global_stream(config, batches_of):

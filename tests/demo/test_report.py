@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 
 import pytest
+import soundfile
 
 from affectgpt.cli import demo
 from affectgpt.demo import report
@@ -58,12 +61,44 @@ def test_report(tmp_path, results, monkeypatch):
     assert page.lower().count("synthetic") >= 9
     assert page.count("data:image/jpeg;base64,") == 6 and page.count("data:image/png;base64,") == 1
     assert "80.0" in page and "23.2" in page and "1.25" in page and "2.5 minutes" in page
+    sounds = re.findall(r'<audio controls [^>]*src="data:audio/wav;base64,([^"]+)">', page)
+    assert len(sounds) == 6
+    for sound in sounds:
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sound)))
+        assert rate == 16_000 and 1 < len(samples) / rate < 6 and abs(samples).max() > 0.01
+    assert len(page) < 1_500_000
+    names = set(re.findall(r'<td data-column="([^"]+)">', page))  # what a narrow screen shows beside the values
+    assert {"labels: basic (HIT)", "description: basic (HIT)", "labels per answer"} < names and len(names) == 7
     shown = set(re.findall(r"ANSWER &lt;(synthetic_basic_\d+)&gt;", page))  # answers are text, never markup
     assert len(shown) == 6
     for plan in plans:
         if plan.name in shown:
             assert plan.english.replace("'", "&#39;") in page
             assert clip_paths(tmp_path / "dataset", report.get_row("MER2023"), plan.name)["video"].is_file()
+
+
+def test_a_score_below_chance_is_explained(tmp_path, results, monkeypatch):
+    monkeypatch.setattr(report, "basic_plans", lambda seed: [])
+    monkeypatch.setattr(report, "pick_clips", lambda plans: [])
+    guess = "The face hardly moves. The voice is even. The words agree with this. So the person's emotional state is"
+
+    def page(score: float, neutral: int) -> str:
+        results[2].text_only = True
+        results[2].scores["description"]["mer2023"] = score
+        answers = [f"{guess} neutral."] * neutral + [f"Loud. {guess} sad."] * (10 - neutral)
+        results[2].answers["description"] = {str(i): answer for i, answer in enumerate(answers)}
+        out = tmp_path / "report.html"
+        report.write_report(out, results=results, chance=0.23, dataset_root=tmp_path, seed=0, seconds=0)
+        return re.sub(r"\s+", " ", out.read_text())
+
+    odd = page(0.0057, 9)
+    assert '<span>0.6<a href="#below-chance">*</a></span>' in odd and odd.count("<p id=") == 1
+    assert "Why 0.6 %, below a blind draw (23.0 %)?" in odd
+    assert "“The face hardly moves. The voice is even.”" in odd and "90 % of the descriptions end in “neutral”" in odd
+    assert "0.6 % because 90 % of them say neutral" in demo.format_table(results)
+    for score, neutral in ((0.3, 9), (0.0057, 3)):
+        assert "below-chance" not in page(score, neutral)
+        assert "because" not in demo.format_table(results)
 
 
 def test_table(results):

@@ -103,6 +103,21 @@ def test_missing_weights_are_a_finding(world, capsys, tmp_path):
     assert out.count("FAIL") == 4 and "Download it from https://huggingface.co/Qwen" in out
 
 
+def test_a_missing_epoch_is_a_finding_and_the_rest_is_checked(world, capsys, tmp_path):
+    file = tmp_path / "prints.json"
+    assert run(world, capsys, "--record", str(file))[0] == 0
+    gone = ("--options", "inference.test_epoch=7")
+    status, out = run(world, capsys, "--fingerprints", str(file), "--no-hash", *gone)
+    assert status == 1
+    assert "FAIL  checkpoint: " in out and "no checkpoint for inference.test_epoch=7; epochs there: 11, 12" in out
+    assert "ok    probe clip: 8 stages" in out and "all 8 stages (those that need no checkpoint) as on" in out
+    status, out = run(world, capsys, "--fingerprints", str(file), "--no-hash", *gone, "model.audio_clip_spacing=7")
+    assert status == 1 and "the first stage that deviates: sound clips" in out
+    status, out = run(world, capsys, "--record", str(tmp_path / "new.json"), "--no-hash", *gone)
+    assert status == 1 and "nothing: the other stages need a checkpoint" in out
+    assert not (tmp_path / "new.json").exists()
+
+
 def test_tiny_weights_are_not_taken_for_the_published_ones(world, capsys):
     status, out = run(world, capsys, "--no-model", "--no-hash")
     assert status == 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import struct
 import subprocess
 import sys
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.printable import printable
 from affectgpt.inference import predictor as module
-from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, TURNED, Predictor
+from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, SEVERAL, TURNED, Predictor
 from affectgpt.prompts.questions import render_question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -288,6 +291,33 @@ def test_a_video_upside_down_gets_a_note(predictors, tmp_path, monkeypatch):
     assert NOTES[TURNED] not in predictors[FACES](write_video(tmp_path / "up.mp4", [upright] * 8)).notes
 
 
+def test_two_people_get_a_note_that_says_whom_the_answer_is_about(world, predictors, tmp_path, capsys):
+    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+
+    def person(seed: int) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        return draw_frame(draw_background(random), draw_identity(random), EXPRESSIONS["happy"], Pose(0.5, 0.45, 0.0))
+
+    near = person(5)
+    far = np.pad(person(1)[::2, ::2], ((64, 64), (64, 64), (0, 0)), constant_values=90)
+    both = write_video(tmp_path / "both.mp4", [np.hstack([far, near])] * 8)
+    turned = write_video(tmp_path / "turned.mp4", [np.hstack([near, far])] * 8)
+    for video, side in ((both, "right"), (turned, "left")):
+        reply = predictors[FACES](video)
+        assert f"{SEVERAL}: on the {side}, seen in 8 of 8 frames" in reply.flags
+        assert f"{NOTES[SEVERAL]} (on the {side}, seen in 8 of 8 frames)" in reply.notes
+    arguments = [f"--cfg-path={world.yaml}", "--video_path", str(both)]
+    assert f"note:   {NOTES[SEVERAL]} (on the right" in run(capsys, *arguments)[1]
+    alone = write_video(tmp_path / "alone.mp4", [near] * 8)
+    assert not any(SEVERAL in flag for flag in predictors[FACES](alone).flags)
+
+
+def test_a_subtitle_that_is_too_long_names_the_key(world, predictors, clips):
+    with pytest.raises(DataError, match=r"inference\.max_new_tokens: prompt and answer share 2000 tokens") as raised:
+        predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad. " * 2000)
+    assert "no_face" in str(raised.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
 def test_what_is_no_video_is_named(predictors, tmp_path, content):
     (tmp_path / "bad.mp4").write_bytes(content)
@@ -356,3 +386,67 @@ def test_imports_of_a_single_answer_are_quick():
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(result.stdout) < 2.0  # beside torch and transformers
+
+
+class Stopped(Exception):  # noqa: N818
+    """What interrupts a thread."""
+
+
+def answers_of(predictor: Predictor, clips: list[Path]) -> list[str]:
+    """The answer about each clip, or the error's text."""
+    found = []
+    for clip in clips:
+        try:
+            found.append(predictor(clip).answer)
+        except DataError as error:
+            found.append(f"DataError {error}")
+    return found
+
+
+@pytest.mark.parametrize(("mode", "count", "decoding"), [(FRAMES, 20, "sampling"), (FACES, 3, "greedy")])
+def test_threads_get_the_answers_that_one_gets_alone(world, tmp_path, mode, count, decoding):
+    """Eight threads, one damaged clip, and one thread that is interrupted wherever it is, five times."""
+    options = [f"inference.decoding={decoding}", "inference.max_new_tokens=5"]
+    predictor = Predictor.from_config(world.yaml, mode=mode, options=options, recognise=lambda media: media.stem)
+    clips = [
+        write_video(tmp_path / f"clip{i}.mp4", [np.roll(frame, 16 * i, axis=0) for frame in draw(4, face=True)])
+        for i in range(count)
+    ]
+    clips[1].write_bytes(clips[1].read_bytes()[:2000])
+    alone = answers_of(predictor, clips)
+    assert "DataError" in alone[1] and "clip1.mp4" in alone[1] and sum("DataError" in a for a in alone) == 1
+    assert len(set(alone)) > count / 2  # an answer for another clip would show
+    found: dict[int, list[str]] = {}
+    interrupted = []
+
+    def work(number: int) -> None:
+        turned = clips[number % count :] + clips[: number % count]  # so that they differ in what they do at a time
+        answers = answers_of(predictor, turned)
+        found[number] = answers[count - number % count :] + answers[: count - number % count]
+
+    def be_interrupted() -> None:
+        while len(interrupted) < 5:
+            try:
+                answers_of(predictor, clips * 9)
+            except Stopped:
+                interrupted.append(True)
+
+    victim = threading.Thread(target=be_interrupted, daemon=True)
+    others = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(7)]
+    for thread in (victim, *others):
+        thread.start()
+    deadline = time.monotonic() + 240
+    while victim.is_alive() and time.monotonic() < deadline:
+        victim.join(0.1)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(victim.ident or 0), ctypes.py_object(Stopped))
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert not any(thread.is_alive() for thread in (victim, *others)), "threads hang"
+    for number in range(7):
+        assert found[number] == alone, number
+    assert answers_of(predictor, clips) == alone  # nothing is left behind
+
+
+def test_what_is_no_model_is_told():
+    with pytest.raises(ConfigError, match=r"Predictor\(None\): expected an Asker; Predictor\.from_config"):
+        Predictor(None)

@@ -14,6 +14,8 @@ import torch
 from training_processes import Trouble, run_ranks, run_train
 from training_recipe import run_folder, write_recipe
 
+from affectgpt.core.files import locked
+
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = Trouble(no_dropout=True)
 
@@ -82,6 +84,18 @@ def test_a_rank_that_is_gone_is_told_by_the_others(recipe):
     assert "error: another process of the group ended" in left.stderr and "Traceback" not in left.stderr
     assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "failed"
     assert (run_folder(path) / "last.state").is_file()
+
+
+def test_ranks_end_together_where_another_process_trains(recipe):
+    path = recipe(mode="textonly", batch_size_train=2, max_epoch=1, iters_per_epoch=1, resume_ckpt_path="auto")
+    assert [outcome.status for outcome in run_ranks(2, "--cfg-path", str(path))] == [0, 0]
+    with locked(run_folder(path), wait=False) as held:
+        assert held
+        for outcome in run_ranks(2, "--cfg-path", str(path), "--options", "run.max_epoch=2"):
+            assert outcome.status == 1 and "Traceback" not in outcome.stderr
+            assert "another process" in outcome.stderr and "trains there" in outcome.stderr
+    more = run_ranks(2, "--cfg-path", str(path), "--options", "run.max_epoch=2")
+    assert [outcome.status for outcome in more] == [0, 0], more
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from training_processes import Trouble, run_train
-from training_recipe import NAMES, run_folder
+from training_recipe import NAMES, load_parts, run_folder
+
+from affectgpt.core.errors import AffectGPTError
+from affectgpt.core.types import Modality
+from affectgpt.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS, STEPS = 5, 12  # an epoch is one pass over the 12 samples
@@ -147,6 +152,72 @@ def test_sigterm_to_the_whole_group_saves_too(recipe):
     assert (run_folder(path) / "last.state").is_file()
 
 
+def test_of_two_trainings_in_one_folder_the_second_is_refused_and_disturbs_nothing(recipe):
+    path = recipe(mode="textonly", max_epoch=10_000, save_state_every=1, keep_last=1, num_workers=1)
+    auto = ["--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto"]
+    command = [sys.executable, str(ROOT / "train.py"), *auto]
+    both, told = [], {}
+    for number in range(2):  # neither finds a state, and only one may begin
+        log = path.with_suffix(f".stderr{number}")
+        with log.open("w") as handle:
+            both.append(subprocess.Popen(command, stderr=handle, start_new_session=True))
+        told[both[-1]] = log
+    try:
+        deadline = time.monotonic() + 120
+        while all(process.poll() is None for process in both) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first, refused = sorted(both, key=lambda process: process.poll() is not None)
+        assert_refused(refused.wait(10), told[refused].read_text(), by=first)
+        output = path.parent / "output" / path.stem
+        while not list(output.glob("*/last.state")) and time.monotonic() < deadline:
+            assert first.poll() is None
+            time.sleep(0.05)
+        folder = run_folder(path)
+        for where in ("auto", folder):
+            again = run_train(*auto, f"run.resume_ckpt_path={where}")
+            assert_refused(again.status, again.stderr, by=first)
+        began = len((folder / "log.txt").read_text().splitlines())
+        while len((folder / "log.txt").read_text().splitlines()) < began + 10 and time.monotonic() < deadline:
+            assert first.poll() is None
+            time.sleep(0.05)
+    finally:
+        for process in both:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    steps = [(line["epoch"], line["step"]) for line in lines if "loss" in line]
+    assert len(steps) >= began + 10 and steps == [(1 + i // 5, 1 + i % 5) for i in range(len(steps))]
+    at = torch.load(folder / "last.state", weights_only=True)["position"]
+    resumed = run_train(*auto, f"run.max_epoch={at['epoch'] + 1}")  # the lock went with its holder
+    assert resumed.status == 0, resumed.stderr
+    assert run_folder(path) == folder and list(folder.glob(f"checkpoint_{at['epoch'] + 1:06d}_*"))
+
+
+def assert_refused(status: int, stderr: str, *, by: subprocess.Popen) -> None:
+    [line] = [line for line in stderr.splitlines() if line.startswith("error")]
+    assert status == 1 and "Traceback" not in stderr and "trains there" in line
+    assert f"another process (pid {by.pid})" in line or not Path("/proc/locks").exists()
+
+
+def test_a_damaged_state_names_the_checkpoint_to_resume(recipe):
+    path = recipe(mode="textonly", max_epoch=2, iters_per_epoch=1)
+    auto = ["--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto", "run.max_epoch=3"]
+    assert run_train(*auto[:2]).status == 0
+    folder = run_folder(path)
+    (folder / "last.state").write_bytes((folder / "last.state").read_bytes()[:5000])
+    [last], [before] = folder.glob("checkpoint_000002*"), folder.glob("checkpoint_000001*")
+    for whole in (last, before):
+        outcome = run_train(*auto)
+        assert outcome.status == 1 and "last.state: damaged" in outcome.stderr
+        assert f"--options run.resume_ckpt_path={whole}" in outcome.stderr
+        if whole == last:
+            last.write_bytes(b"")
+    outcome = run_train(*auto, f"run.resume_ckpt_path={before}")
+    assert outcome.status == 0, outcome.stderr
+    assert len(list(folder.parent.glob("*/checkpoint_000003*"))) == 1
+
+
 def test_full_disk_is_told_and_the_previous_checkpoint_stays(recipe):
     path = recipe(mode="face_text", save_state_every=2, resume_ckpt_path="auto")
     outcome = run_train("--cfg-path", str(path), trouble=Trouble(max_file_size=(4, 200_000)))
@@ -164,10 +235,26 @@ def test_a_loss_that_is_no_number_stops_with_the_names(recipe, tmp_path):
     seen = tmp_path / "seen"
     outcome = run_train("--cfg-path", str(path), seen=seen, trouble=Trouble(nan_from_step=3))
     assert outcome.status == 1
-    assert "epoch 1, step 5: the loss was no number 3 steps in a row" in outcome.stderr
+    assert "epoch 1, step 5: the loss was not a number 3 steps in a row" in outcome.stderr
+    assert "weights of the model are not, first" in outcome.stderr and "run.init_lr" not in outcome.stderr
     bad = json.loads((run_folder(path) / "bad_batches.json").read_text())
     names = [json.loads(line) for line in seen.read_text().splitlines()]
     assert [(b["step"], b["names"]) for b in bad] == [(3, names[2]), (4, names[3]), (5, names[4])]
+
+
+def test_inputs_that_are_not_finite_are_named(tmp_path, tiny_models, training_set):
+    parts = load_parts(tmp_path, tiny_models, training_set, max_epoch=1)
+    for batch in parts.batches[2:]:
+        batch.media[Modality.AUDIO][1, 0, 5] = float("inf")
+    with pytest.raises(AffectGPTError, match="step 5: the loss was not a number 3 steps in a row") as raised:
+        train(
+            model=parts.model, config=parts.config, batches=lambda epoch, start=0: iter(parts.batches),
+            output_dir=tmp_path, device=torch.device("cpu"),
+        )  # fmt: skip
+    named = [f"{batch.names[1]}: audio" for batch in parts.batches[2:]]
+    assert f"Inputs of these samples are not finite: {'; '.join(named)}" in str(raised.value)
+    assert "run.init_lr" not in str(raised.value)
+    assert [b["not_finite"] for b in json.loads((tmp_path / "bad_batches.json").read_text())] == [[n] for n in named]
 
 
 def test_keep_last_keeps_epoch_0_and_the_last(recipe):
