@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,23 @@ def tiny_models(tmp_path_factory) -> Path:
     from tiny import make_tiny_models
 
     return make_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """The package's log lines from here on, whether or not a command has set up logging before."""
+    import logging
+
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("affectgpt")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 def _is_parity(report) -> bool:
