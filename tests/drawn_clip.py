@@ -16,7 +16,7 @@ def picture(*, seed: int = 1, face: bool = True) -> np.ndarray:
     return draw_frame(wall, draw_identity(rng), EXPRESSIONS["happy"], Pose(x=0.5, y=0.45, roll=0.0)) if face else wall
 
 
-def write_clip(path: Path, *, seed: int = 1, face: bool = True) -> Path:
+def write_clip(path: Path, *, seed: int = 1, face: bool = True, sound: bool = True) -> Path:
     """256 by 256 pixels, five frames, 44.1 kHz stereo."""
     import av
 
@@ -26,13 +26,14 @@ def write_clip(path: Path, *, seed: int = 1, face: bool = True) -> Path:
         video = container.add_stream("libx264", rate=5)
         video.width = video.height = 256
         video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=44100, layout="stereo")
+        audio = container.add_stream("aac", rate=44100, layout="stereo") if sound else None
         for _ in range(5):
             container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(video.encode())
-        wave = (9000 * np.sin(np.arange(44100) / 20)).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
-        frame.rate = 44100
-        container.mux(audio.encode(frame))
-        container.mux(audio.encode())
+        if audio is not None:
+            wave = (9000 * np.sin(np.arange(44100) / 20)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
+            frame.rate = 44100
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode())
     return path

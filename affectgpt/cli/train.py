@@ -42,9 +42,7 @@ def new_job_folder(root: Path, name: str) -> Path:
             number += 1
             folder = job.with_name(f"{job.name}_{number}")
         except OSError as error:
-            raise ConfigError(
-                f"paths.output_root or run.output_dir: cannot make {folder}: {error.strerror}"
-            ) from error
+            raise ConfigError(f"paths.output_root or run.output_dir: cannot make {folder}: {error.strerror}") from error
 
 
 def hold(folder: Path, held: ExitStack) -> None:

@@ -40,12 +40,12 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     for item in items:
         origins.note(item.partition("=")[0], f"--options {item!r}")
     plain = lay_options(tree, items, path)
-    _check_listed(tree.get("datasets") or {}, plain.get("datasets") or {}, items, path)
     config = dataclasses.replace(_build(kind, {"name": path.stem, **plain}, "", origins), origins=origins)
     # runs, results and stored features have folders of these names
     check_name(config.name, source=origins.of("name"), what="name", suffix="_YYYYMMDDHHM_999", error=ConfigError)
     for key in config.datasets:
         check_name(key, source=origins.of(f"datasets.{key}"), what="data set name", suffix="results-description-")
+    _check_listed(tree.get("datasets") or {}, plain.get("datasets") or {}, items, path)
     unused, used = config.inference.vis_processor.train, config.inference_frames
     if (unused.n_frms, unused.image_size) != (used.n_frms, used.image_size):
         logger.warning(

@@ -47,7 +47,9 @@ class Limits:
         parts = [low] if self.low > -math.inf else []
         if self.high < math.inf:
             parts.append(f"less than {self.high:g}" if self.open_high else f"at most {self.high:g}")
-        text = " and ".join(parts) + (f", or {self.also:g}" if self.also is not None else "")
+        text = (" and " if self.open_high else ", ").join(parts) + (
+            f", or {self.also:g}" if self.also is not None else ""
+        )
         return text + (f" ({self.advice})" if self.advice else "")
 
 

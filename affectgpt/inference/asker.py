@@ -60,13 +60,15 @@ class Asker:
         self.config = config
         self.device = device
         self.mode = get_mode(mode or training_mode(config)).name
+        with config.naming("inference.engine"):  # before any weights are loaded
+            engine = ENGINES.get(config.inference.engine)
         self.preparation = build_preparation(config)
         self.checkpoint: Path | None = None
         self._batch_size = config.inference.batch_size
         tokenizer = self.preparation.tokenizer
         self.has_encoders = encoders  # without them every clip must bring its features
         self.model = build_model(config, device=self.device, tokenizer=tokenizer, encoders=encoders)
-        self.engine: Any = ENGINES.get(config.inference.engine)(
+        self.engine: Any = engine(
             self.model,
             tokenizer=tokenizer,
             decoding=Decoding.from_config(config.inference),

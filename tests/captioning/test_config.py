@@ -36,7 +36,7 @@ def test_it_is_no_training_configuration():
         ("captioning.audio.requests_per_minute=0", "more than 0"),
         ("captioning.audio.requests_per_minute=null", None),
         ("captioning.speaker.source=talknet", "csv, estimate, off"),
-        ("inference.temperature=0", "above 0"),
+        ("inference.temperature=0", "more than 0"),
     ],
 )
 def test_numbers_out_of_range_are_told(option, message):

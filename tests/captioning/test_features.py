@@ -48,10 +48,10 @@ def test_clips_without_features_are_told_and_left_out(tmp_path):
     assert "damaged" in found.missing["b"] and "no stored feature" in found.missing["d"]
 
 
-def test_nan_is_refused_by_name(tmp_path):
+def test_nan_is_not_stored_and_its_clip_is_named(tmp_path):
     reader = store(tmp_path / "f", {"a": torch.ones(2, 3), "bad": torch.full((2, 3), float("nan"))})
-    with pytest.raises(DataError, match="bad"):
-        pool((reader, reader), samples("a", "bad"))
+    found = pool((reader, reader), samples("a", "bad"))
+    assert found.names == ["a"] and "not finite" in found.missing["bad"]
 
 
 def test_features_are_computed_where_the_store_lacks_them_and_tried_again_when_files_come_back(small_world, tmp_path):

@@ -31,9 +31,8 @@ def test_lessons_use_the_prompts_of_the_product(mode, question):
 def test_questions_and_answers_are_those_of_the_product():
     from affectgpt.prompts import questions
 
-    text = "\n".join(str(row) for row in vars(questions).values())
-    for question in teach_decoder.QUESTIONS.values():
-        assert question in text or question.replace("'", "\\'") in text
+    asked = {row.question for row in questions.LABEL_TYPES.values()}
+    assert set(teach_decoder.QUESTIONS.values()) <= asked
     rng = np.random.default_rng(0)
     answers = [teach_decoder.draw_lesson(rng).answer for _ in range(60)]
     labels = [a for a in answers if a.startswith("The character's emotional state is ")]

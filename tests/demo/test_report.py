@@ -114,13 +114,3 @@ def test_chance_is_that_of_a_blind_draw():
 
 def test_mean_labels():
     assert demo.mean_labels(["[happy, calm]", "[]", "[sad]", ""]) == pytest.approx(0.75)
-
-
-def test_three_commands_to_go_on_with():
-    from affectgpt.cli import infer, sample, train
-
-    parsers = {"train.py": train, "inference_hybird.py": infer, "inference_sample.py": sample}
-    commands = re.findall(r"python (\S+) ([^#\n]+)", demo.next_commands(demo.Place()))
-    assert len(commands) == 3
-    for script, arguments in commands:
-        parsers[script].build_parser().parse_args(arguments.split())

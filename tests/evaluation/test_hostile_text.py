@@ -157,8 +157,19 @@ def test_answers_of_a_model_are_shown_the_same_way(capsys, monkeypatch, tmp_path
     clip.write_bytes(b"")
     text = f"two\nlines {ESC}"
     reply = Reply(answer=text, labels=[f"sad{ESC}"], question="?", video=str(clip))
-    monkeypatch.setattr(Predictor, "from_config", lambda *_, **__: lambda *_, **__: reply)
-    status, out, _ = run(capsys, sample.main, "--cfg-path", "x.yaml", "--video_path", str(clip), *form)
+
+    class Answered:
+        def use(self, checkpoint):
+            pass
+
+        def __call__(self, *_, **__):
+            return reply
+
+    monkeypatch.setattr(Predictor, "from_config", lambda *_, **__: Answered())
+    (tmp_path / "checkpoint_000011_loss_0.500.pth").write_bytes(b"")
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(f"datasets: {{mercaptionplus: {{}}}}\ninference: {{ckpt_root: {tmp_path}}}\n")
+    status, out, _ = run(capsys, sample.main, "--cfg-path", str(recipe), "--video_path", str(clip), *form)
     assert status == 0 and "\\u001b]0;title" in out
     if form:
         assert json.loads(out)["answer"] == text

@@ -7,9 +7,11 @@ import re
 import shutil
 
 import pytest
+import torch
 
 from affectgpt.cli import infer
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
+from affectgpt.inference.asker import Asker
 from affectgpt.inference.results import beside, read_answers, read_meta
 from affectgpt.prompts.questions import render_question
 
@@ -157,16 +159,20 @@ def test_the_seven_released_epochs_are_chosen(world, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("inference.temperature=0", "above 0"),
+        ("inference.temperature=0", "more than 0"),
         ("inference.top_p=1.5", "at most 1"),
         ("inference.batch_size=0", "at least 1"),
-        ("inference.engine=vlm", "transformers, vllm"),
         ("inference.top_k=-1", "0 or more"),
     ],
 )
 def test_wrong_settings_are_refused(world, option, message):
     with pytest.raises(ConfigError, match=message):
         world.config(option)
+
+
+def test_an_unknown_engine_is_refused_with_its_place(world):
+    with pytest.raises(ConfigError, match=r"'inference\.engine=vlm': inference\.engine: unknown .*'vllm'"):
+        Asker(world.config("inference.engine=vlm"), device=torch.device("cpu"))
 
 
 def test_unset_values_of_released_files(world):

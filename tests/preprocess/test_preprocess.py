@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from drawn_clip import write_clip
 
 from affectgpt.cli.preprocess import main
 from affectgpt.core.errors import ConfigError, DataError
@@ -16,32 +17,6 @@ from affectgpt.data.video import read_faces
 from affectgpt.preprocess.audio_track import extract_audio
 from affectgpt.preprocess.clip import find_videos, write_sheet
 from affectgpt.preprocess.subtitles import read_subtitle_file
-
-
-def write_clip(path, *, seed=1, sound=True, face=True):
-    """A drawn person (or a wall) with a tone, one second."""
-    import av
-
-    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
-
-    rng = np.random.default_rng(seed)
-    wall = draw_background(rng)
-    image = draw_frame(wall, draw_identity(rng), EXPRESSIONS["happy"], Pose(x=0.5, y=0.45, roll=0.0)) if face else wall
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=5)
-        video.width = video.height = 256
-        video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=44100, layout="stereo") if sound else None
-        for _ in range(5):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(video.encode())
-        if audio is not None:
-            wave = (9000 * np.sin(np.arange(44100) / 20)).astype(np.int16)
-            frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
-            frame.rate = 44100
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode())
-    return path
 
 
 def test_sound_is_16_khz_mono(tmp_path):
@@ -116,13 +91,14 @@ SPOKEN = {  # cue → what is said in it
 def test_only_tags_and_settings_of_the_formats_are_left_out(tmp_path):
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
+    clip = write_clip(tmp_path / "clip.mp4")
     for file, (cue, _) in SPOKEN.items():
         name, _, suffix = file.rpartition(".")
-        (videos / f"{name}_{suffix}.mp4").write_bytes(b"no video: subtitles are read all the same")
+        (videos / f"{name}_{suffix}.mp4").symlink_to(clip)
         vtt = f"WEBVTT - a\n\nSTYLE\n::cue {{}}\n\n1\n00:01.000 --> 00:02.000 line:0 position:20%\n{cue}\n"
         srt = f"1\n00:00:01,000 --> 00:00:02,000 X1:117 X2:619 Y1:042 Y2:428\n{cue}\n"
         (videos / f"{name}_{suffix}.{suffix}").write_text(vtt if suffix == "vtt" else srt, encoding="utf-8")
-    assert main(["--video-dir", str(videos), "--out", str(out)]) == 1
+    assert main(["--video-dir", str(videos), "--out", str(out), "--frames", "1", "--workers", "1"]) == 0
     rows = dict(csv.reader((out / "subtitle.csv").open(newline="", encoding="utf-8")))
     assert rows == {"name": "english"} | {file.replace(".", "_"): text for file, (_, text) in SPOKEN.items()}
 
