@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon, clean
 
 POLARITIES = ("negative", "neutral", "positive")
@@ -54,7 +55,7 @@ class Wheels:
 
     def __init__(self, lexicon: Lexicon) -> None:
         self.lexicon = lexicon
-        self.grouping = lexicon.grouping("wheel")
+        self.grouping = grouping_of(lexicon, "wheel")
         self._known: dict[str, tuple[str, ...]] = {}
 
     @property

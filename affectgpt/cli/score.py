@@ -167,10 +167,11 @@ def score_answers(args: argparse.Namespace, rows: Sequence[DatasetRow], places: 
     from affectgpt.evaluation import answers as tables
     from affectgpt.evaluation import board as boards
     from affectgpt.evaluation import extraction_file as files
+    from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.score import Truth, make_metric, score_items
 
     path, row = Path(args.answers), one_dataset(args, rows)
-    metric = make_metric(row, lexicon.grouping(args.grouping))
+    metric = make_metric(row, grouping_of(lexicon, args.grouping))
     truth = Truth.load(row, dataset_root=places.dataset_root)
     notes, answers = [], None
     if tables.holds_items(path):
@@ -225,9 +226,10 @@ def report(args: argparse.Namespace, board: Board) -> int:
     """Print the table and write the files asked for."""
     from affectgpt.core.files import write_json, write_text
     from affectgpt.evaluation import report_text
+    from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.score import unknown_labels
 
-    grouping = board.lexicon.grouping(board.grouping)
+    grouping = grouping_of(board.lexicon, board.grouping)
     unknown = unknown_labels((s for scores in board.scores.values() for s in scores), grouping)
     print(report_text.table(board))
     if unknown.counts:

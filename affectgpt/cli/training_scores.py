@@ -29,6 +29,7 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
     from affectgpt.data.readers import load_samples
     from affectgpt.data.table import get_row, parse_names
     from affectgpt.evaluation.answers import direct_items
+    from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.lexicon import find_lexicon
     from affectgpt.evaluation.score import Truth, make_metric, score_items
     from affectgpt.inference.asker import training_mode
@@ -47,7 +48,7 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
     question = render_question("ovlabel")
     lexicon = find_lexicon(None)
     logger.info("scoring during training: %s by the lexicon %s", ", ".join(run.score_datasets), lexicon.source)
-    grouping = lexicon.grouping()
+    grouping = grouping_of(lexicon)
     mode = training_mode(config)
     sets = []
     for name in parse_names(",".join(run.score_datasets)):

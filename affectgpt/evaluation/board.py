@@ -10,6 +10,7 @@ from affectgpt.config.paths import beside_answers
 from affectgpt.core.errors import DataError
 from affectgpt.data.table import DatasetRow
 from affectgpt.evaluation import published, stats
+from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import NOT_COMPARABLE, Lexicon
 from affectgpt.evaluation.results import (
     DIRECT,
@@ -180,7 +181,7 @@ def score_run(
     )
     chosen = [row for row in rows if row.name in files]
     board = Board(name, lexicon, grouping, notes=notes)
-    metrics = {row.name: make_metric(row, lexicon.grouping(grouping)) for row in chosen}
+    metrics = {row.name: make_metric(row, grouping_of(lexicon, grouping)) for row in chosen}
     how = how or _how(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
     truths = {} if truths is None else truths
     for row in chosen:

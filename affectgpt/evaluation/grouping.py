@@ -6,15 +6,12 @@ A label set becomes one integer, a bit per group, all wheels side by side: union
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import ConfigError, did_you_mean
 from affectgpt.data.readers import parse_label_list
-from affectgpt.evaluation.lexicon import clean
-
-if TYPE_CHECKING:
-    from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.lexicon import Lexicon, clean
 
 GROUPINGS = {
     "wheel": "emotion wheels, inner ring (the paper's metrics)",
@@ -28,6 +25,12 @@ def check_grouping(name: str) -> None:
     """ConfigError with the nearest name when there is no grouping of this name."""
     if name not in GROUPINGS:
         raise ConfigError(f"unknown grouping {name!r}.{did_you_mean(name, GROUPINGS)}")
+
+
+@functools.lru_cache(maxsize=16)
+def grouping_of(lexicon: Lexicon, name: str = "wheel") -> Grouping:
+    """The grouping of a lexicon that is called ``name`` (see GROUPINGS), built at first use and kept."""
+    return Grouping(lexicon, name)
 
 
 class Grouping:

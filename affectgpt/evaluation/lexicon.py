@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from affectgpt.core.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from affectgpt.evaluation.grouping import Grouping
 
 BUILTIN = "builtin"
 BUILTIN_FILE = Path(__file__).with_name("lexicon_builtin.toml")
@@ -71,18 +70,6 @@ class Lexicon:
     forms: dict[str, frozenset[str]]  # F1: form → names
     synonyms: dict[str, frozenset[str]]  # F2: word → wheel words
     wheels: tuple[Wheel, ...]
-
-    @cached_property
-    def _groupings(self) -> dict[str, Grouping]:
-        return {}
-
-    def grouping(self, name: str = "wheel") -> Grouping:
-        """The grouping called ``name`` (see grouping.GROUPINGS), built at first use and kept."""
-        if name not in self._groupings:
-            from affectgpt.evaluation.grouping import Grouping
-
-            self._groupings[name] = Grouping(self, name)
-        return self._groupings[name]
 
     def wheel_words(self, label: str) -> list[str]:
         """F2(F1(label)), sorted: the words to look for in a wheel; empty for an unknown label."""

@@ -8,7 +8,7 @@ from typing import Any
 from affectgpt import __version__
 from affectgpt.evaluation import analysis, plots
 from affectgpt.evaluation.board import Board
-from affectgpt.evaluation.grouping import GROUPINGS
+from affectgpt.evaluation.grouping import GROUPINGS, grouping_of
 from affectgpt.evaluation.score import Score
 from affectgpt.evaluation.summary import percent, summarise
 
@@ -43,7 +43,7 @@ def shown_scores(board: Board) -> list[Score]:
 
 
 def _section(board: Board, score: Score) -> dict[str, Any]:
-    grouping = board.lexicon.grouping(board.grouping)
+    grouping = grouping_of(board.lexicon, board.grouping)
     matrix = analysis.confusion(score, grouping)
     wrong = analysis.mistakes(score)
     counted = int((score.rows.sum(axis=1) > 0).sum())

@@ -20,6 +20,11 @@ from affectgpt.core.files import atomic_path
 from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 
+CONNECTORS = "connectors.safetensors"  # of an exported folder, see export.py
+ADAPTER = "adapter"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LLM = "llama_model."
+LORA_HERE, LORA_IN_PEFT = (".lora_A.default.", ".lora_B.default."), (".lora_A.", ".lora_B.")
 _LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
 _RECIPE_KEYS = (
@@ -39,7 +44,7 @@ def published_name(model: nn.Module, name: str) -> str:
     """
     place, _, rest = name.partition(".")
     if place == "llm":
-        return f"llama_model.{rest}"
+        return f"{LLM}{rest}"
     return getattr(model, place).published_name(place, rest)
 
 
@@ -83,9 +88,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        from affectgpt.modeling.export import read_export
-
-        return read_export(path)
+        return _read_export(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
@@ -104,6 +107,32 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if odd:
         raise CheckpointError(f"{path}: 'model' must hold tensors by name; {odd[0]!r} is none")
     return content
+
+
+def _read_export(folder: str | Path) -> dict[str, Any]:
+    """An exported folder as the content of a checkpoint file: ``model`` (published names), ``config``, ``epoch``.
+
+    Of a merged folder: the connectors alone. Raises CheckpointError naming the file that is missing or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / CONNECTORS).is_file():
+        raise CheckpointError(f"{folder}: neither a checkpoint file nor an exported folder, it has no {CONNECTORS}")
+    try:
+        content = read_safetensors(folder / CONNECTORS)
+        adapter = folder / ADAPTER / ADAPTER_WEIGHTS
+        lora = read_safetensors(adapter)["model"] if adapter.is_file() else {}
+    except Exception as error:  # safetensors has errors of its own for damaged files
+        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
+    names = content.pop("names", [*content["model"], *map(_from_peft, lora)])
+    content["model"] |= {_from_peft(name): tensor for name, tensor in lora.items()}
+    content["model"] = {name: content["model"][name] for name in names if name in content["model"]}
+    return content
+
+
+def _from_peft(name: str) -> str:
+    for here, there in zip(LORA_HERE, LORA_IN_PEFT, strict=True):
+        name = name.replace(there, here)
+    return LLM + name
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:

@@ -17,16 +17,11 @@ import torch
 
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import naming
-from affectgpt.modeling.checkpoint import read_safetensors
+from affectgpt.modeling.checkpoint import ADAPTER, ADAPTER_WEIGHTS, CONNECTORS, LLM, LORA_HERE, LORA_IN_PEFT
 from affectgpt.modeling.llm.load import load_llm, lora_config
 from affectgpt.modeling.llm.rows import LLMRow
 
-CONNECTORS = "connectors.safetensors"
-ADAPTER = "adapter"
 MERGED_LLM = "llm"
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_LLM = "llama_model."
-_LORA_HERE, _LORA_IN_PEFT = (".lora_A.default.", ".lora_B.default."), (".lora_A.", ".lora_B.")
 
 
 def export_folder(content: Mapping[str, Any], out: str | Path, *, row: LLMRow, llm: str | Path, merge: bool) -> Path:
@@ -39,7 +34,7 @@ def export_folder(content: Mapping[str, Any], out: str | Path, *, row: LLMRow, l
     if out.exists():
         raise CheckpointError(f"--out {out}: exists already; name a new folder")
     state = content["model"]
-    lora = {name: tensor for name, tensor in state.items() if name.startswith(_LLM)}
+    lora = {name: tensor for name, tensor in state.items() if name.startswith(LLM)}
     if merge and not lora:
         raise CheckpointError(
             "the checkpoint holds no LoRA (names that begin with llama_model.), nothing can be merged"
@@ -66,26 +61,6 @@ def _write_all(
         _write_adapter(folder / ADAPTER, lora, row=row, llm=llm)
 
 
-def read_export(folder: str | Path) -> dict[str, Any]:
-    """An exported folder as the content of a checkpoint file: ``model`` (published names), ``config``, ``epoch``.
-
-    Of a merged folder: the connectors alone. Raises CheckpointError naming the file that is missing or damaged.
-    """
-    folder = Path(folder)
-    if not (folder / CONNECTORS).is_file():
-        raise CheckpointError(f"{folder}: neither a checkpoint file nor an exported folder, it has no {CONNECTORS}")
-    try:
-        content = read_safetensors(folder / CONNECTORS)
-        adapter = folder / ADAPTER / _ADAPTER_WEIGHTS
-        lora = read_safetensors(adapter)["model"] if adapter.is_file() else {}
-    except Exception as error:  # safetensors has errors of its own for damaged files
-        raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
-    names = content.pop("names", [*content["model"], *map(_from_peft, lora)])
-    content["model"] |= {_from_peft(name): tensor for name, tensor in lora.items()}
-    content["model"] = {name: content["model"][name] for name in names if name in content["model"]}
-    return content
-
-
 def is_merged(folder: str | Path) -> bool:
     """Whether an exported folder holds the merged LLM in the adapter's place."""
     return (Path(folder) / MERGED_LLM).is_dir()
@@ -94,7 +69,7 @@ def is_merged(folder: str | Path) -> bool:
 def _write_connectors(path: Path, content: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    tensors = {n: t.detach().clone().contiguous() for n, t in content["model"].items() if not n.startswith(_LLM)}
+    tensors = {n: t.detach().clone().contiguous() for n, t in content["model"].items() if not n.startswith(LLM)}
     # Safetensors sorts names by itself; an optimizer state counts parameters in the order of the checkpoint.
     known = {"names": list(content["model"]), **{key: content[key] for key in ("config", "epoch") if key in content}}
     metadata = {key: json.dumps(value, default=str) for key, value in known.items()}
@@ -111,7 +86,7 @@ def _write_adapter(folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRo
     folder.mkdir()
     config.save_pretrained(str(folder))
     tensors = {_to_peft(name): tensor.detach().clone().contiguous() for name, tensor in lora.items()}
-    save_file(tensors, folder / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _write_merged(folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path) -> None:
@@ -124,7 +99,7 @@ def _write_merged(folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow
     model = load_llm(llm, row=row, dtype=dtype, lora_r=_rank(lora), trust_remote_code=trust)
     targets = model.state_dict()
     for name, tensor in lora.items():
-        target = targets.get(name.removeprefix(_LLM))
+        target = targets.get(name.removeprefix(LLM))
         if target is None or target.shape != tensor.shape:
             found = "no such tensor" if target is None else tuple(target.shape)
             raise CheckpointError(f"{name} {tuple(tensor.shape)} does not fit the LLM in {llm}: {found}")
@@ -145,13 +120,7 @@ def _targets(lora: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _to_peft(name: str) -> str:
-    name = name.removeprefix(_LLM)
-    for here, there in zip(_LORA_HERE, _LORA_IN_PEFT, strict=True):
+    name = name.removeprefix(LLM)
+    for here, there in zip(LORA_HERE, LORA_IN_PEFT, strict=True):
         name = name.replace(here, there)
     return name
-
-
-def _from_peft(name: str) -> str:
-    for here, there in zip(_LORA_HERE, _LORA_IN_PEFT, strict=True):
-        name = name.replace(there, here)
-    return _LLM + name

@@ -11,6 +11,7 @@ import pytest
 from affectgpt.core.errors import DataError
 from affectgpt.data.table import get_row
 from affectgpt.evaluation.extraction_file import read_answers, read_items
+from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.score import Truth, make_metric, score_items
 
@@ -57,7 +58,7 @@ def test_damaged_files_never_give_another_score(lexicon: Lexicon, tmp_path: Path
     else:  # a pickled dict
         save(path, name2reason=np.array(items, dtype=object))
     read = read_items if kind == "labels" else read_answers
-    metric = make_metric(MER, lexicon.grouping())
+    metric = make_metric(MER, grouping_of(lexicon))
 
     def score() -> float:
         return score_items(read(path), truth, metric, source=path, checkpoint="x").primary

@@ -10,7 +10,7 @@ import pytest
 from small_benchmark import WHEEL, write_sheet
 
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.grouping import Grouping, grouping_of
 from affectgpt.evaluation.lexicon import BUILTIN, Lexicon, Wheel, find_lexicon, load_builtin, load_folder
 
 
@@ -48,9 +48,13 @@ def test_synonyms_are_those_of_the_first_form_only() -> None:
     synonyms = {"feel": frozenset({"moved", "stirred"}), "fell": frozenset({"down"})}
     wheels = (Wheel("w", (("low", "down", "flat"),)),)
     lexicon = Lexicon(source="test", comparable=False, forms=forms, synonyms=synonyms, wheels=wheels)
-    assert lexicon.grouping("l2").groups("Felt ") == ("moved",)
-    assert lexicon.grouping("l2").groups("fell") == ("down",) and lexicon.grouping("l2").groups("none") == (None,)
-    assert lexicon.grouping("wheel-level2").groups("felt") == ("down",)  # wheels look through the words of all forms
+    assert grouping_of(lexicon, "l2").groups("Felt ") == ("moved",)
+    assert grouping_of(lexicon, "l2").groups("fell") == ("down",) and grouping_of(lexicon, "l2").groups("none") == (
+        None,
+    )
+    assert grouping_of(lexicon, "wheel-level2").groups("felt") == (
+        "down",
+    )  # wheels look through the words of all forms
 
 
 def test_a_later_row_overwrites(tmp_path: Path, lexicon_folder: Path) -> None:
@@ -74,20 +78,20 @@ def test_a_later_row_overwrites(tmp_path: Path, lexicon_folder: Path) -> None:
     ],
 )
 def test_groups(lexicon: Lexicon, label: str, groups: tuple[str | None, ...]) -> None:
-    assert lexicon.grouping().groups(label) == groups
+    assert grouping_of(lexicon).groups(label) == groups
 
 
 def test_groupings_without_a_wheel_and_at_level_two(lexicon: Lexicon) -> None:
-    assert lexicon.grouping("l1").groups("merriment") == ("merry",)
-    assert lexicon.grouping("l2").groups("merriment") == ("happy",)
-    assert lexicon.grouping("l1").groups("odd") == ("odd",) and lexicon.grouping("l2").groups("odd") == (None,)
-    assert lexicon.grouping("wheel-level2").groups("smug") == ("proud",) * 4 + (None,)
+    assert grouping_of(lexicon, "l1").groups("merriment") == ("merry",)
+    assert grouping_of(lexicon, "l2").groups("merriment") == ("happy",)
+    assert grouping_of(lexicon, "l1").groups("odd") == ("odd",) and grouping_of(lexicon, "l2").groups("odd") == (None,)
+    assert grouping_of(lexicon, "wheel-level2").groups("smug") == ("proud",) * 4 + (None,)
     with pytest.raises(ConfigError, match="Did you mean 'wheel'"):
-        lexicon.grouping("whel")
+        grouping_of(lexicon, "whel")
 
 
 def test_masks_are_sets(lexicon: Lexicon) -> None:
-    grouping = lexicon.grouping()
+    grouping = grouping_of(lexicon)
     mask = grouping.mask(["happy", "merry", "anger", "odd"])
     assert grouping.sizes(mask) == (2, 2, 2, 2, 2)
     assert grouping.members(mask) == (frozenset({"joy", "mad"}),) * 4 + (frozenset({"up", "down"}),)
@@ -96,7 +100,7 @@ def test_masks_are_sets(lexicon: Lexicon) -> None:
 
 def test_the_mapping_is_built_once(lexicon_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lexicon = load_folder(lexicon_folder)
-    assert load_folder(str(lexicon_folder)) is lexicon and lexicon.grouping() is lexicon.grouping()
+    assert load_folder(str(lexicon_folder)) is lexicon and grouping_of(lexicon) is grouping_of(lexicon)
     grouping = Grouping(lexicon)
     grouping.mask(["happy"])
     monkeypatch.setattr(grouping, "groups", lambda label: pytest.fail(f"{label} is mapped again"))
@@ -154,17 +158,17 @@ class TestBuiltin:
         ],
     )
     def test_ordinary_words_fall_together(self, words: str) -> None:
-        grouping = load_builtin().grouping()
+        grouping = grouping_of(load_builtin())
         found = {grouping.groups(word) for word in words.split()}
         assert len(found) == 1 and None not in found.pop()
 
     def test_opposites_fall_apart_in_every_wheel(self) -> None:
-        grouping = load_builtin().grouping()
+        grouping = grouping_of(load_builtin())
         for a, b in (("happy", "sad"), ("happy", "angry"), ("calm", "worried"), ("sad", "angry"), ("fear", "anger")):
             assert all(x != y for x, y in zip(grouping.groups(a), grouping.groups(b), strict=True)), (a, b)
 
     def test_neutral_has_no_group(self) -> None:
-        assert load_builtin().grouping().groups("neutral") == (None,) * 5
+        assert grouping_of(load_builtin()).groups("neutral") == (None,) * 5
 
     def test_no_word_is_ambiguous(self) -> None:
         lexicon = load_builtin()

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.grouping import Grouping, grouping_of
 from affectgpt.evaluation.lexicon import Lexicon, load_builtin
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.evaluation.metrics.basic import HitRate
 from affectgpt.evaluation.metrics.fine_grained import SetF
 from affectgpt.evaluation.metrics.sentiment import Polarity
 
-GROUPING = load_builtin().grouping()
+GROUPING = grouping_of(load_builtin())
 WORDS = [
     "happy",
     "Joy",
@@ -47,7 +47,7 @@ def test_every_scored_task_has_a_metric() -> None:
 
 
 def test_hit_rate_by_hand(lexicon: Lexicon) -> None:
-    metric = HitRate(lexicon.grouping())
+    metric = HitRate(grouping_of(lexicon))
     truth = [("happy",), ("angry",), ("smug",), ("neutral",)]
     predicted = ["[anger, merry]", "[blue]", "[happy]", "[happy]"]
     # wheels 1 to 4: hit, miss, hit, left out: 2/3; wheel 5: hit, hit (angry and sad share a sector), smug unknown: 1
@@ -58,7 +58,7 @@ def test_hit_rate_by_hand(lexicon: Lexicon) -> None:
 
 
 def test_set_f_by_hand(lexicon: Lexicon) -> None:
-    metric = SetF(lexicon.grouping())
+    metric = SetF(grouping_of(lexicon))
     truth = [("happy", "angry"), ("sad",), ("odd",)]
     found = value(metric, truth, ["[happy]", "[sad, happy]", "[happy]"])
     assert found == pytest.approx({"precision": 0.75, "recall": 0.75, "f": 0.75})
@@ -69,7 +69,7 @@ def test_set_f_by_hand(lexicon: Lexicon) -> None:
 
 def test_f_is_the_mean_of_the_wheels_not_of_the_means(lexicon: Lexicon) -> None:
     # wheels 1 to 4: precision = recall = F = 1/4; wheel 5 (no smug): precision 1/2, recall 1/4, F 1/3
-    found = value(SetF(lexicon.grouping()), [("happy", "angry"), ("sad",)], ["[sad, smug]", "[]"])
+    found = value(SetF(grouping_of(lexicon)), [("happy", "angry"), ("sad",)], ["[sad, smug]", "[]"])
     p, r = found["precision"], found["recall"]
     assert found["f"] == pytest.approx((4 / 4 + 1 / 3) / 5) and found["f"] != pytest.approx(2 * p * r / (p + r))
 

@@ -11,6 +11,7 @@ from small_benchmark import Bench
 from affectgpt.data.table import get_row
 from affectgpt.evaluation import analysis, published, report_json, report_text
 from affectgpt.evaluation.board import Board, score_run
+from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import NOT_COMPARABLE, Lexicon, load_builtin
 from affectgpt.evaluation.report_html import page
 from affectgpt.evaluation.score import unknown_labels
@@ -93,7 +94,7 @@ def test_unknown_labels_as_csv(bench: Bench, lexicon: Lexicon) -> None:
         "m1": "[oddness]", "m2": "[zzz, a\"b]", "m3": "[zzz]", "m4": "[]"
     })  # fmt: skip
     board = score_run(ROWS[:1], bench.places, lexicon, run="run_b", draws=0)
-    unknown = unknown_labels(board.scores["MER2023"], lexicon.grouping())
+    unknown = unknown_labels(board.scores["MER2023"], grouping_of(lexicon))
     assert report_text.unknown_csv(unknown, lexicon).splitlines() == [
         "label,count,datasets,reason", "zzz,2,MER2023,no word form", "a,1,MER2023,no word form",
         "b,1,MER2023,no word form", "oddness,1,MER2023,no synonym",
@@ -128,7 +129,7 @@ def test_html_of_odd_polarity_words(bench: Bench, lexicon: Lexicon) -> None:
 def test_confusion_and_mistakes(bench: Bench, lexicon: Lexicon) -> None:
     board = score_run(ROWS[:1], bench.places, lexicon, run="run_b", draws=0)
     score = board.scores["MER2023"][0]
-    matrix = analysis.confusion(score, lexicon.grouping())
+    matrix = analysis.confusion(score, grouping_of(lexicon))
     assert matrix is not None
     cells = {
         (r, c): share
@@ -138,7 +139,7 @@ def test_confusion_and_mistakes(bench: Bench, lexicon: Lexicon) -> None:
     assert cells["happy", "mad"] == cells["angry", "mad"] == cells["sad", "joy"] == 1
     assert [sum(line) for line in matrix.shares] == pytest.approx([1] * 4)
     assert [(m.name, m.value, m.truth) for m in analysis.mistakes(score)] == [("m1", 0, "happy"), ("m3", 0, "sad")]
-    names, true, predicted = analysis.distribution(score, lexicon.grouping())
+    names, true, predicted = analysis.distribution(score, grouping_of(lexicon))
     assert dict(zip(names, zip(true, predicted, strict=True), strict=True)) == {
         "joy": (0.25, 0.5), "mad": (0.25, 0.5), "low": (0.25, 0),
     }  # fmt: skip

@@ -13,6 +13,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.data.table import get_row
 from affectgpt.evaluation.board import Board, score_run
+from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.score import Truth, make_metric, score_items, unknown_labels
 
@@ -183,7 +184,7 @@ def test_data_sets_that_are_not_scored(bench: Bench) -> None:
 
 def test_no_label_of_the_truth_in_a_wheel(bench: Bench, lexicon: Lexicon) -> None:
     truth = Truth(MER, {"m1": ("neutral",)}, frozenset({"m1"}), complete=True)
-    metric = make_metric(MER, lexicon.grouping())
+    metric = make_metric(MER, grouping_of(lexicon))
     with pytest.raises(DataError, match="no sample counts"):
         score_items({"m1": "[happy]"}, truth, metric, source=bench.root, checkpoint="x")
 
@@ -193,7 +194,7 @@ def test_unknown_labels_are_counted(bench: Bench, lexicon: Lexicon) -> None:
         "m1": "[happy, Zzz]", "m2": "['zzz', \"odd\"]", "m3": "[sad]", "m4": "[]"
     })  # fmt: skip
     board = score_run([MER], bench.places, lexicon, run="run_b", draws=0)
-    unknown = unknown_labels(board.scores["MER2023"], lexicon.grouping())
+    unknown = unknown_labels(board.scores["MER2023"], grouping_of(lexicon))
     assert unknown.total == 5 and unknown.by_label == {"zzz": 2, "odd": 1}
 
 
@@ -204,7 +205,7 @@ def test_notes_on_polarity_words(board: Board) -> None:
 def test_five_times_the_samples_cost_less_than_five_times(lexicon: Lexicon) -> None:
     """Mapped labels are reused: five times the samples touch no label anew."""
     calls = 0
-    grouping = type(lexicon.grouping())(lexicon)
+    grouping = type(grouping_of(lexicon))(lexicon)
     original = grouping.groups
 
     def counted(label: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import load_builtin
 from affectgpt.evaluation.metrics.basic import HitRate
 from affectgpt.evaluation.metrics.sentiment import Polarity
@@ -44,7 +45,7 @@ def test_checkpoints_together_or_alone_have_the_same_interval() -> None:
 
 
 def test_resamples_without_a_counted_sample_are_no_number() -> None:
-    metric = HitRate(load_builtin().grouping())
+    metric = HitRate(grouping_of(load_builtin()))
     rows = metric.rows([("happy",), ("neutral",), ("neutral",)], ["[happy]", "[]", "[]"])
     assert intervals(metric, [rows], draws=200)[0]["hit"] == (1.0, 1.0)
 
