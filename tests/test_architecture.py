@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation.extract",
         "evaluation.grouping",
         "evaluation.lexicon",
-    },  # fmt: skip
+    },
     "demo": {"core", "config", "data.table"},
 }
 NO_TORCH = {"core", "config", "prompts", "textllm", "evaluation"}  # torch inside functions at most
