@@ -709,6 +709,16 @@ def test_float_faces_out_of_range(tmp_path, value):
         read_faces(tmp_path / "a.npy")
 
 
+def test_float_faces_from_0_to_1_are_not_taken_for_black(tmp_path):
+    """float32 face arrays: values that were scaled to 1 would all be truncated to 0."""
+    crops = np.random.default_rng(0).uniform(0, 1, (9, 30, 40, 3)).astype(np.float32)
+    np.save(tmp_path / "a.npy", crops)
+    with pytest.raises(DataError, match=r"a\.npy: its float32 crops have values up to 0\.99.*expected 0 to 255"):
+        read_faces(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.zeros_like(crops))
+    assert not read_faces(tmp_path / "a.npy").any()
+
+
 # ratio
 
 

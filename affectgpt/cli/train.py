@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.training.progress import draw_training, tensorboard_writer
     from affectgpt.training.record import Record
     from affectgpt.training.rehearsal import rehearse
-    from affectgpt.training.resume import find_resume
+    from affectgpt.training.resume import find_resume, revisions_of
 
     get_schedule(config.run)
     check_compiler(config.run, device)
@@ -204,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         record = Record(
             output_dir / "run.json" if main_rank else None,
             config=config, device=device, counts=batches.counts, video_reader=video_reader(), world_size=world_size(),
+            revisions=revisions_of(resumed),
         )  # fmt: skip
         try:
             latest = train(

@@ -22,6 +22,7 @@ REVISIONS = {
     "valence_question": 2,  # integer labels print as such
     "audio_caption_question": 2,  # the third wording: of this audio, which was: of the sound
     "frames_at_inference": 2,  # as many as in training, 224 pixels
+    "face_channels": 2,  # crops in the order of model.face_channels, which was that of their files
     "sound_channels": 2,  # of three and more the first, which were averaged
     "top_k": 2,  # 50 where the LLM's folder names none, which was all tokens
     "EVA_CLIP_G": 2,  # ln_vision with an eps of 1e-5, which was that of the folder

@@ -181,7 +181,10 @@ def stored_problems(
     for path in sorted((Path(root) / dataset.lower() / split).glob("*/key.json")):
         try:
             meta = _read_meta(path.parent)
-            reader = FeatureReader(path.parent, key=meta["key"] if meta else {})
+            key = meta["key"] if meta else {}
+            if key.get("modality") == Modality.FACE:
+                _refuse_unknown_order(path.parent, key)
+            reader = FeatureReader(path.parent, key=key)
         except DataError as error:
             yield "", str(error)
             continue
@@ -223,7 +226,8 @@ class FeatureWriter:
         meta = _read_meta(folder)
         self.shape: tuple[int, ...] | None = None
         if meta is not None:
-            _refuse_unknown_order(folder, meta["key"], key)
+            if _CROPS in key:
+                _refuse_unknown_order(folder, meta["key"])
             difference = differing(meta["key"], key)
             if difference is None and meta["dtype"] != dtype:
                 difference = f"dtype is {meta['dtype']}, this run writes {dtype}"
@@ -318,7 +322,8 @@ class FeatureReader:
         meta = _read_meta(folder)
         if meta is None:
             raise DataError(f"{folder}: no features; compute them: affectgpt extract_features")
-        _refuse_unknown_order(folder, meta["key"], key)
+        if _CROPS in key:
+            _refuse_unknown_order(folder, meta["key"])
         difference = differing(meta["key"], key)
         if difference is not None:
             raise DataError(
@@ -460,9 +465,9 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: damaged ({error}); remove the folder and compute the features again") from error
 
 
-def _refuse_unknown_order(folder: Path, found: Key, wanted: Key) -> None:
+def _refuse_unknown_order(folder: Path, found: Key) -> None:
     """Stores of earlier versions took face crops as they lay, and do not say which channel order that was."""
-    if _CROPS in wanted and _CROPS not in found:
+    if _CROPS not in found:
         raise DataError(
             f"{folder}: these features of faces were stored by an earlier version and do not say which channel order "
             "the crops had; remove the folder and run affectgpt extract_features"

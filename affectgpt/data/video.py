@@ -136,20 +136,26 @@ def sample_faces(crops: np.ndarray, *, n_frames: int = N_FRAMES, size: int = IMA
     """Uniformly sampled and resized crops of uint8 or float32 ``[N, H, W, 3]``: uint8 ``[n_frames, size, size, 3]``.
 
     A memory map is read only where needed. Floats are resized as such and then truncated, for an encoder sees uint8.
-    Raises ValueError when one of them is not from 0 to 255.
+    Raises ValueError when one of them is not from 0 to 255, or when none is above 1: those were scaled, and would all
+    be black.
     """
     import cv2
     import numpy as np
 
     indices = uniform_indices(len(crops), n_frames=n_frames)
-    resized = {}
+    resized, highest = {}, 0.0
     for i in dict.fromkeys(indices):  # repeated indices of short clips are resized once
         crop = np.ascontiguousarray(crops[i])
         if crop.dtype != np.uint8 and not (crop.min() >= 0 and crop.max() <= 255):  # false for NaN too
             raise ValueError(
                 f"crop {i} of {crop.dtype} has values from {crop.min()} to {crop.max()}, expected 0 to 255"
             )
+        highest = max(highest, crop.max())
         resized[i] = cv2.resize(crop, (size, size)).astype(np.uint8)  # bilinear
+    if crops.dtype != np.uint8 and 0 < highest <= 1:
+        raise ValueError(
+            f"its {crops.dtype} crops have values up to {highest}, expected 0 to 255: multiply them by 255"
+        )
     return np.stack([resized[i] for i in indices])
 
 

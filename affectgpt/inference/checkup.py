@@ -137,9 +137,9 @@ def check_inputs(path: Path, config: Config, *, mode: str) -> Iterator[Finding]:
     if face_channels_unknown(saved) and channels == "bgr":
         yield Finding(
             WARN, "face channels",
-            f"{path} was made by an earlier version of this project, which gave face crops to the encoder as they were "
-            "stored: RGB where `affectgpt preprocess` or the demo had made them, BGR where they are those of the "
-            "published data sets. The encoder gets BGR now; for a checkpoint trained on RGB crops: --options "
+            f"{path} was made, or begun, by an earlier version of this project, which gave face crops to the encoder "
+            "as they were stored: RGB where `affectgpt preprocess` or the demo had made them, BGR where they are those "
+            "of the published data sets. The encoder gets BGR now; for a checkpoint trained on RGB crops: --options "
             "model.face_channels=rgb",
         )  # fmt: skip
     else:

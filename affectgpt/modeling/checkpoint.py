@@ -235,12 +235,15 @@ def input_differences(config: Mapping[str, Any] | None, model_section: Mapping[s
 
 
 def face_channels_unknown(config: Mapping[str, Any] | None) -> bool:
-    """Whether a file's ``config`` is of an earlier version of this project, which took face crops as they were stored.
+    """Whether a file was made, or begun, by an earlier version of this project, which took face crops as they were
+    stored: by its ``config``.
 
     Published files have none of this project's keys: they were made from BGR crops.
     """
     theirs = (config or {}).get("model")
-    return isinstance(theirs, Mapping) and "audio_clip_spacing" in theirs and "face_channels" not in theirs
+    if not config or not isinstance(theirs, Mapping) or "audio_clip_spacing" not in theirs:
+        return False
+    return "face_channels" not in theirs or (config.get("revisions") or {}).get("face_channels") == 1
 
 
 def _revised_encoders(config: Mapping[str, Any] | None) -> str:

@@ -11,7 +11,6 @@ import torch
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError
 from affectgpt.core.files import write_json
-from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.modeling.affectgpt import AffectGPT
@@ -21,7 +20,7 @@ from affectgpt.training.interrupt import Interrupt, Interrupted
 from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.optim import build_optimizer, get_schedule
 from affectgpt.training.progress import Progress
-from affectgpt.training.resume import Position, Resumed, load_optimizer, set_random_state
+from affectgpt.training.resume import Position, Resumed, load_optimizer, revisions_of, set_random_state
 from affectgpt.training.saving import Saver
 from affectgpt.training.step import Step, Stepper, prepare_llm
 from affectgpt.training.validate import mean_loss
@@ -85,7 +84,7 @@ def train(
     stepper = build_stepper(model, config, device, resumed=resumed)
     saver = Saver(
         output_dir, model=model, optimizer=stepper.optimizer, scaler=stepper.scaler,
-        config={**to_dict(config), "revisions": dict(REVISIONS)}, keep_last=run.keep_last, device=device,
+        config={**to_dict(config), "revisions": revisions_of(resumed)}, keep_last=run.keep_last, device=device,
     )  # fmt: skip
     at = resumed.position if resumed is not None else Position()
     if at.epoch > run.max_epoch:

@@ -15,7 +15,7 @@ import torch
 
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.files import write_json
-from affectgpt.core.provenance import REVISIONS, device_name, installed_versions
+from affectgpt.core.provenance import device_name, installed_versions
 
 
 class Record:
@@ -29,6 +29,7 @@ class Record:
         device: torch.device,
         counts: Mapping[str, int],
         video_reader: str,
+        revisions: Mapping[str, int],
         world_size: int,
     ) -> None:
         self.path = path
@@ -37,7 +38,7 @@ class Record:
             "command": sys.argv,
             "config": to_dict(config),
             "versions": installed_versions(),
-            "revisions": dict(REVISIONS),
+            "revisions": dict(revisions),
             "video_reader": video_reader,  # pixels differ between readers
             "git": git_revision(),
             "data": dict(counts),

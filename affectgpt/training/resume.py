@@ -63,6 +63,15 @@ class Resumed:
         return Position(epoch=int(self.content["epoch"]) + 1)
 
 
+def revisions_of(resumed: Resumed | None) -> dict[str, int]:
+    """The revision of each step in a run's records: the current one, or that of an earlier version that began it."""
+    config = (resumed and resumed.content.get("config")) or {}
+    if "audio_clip_spacing" not in (config.get("model") or {}):  # a new run; a published file, whose steps are ours
+        return dict(REVISIONS)
+    then = config.get("revisions") or {}
+    return {step: min(then.get(step, 1), number) for step, number in REVISIONS.items()}
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """All random streams of this process, as plain data."""
     kind, keys, at, has_gauss, gauss = np.random.get_state()
@@ -160,7 +169,7 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
     if "model" in theirs:
         for key in _SAME_MODEL:
             old = theirs["model"].get(key, fresh[key])
-            if key == "face_channels" and face_channels_unknown(theirs):
+            if key not in theirs["model"] and key == "face_channels" and face_channels_unknown(theirs):
                 logger.warning(
                     "%s: made by an earlier version, which gave face crops to the encoder as they were stored; from "
                     "here on it gets them as %s (model.face_channels)", path, ours["model"][key],

@@ -431,3 +431,18 @@ def test_a_damaged_index_is_named(tmp_path, line):
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(DataError, match=r"shard-0000\.jsonl: damaged"):
         FeatureReader(tmp_path / "s", key={"a": 1})
+
+
+def test_check_data_names_stores_that_do_not_say_the_order_of_the_faces(cfg, capsys):
+    """They were stored by an earlier version; training and inference would not take them."""
+    assert main(["--cfg-path", str(cfg)]) == 0
+    check = ["--cfg-path", str(cfg), "--splits", "train", "--media", "none", "--any-count"]
+    assert check_data(check) == 0
+    key = folder_of(load_config(cfg), Modality.FACE) / "key.json"
+    content = json.loads(key.read_text())
+    del content["key"]["crops"]
+    key.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert check_data(check) == 1
+    told = "OVMERD train: features unreadable"
+    assert told in (out := capsys.readouterr().out) and "do not say which channel order" in out

@@ -18,7 +18,9 @@ from training_processes import Trouble, run_train
 from training_recipe import NAMES, load_parts, run_folder
 
 from affectgpt.core.errors import AffectGPTError
+from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.types import Modality
+from affectgpt.modeling.checkpoint import face_channels_unknown
 from affectgpt.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,3 +305,23 @@ def test_a_state_of_an_earlier_version_says_nothing_of_channels(recipe):
     outcome = run_train("--cfg-path", str(path), *options)
     assert outcome.status == 0, outcome.stderr
     assert "gave face crops to the encoder as they were stored; from here on it gets them as bgr" in outcome.stderr
+
+
+def test_a_resumed_run_tells_in_which_ways_it_began(recipe):
+    """A step that was taken otherwise before a stop stays in the records of all that follows."""
+    path = recipe(mode="face_text", max_epoch=1, iters_per_epoch=1)
+    assert run_train("--cfg-path", str(path)).status == 0
+    folder = run_folder(path)
+    first = torch.load(folder / "last.state", weights_only=True)
+    assert first["config"]["revisions"] == REVISIONS
+    del first["config"]["model"]["face_channels"]
+    del first["config"]["revisions"]["ratio"], first["config"]["revisions"]["face_channels"]
+    torch.save(first, folder / "last.state")
+    for epoch in (2, 3):  # what was resumed once is resumed again
+        options = [f"run.resume_ckpt_path={folder / 'last.state'}", f"run.max_epoch={epoch}"]
+        assert run_train("--cfg-path", str(path), "--options", *options).status == 0
+        [checkpoint] = folder.glob(f"checkpoint_{epoch:06d}*.pth")
+        config = torch.load(checkpoint, weights_only=True)["config"]
+        began = {**REVISIONS, "ratio": 1, "face_channels": 1}
+        assert config["revisions"] == json.loads((folder / "run.json").read_text())["revisions"] == began
+        assert config["model"]["face_channels"] == "bgr" and face_channels_unknown(config)
