@@ -19,10 +19,12 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.core.journal import Journal
 from affectgpt.core.npz import read_npz
+from affectgpt.core.runtime import logger
 from affectgpt.evaluation.extract_llm import EARLIER_PROMPTS
 
 META_VERSION = 1
 UNKNOWN = "unknown extractor (no meta file)"
+_WORDING = ("prompt_sha256", "cleaning")  # settings: what is asked, and how a reply is cleaned
 
 
 def labels_path(answers_path: Path, suffix: str = "") -> Path:
@@ -153,8 +155,9 @@ def describe(path: str | Path) -> str:
 def is_reusable(path: Path, *, settings: Mapping[str, Any], names: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the extraction file at ``path`` is what ``settings`` would make; False: make it.
 
-    A file without a record counts as published and is taken as it is, if it holds these names. One made otherwise is
-    never taken: False with ``overwrite``, else DataError saying what differs.
+    A file without a record counts as published and is taken as it is, if it holds these names. So is one that differs
+    in nothing but an earlier wording of the prompt, with a warning. One made otherwise is never taken: False with
+    ``overwrite``, else DataError saying what differs.
     """
     if not path.exists():
         return False
@@ -171,6 +174,14 @@ def is_reusable(path: Path, *, settings: Mapping[str, Any], names: Mapping[str, 
         differences = _differences(meta["settings"], settings)
         if not differences:
             return True
+        if meta["settings"].get("prompt_sha256") in EARLIER_PROMPTS and not overwrite:
+            wording = {key: settings.get(key) for key in _WORDING}
+            if not _differences({**meta["settings"], **wording}, settings):
+                logger.warning(
+                    "%s: was extracted with an earlier wording of the prompt, and stays as it is; --overwrite extracts "
+                    "it again as published", path,
+                )  # fmt: skip
+                return True
     if overwrite:
         return False
     raise DataError(

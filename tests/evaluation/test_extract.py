@@ -184,9 +184,12 @@ def test_the_old_wording_is_begun_again_and_its_files_stay(answers, monkeypatch)
     before = made.labels.read_bytes()
     for path in (made.labels, made.sentiment):
         assert files.describe(path) == "fake m1, seed 1, earlier wording of the prompt"
-    with pytest.raises(DataError, match=r"prompt_sha256: it has \w{12}…, asked for \w{12}….*scoreonly"):
-        extract_file(answers, task="basic", extractor=_llm())
+    again = extract_file(answers, task="sentiment", extractor=_llm())  # an output file that exists is not made again
+    assert again.computed == 0 and again.extractor.endswith("earlier wording of the prompt")
     assert made.labels.read_bytes() == before
+    with pytest.raises(DataError, match=r"model: it has .*scoreonly"):  # what else differs is an error as ever
+        extract_file(answers, task="basic", extractor=_llm(model="m2"))
+    assert extract_file(answers, task="basic", extractor=_llm(), overwrite=True).extractor == "fake m1, seed 1"
 
 
 def test_labels_through_a_language_model(answers):
