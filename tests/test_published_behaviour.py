@@ -34,7 +34,8 @@ from affectgpt.core.types import Labels, Modality, Sample
 from affectgpt.data.audio import FIRST_CHANNEL, read_audio, read_wave
 from affectgpt.data.csvfile import MISSING
 from affectgpt.data.dataset import keep_fraction
-from affectgpt.data.features import FeatureReader, FeatureWriter, feature_key
+from affectgpt.data.feature_key import feature_key
+from affectgpt.data.features import FeatureReader, FeatureWriter
 from affectgpt.data.loader import training_source
 from affectgpt.data.media import MediaReader, Source
 from affectgpt.data.readers import load_labels, load_samples

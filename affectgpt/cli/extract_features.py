@@ -95,7 +95,8 @@ def extract(
     from affectgpt.core.files import naming
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
-    from affectgpt.data.features import FeatureWriter, crops_of, feature_key, store_folder
+    from affectgpt.data.feature_key import crops_of, feature_key, store_folder
+    from affectgpt.data.features import FeatureWriter
     from affectgpt.data.media_loader import media_batches
     from affectgpt.encoders.base import encoder_class, encoder_folder
 

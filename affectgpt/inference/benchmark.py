@@ -20,7 +20,8 @@ from affectgpt.core.provenance import REVISIONS, device_name, file_hash, install
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.data.dataset import Example
-from affectgpt.data.features import features_policy, stored_features
+from affectgpt.data.feature_key import features_policy
+from affectgpt.data.features import stored_features
 from affectgpt.data.loader import BatchStream, FailureLog, named_samples
 from affectgpt.data.sampler import SequentialBatches
 from affectgpt.data.video import video_reader

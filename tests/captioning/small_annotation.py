@@ -145,7 +145,8 @@ def _prototypes(config: CaptioningFile, models: Path, rng) -> dict[Modality, dic
 def _write_features(config: CaptioningFile, title: str, split: str, truth: dict[str, str], prototypes, rng) -> None:
     import torch
 
-    from affectgpt.data.features import FeatureWriter, feature_key, store_folder
+    from affectgpt.data.feature_key import feature_key, store_folder
+    from affectgpt.data.features import FeatureWriter
 
     shown = [("both", "face", "voice")[int(i)] for i in rng.integers(3, size=len(truth))]
     for modality, silent in ((Modality.FACE, "voice"), (Modality.AUDIO, "face")):

@@ -17,14 +17,8 @@ from affectgpt.cli.extract_features import main
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.features import (
-    FeatureReader,
-    FeatureWriter,
-    differing,
-    feature_key,
-    features_policy,
-    store_folder,
-)
+from affectgpt.data.feature_key import differing, feature_key, features_policy, store_folder
+from affectgpt.data.features import FeatureReader, FeatureWriter
 from affectgpt.data.loader import named_samples, training_batches
 from affectgpt.data.table import get_row
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
