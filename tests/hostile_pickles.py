@@ -114,6 +114,9 @@ ATTACKS: dict[str, bytes] = {
     "half a letter": npy(struct.pack("<I", 0xD800), descr="'<U1'", shape="()"),
     "lists in lists": npy(b"\x80\x03" + b"]" * 200_000 + b"a" * 199_999 + b"."),
     "tuples in tuples as a key": npy(b"\x80\x03})" + b"\x85" * 500_000 + b"Ns."),
+    "arrays in arrays": npy(
+        b"\x80\x03" + (array(b"](").removesuffix(b"tb") * 20_000) + b"K\x01" + b"etb" * 20_000 + b"."
+    ),
     "a list in itself": npy(b"\x80\x03]q\x00h\x00a."),
     "a dict in itself": npy(b"\x80\x03}q\x00" + text("a") + b"h\x00s."),
     "an array in itself": npy(b"\x80\x03" + array(b"](h\x00e").replace(b"tR(", b"tRq\x00(") + b"."),

@@ -68,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(args.cfg_path, args.options, kind=CaptioningFile)
     if args.nonempty_labels:
         return nonempty(args, config)
+    if args.out or args.columns or args.dialogue:
+        raise ConfigError(
+            "--out, --columns and --dialogue go with --nonempty-labels FILE; captioning.work is the folder"
+        )
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}; give 1 or more")
     run = Run(steps=tuple(args.steps), limit=args.limit, dry_run=args.dry_run, retry=args.retry_failed)

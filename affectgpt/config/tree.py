@@ -113,6 +113,11 @@ def lay_options(tree: dict[str, Any], items: Iterable[str], path: Path) -> dict[
         merged = OmegaConf.merge(OmegaConf.create(tree), OmegaConf.from_dotlist(items))
         _check_references(OmegaConf.to_container(merged, resolve=False), path)
         plain: Any = OmegaConf.to_container(merged, resolve=True)
+    except TypeError as error:  # a list over a section, or a section over a list
+        raise ConfigError(
+            f"{path}: one of --options {', '.join(item[:80] for item in items)} gives a list where the file has a "
+            f"section of keys, or a section where it has a list ({error})"
+        ) from error
     except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     assert isinstance(plain, dict)

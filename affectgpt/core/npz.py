@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -37,7 +38,10 @@ def _read_member(data: bytes) -> Any:
 
 def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
     """Names and unpacked bytes. Raises ValueError beyond the bounds above."""
-    if path.stat().st_size > MAX_BYTES:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")  # a pipe or a device has no end
+    if status.st_size > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES >> 20} MB, which no result or label file has")
     packed = path.read_bytes()
     if packed.count(b"PK\x01\x02") > MAX_ENTRIES:  # each entry of the directory begins with it

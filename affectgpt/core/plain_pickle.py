@@ -304,7 +304,9 @@ class _Machine:
             raise ValueError(f"it makes arrays of more than {MAX_STEPS} values")
         values = np.empty(len(data), dtype=object)
         for i, value in enumerate(data):
-            values[i] = _settled(value)
+            values[i] = value = _settled(value)
+            if type(value) is np.ndarray and value.dtype == object:
+                raise RefusedError("an array of objects in another one")  # numpy frees a deep row of them recursively
         return values.reshape(shape, order="F" if fortran is True else "C")
 
     def _numeric(self, dtype: _Dtype, shape: Any, data: Any, *, fortran: bool) -> np.ndarray:

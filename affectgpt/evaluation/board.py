@@ -138,7 +138,7 @@ def pick_files(
         looked = ", ".join(str(results_folder(places.base_root, row)) for row in rows[:SHOWN])
         raise DataError(
             f"no result files in {looked}{' …' if len(rows) > SHOWN else ''}. Run inference first, or say where "
-            "results lie: --output-root DIR (or --base-root)"
+            "they are stored: --output-root DIR (or --base-root)"
         )
     name = choose_run(runs, run, flag=flag)
     files: dict[str, list[ResultFile]] = {}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from affectgpt.config.paths import answers_record
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import DataError, shortened
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.core.journal import Journal
 from affectgpt.core.npz import read_npz
@@ -58,7 +58,7 @@ def read_answers(path: Path) -> dict[str, str]:
         raise DataError(f"{path}: name2reason is empty, there is no answer to read")
     wrong = [name for name, answer in answers.items() if not isinstance(name, str) or not isinstance(answer, str)]
     if wrong:
-        first = ", ".join(f"{name!r} ({answers[name]!r})" for name in wrong[:3])
+        first = ", ".join(f"{shortened(name)} ({shortened(answers[name])})" for name in wrong[:3])
         raise DataError(f"{path}: {len(wrong)} of {len(answers)} answers are no text: {first}; answer these again")
     return {str(name): str(answer) for name, answer in answers.items()}
 

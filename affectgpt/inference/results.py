@@ -11,7 +11,7 @@ from typing import Any
 from affectgpt.config.paths import answers_record as meta_path
 from affectgpt.config.paths import beside_answers as beside
 from affectgpt.config.paths import run_name
-from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.errors import ConfigError, DataError, shortened
 from affectgpt.core.files import atomic_path
 from affectgpt.core.npz import read_npz, write_npz
 from affectgpt.prompts.questions import parse_labels
@@ -36,7 +36,10 @@ def read_answers(path: str | Path) -> dict[str, str]:
     answers = content.get(KEY)
     if not isinstance(answers, dict):
         raise DataError(f"{path}: expected the key {KEY!r} with a dict; found {', '.join(content) or 'nothing'}")
-    return {str(name): str(answer) for name, answer in answers.items()}
+    for name, answer in answers.items():
+        if not isinstance(name, str) or not isinstance(answer, str):
+            raise DataError(f"{path}: the answer of {shortened(name)} is {shortened(answer)}, not text")
+    return answers
 
 
 def read_meta(target: Path) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class OpenAIClient(TextLLM):
         if status != 200:
             return self._refused(status, headers, received)
         kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind in _WEB_PAGE or received[:200].lstrip().lower().startswith(b"<!doctype html"):
+        if kind in _WEB_PAGE or received[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise TextLLMError(
                 f"{self._shown_url}: answers with a web page, not with a completion: {_error_text(received)}. A login "
                 "page or a proxy in between? Log in there, or give the server's own base URL, usually ending in /v1"

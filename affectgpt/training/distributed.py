@@ -111,7 +111,7 @@ def lost_peer(error: RuntimeError) -> AffectGPTError | None:
         return None
     return AffectGPTError(
         f"another process of the group ended ({str(error).splitlines()[0]}); its own message says why. "
-        "run.resume_ckpt_path=auto goes on from the last state that was saved"
+        "run.resume_ckpt_path=auto resumes from the last state that was saved"
     )
 
 

@@ -119,7 +119,7 @@ def train(
                 if step.stop:
                     raise Interrupted(
                         f"stopped after step {at.step} of epoch {at.epoch}, saved in {output_dir}; "
-                        "run.resume_ckpt_path=auto goes on",
+                        "run.resume_ckpt_path=auto resumes it",
                         signum=interrupt.signum or 15,
                     )
             latest = saver.epoch(at.epoch, at.loss_sum / max(at.loss_count, 1))

@@ -32,7 +32,7 @@ FIRST = {  # what the server does with the first attempt at each clip
     "breaks": Answer(text="torn", break_off=True),
     "429": Answer(status=429, body=b"slow down", headers={"Retry-After": "0.05"}),
     "500": Answer(status=500, body=b"oops"),
-    "nonsense": Answer(body=b"<html>hello</html>"),
+    "nonsense": Answer(body=b"hello, not a completion"),
     "good": Answer(text="good"),
 }
 

@@ -114,3 +114,11 @@ def test_a_file_is_not_written_over_itself(extractor, tmp_path):
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(DataError, match="over itself"):
         keep_nonempty(tmp_path / "a.json", tmp_path / "a.json", extractor, columns=["t"], folder=tmp_path)
+
+
+@pytest.mark.parametrize("flag", [["--out", "k.json"], ["--dialogue", "conversations"], ["--columns", "q", "a"]])
+def test_flags_of_this_filter_alone_are_refused_without_it(flag, capsys):
+    from affectgpt.cli.main import main
+
+    assert main(["caption", "--cfg-path", "train_configs/captioning.yaml", *flag]) == 1
+    assert "go with --nonempty-labels FILE" in capsys.readouterr().err

@@ -43,6 +43,7 @@ OPTIONS = {
     "within itself": ("run.seed=&a [*a]", "*a is within itself"),
     "a reference to a section": ("run.seed=${datasets}", "${datasets} must name a section.key"),
     "no YAML": ("paths.dataset_root=@x", "cannot start any token"),
+    "a list over a section": ("datasets.mercaptionplus=[1]", "datasets.mercaptionplus=[1] gives a list where"),
     "a large number": ("run.seed=" + "9" * 5_000, "Exceeds the limit"),
 }
 

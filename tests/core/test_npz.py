@@ -67,6 +67,12 @@ def test_what_is_no_archive_is_said_to_be_none(tmp_path):
         read_npz(tmp_path / "gone.npz")
 
 
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(DataError, match=r"pipe\.npz: .*not a regular file"):
+        read_npz(tmp_path / "pipe.npz")
+
+
 def numbers_and_text(value):
     """Numpy's scalars and arrays as Python's, to be compared with ==."""
     if isinstance(value, dict):

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hostile_pickles import ATTACKS
+from hostile_pickles import ATTACKS, npy, npz, text
 from small_benchmark import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +40,23 @@ def test_answers(attack: str, bench: Bench, tmp_path: Path) -> None:
         archive.writestr("fileitems.npy", ATTACKS[attack])
     status, err = score(*bench.arguments("--answers", str(path), "--datasets", "MER2023"))
     assert status == 1 and err.startswith(f"error: {path}: ") and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("command", ["doctor", "score"])
+def test_an_answer_that_is_a_million_times_the_same_text(command: str, bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "answers.npz"
+    pickled = b"\x80\x03" + text("x" * 1_000_000) + b"q\x000}" + text("m1") + b"](" + b"h\x00" * 1_000_000 + b"es."
+    npz(path, npy(pickled))
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))"
+    arguments = ["--against", path, "--answers", path]
+    if command == "score":
+        arguments = bench.arguments("--answers", str(path), "--datasets", "MER2023")
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; from affectgpt.cli.main import main; sys.exit(main())", command, *arguments],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {path}: "), done.stderr
+    assert "m1" in done.stderr and done.stderr.count("\n") == 1 and len(done.stderr) < 1000
 
 
 def test_answers_nested_deeply(bench: Bench, tmp_path: Path) -> None:

@@ -81,14 +81,14 @@ def test_images_and_audio_travel_inside_the_message(serve, tmp_path):
         Answer(status=503, body=b""),
         Answer(status=429, body=b"slow down"),
         Answer(text="half", break_off=True),
-        Answer(body=b"<html>a proxy's page</html>"),
+        Answer(body=b"a proxy's words"),
         Answer(body=b'{"choices": []}'),
         Answer(body=b"[]"),
         Answer(text=None),
         Answer(body=b"\xff\xfe"),
         Answer(body=b"junk", headers={"Content-Encoding": "gzip"}),
     ],
-    ids=["500", "503", "429", "breaks off", "html", "no choices", "a list", "null text", "bytes", "no gzip"],
+    ids=["500", "503", "429", "breaks off", "no JSON", "no choices", "a list", "null text", "bytes", "no gzip"],
 )
 def test_what_may_pass_is_tried_again(serve, bad):
     server, client = serve(lambda _, attempt: bad if attempt < 2 else Answer(text="fine"))

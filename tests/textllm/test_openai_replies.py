@@ -70,6 +70,7 @@ def test_parts_without_text_are_no_reply(serve, content):
 
 PAGE = b"<!DOCTYPE html>\n<html><title>Log in</title></html>"
 PAGES = {
+    "without a kind": Answer(body=b"\n<HTML lang=en><title>Log in</title>", headers={"Content-Type": "text/plain"}),
     "by its kind": Answer(body=b"<html>Log in</html>", headers={"Content-Type": "text/html; charset=utf-8"}),
     "by its text": Answer(body=PAGE),
     "sent on to it": Answer(status=302, body=b"", headers={"Location": "https://login.example/?next=\x9b2J"}),
