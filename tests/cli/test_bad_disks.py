@@ -134,7 +134,7 @@ def places(tiny_models, tmp_path_factory) -> Places:
     return Places(root, world, recipe, annotation.yaml, root / "results", root / "clips", root / "demo")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["full", pytest.param("one page left", marks=pytest.mark.slow), "read-only"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_in_one_line_that_it_cannot_write(command, kind, places, tmp_path):
     assert command in CASES, f"say in CASES how affectgpt {command} is run with all that it writes in one folder"
