@@ -209,7 +209,7 @@ def _write_tables(base: Path, row: DatasetRow, splits: dict[str, list[ClipPlan]]
     write_text(base / row.subtitle_file, subtitles)
     if row.openset_file:
         # the published training file writes [happy, calm], the published truth of OV-MERD ['happy', 'calm']
-        quote = "'" if row.task == "fine-grained" else ""
+        quote = "'" if "train" not in row.splits else ""
         opensets = [(p.name, "[" + ", ".join(f"{quote}{w}{quote}" for w in p.open_words) + "]") for p in plans]
         write_text(base / row.openset_file, _csv(("name", "openset"), opensets))
     if row.reason_file:

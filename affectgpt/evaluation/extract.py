@@ -16,6 +16,7 @@ from affectgpt.core.printable import printable
 from affectgpt.core.runtime import logger
 from affectgpt.evaluation import extract_direct, extract_llm
 from affectgpt.evaluation import extraction_file as files
+from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.textllm.base import CLIENTS, Reply, Sampling, TextLLM, open_client
 
 LABELS, POLARITY = "labels", "polarity"  # the two steps; the second, for sentiment data sets, reads the first's items
@@ -161,10 +162,11 @@ def extract_file(
 ) -> Extraction:
     """Write the extraction files of one answers file beside it, unless they are there.
 
-    ``task``: as in the data set table; ``sentiment`` asks for the polarity file too. A file made by the same extractor
-    under the same settings from the same answers is reused, a file without a record (as published) is taken as it is,
-    and any other is an error, or replaced with ``overwrite``. A killed extraction goes on where it stopped when it is
-    started again. Answers of the same text are asked once. ``allow_empty``: empty answers give ``[]``; else an error.
+    ``task``: that of a metric; one that reads polarity words (``sentiment``) asks for the polarity file too. A file
+    made by the same extractor under the same settings from the same answers is reused, a file without a record (as
+    published) is taken as it is, and any other is an error, or replaced with ``overwrite``. A killed extraction resumes
+    where it stopped when it is started again. Answers of the same text are asked once. ``allow_empty``: empty answers
+    give ``[]``; else an error.
 
     Raises DataError for answers or extraction files that cannot be used, TextLLMError when the language model fails.
     """
@@ -182,7 +184,7 @@ def extract_file(
         overwrite=overwrite, source_name=answers_path.name,
     )  # fmt: skip
     sentiment = None
-    if task == "sentiment":
+    if METRICS.get(task).polarity:
         sentiment = files.sentiment_path(answers_path, extractor.suffix)
         items = files.read_items(path)
         # The items of a file that was made otherwise must not turn up under this extractor's name.
