@@ -92,8 +92,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lexicon]:
     """Data set rows, places and lexicon that the arguments name."""
-    from affectgpt.config.load import load_config
-    from affectgpt.config.schema import Config
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.registry import import_files
     from affectgpt.data.table import DATASETS, get_row, parse_names
@@ -105,18 +103,22 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lex
         raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
     check_grouping(args.grouping)
     import_files(args.imports)
-    config = load_config(args.cfg_path, args.options) if args.cfg_path else Config(name="")
-    own = {name: spec for name, spec in config.datasets.items() if name.lower() not in DATASETS}
+    own: dict[str, DatasetConfig] = {}
+    base_root, dataset_root = f"{args.output_root or 'output'}/results", "../dataset"
+    if args.cfg_path:  # only here: scoring takes half a second, reading configurations a tenth of that
+        from affectgpt.config.load import load_config
+
+        config = load_config(args.cfg_path, args.options)
+        own = {name: spec for name, spec in config.datasets.items() if name.lower() not in DATASETS}
+        dataset_root = config.paths.dataset_root
+        base_root = base_root if args.output_root else config.inference.base_root
     if args.datasets is None:
         args.datasets = ",".join(name for name, spec in own.items() if spec.task) or ALL
     rows = [
         own_scoring_row(name, own[name]) if name in own else get_row(name)
         for name in parse_names(args.datasets, own=own)
     ]
-    base_root = args.base_root or (
-        Path(args.output_root) / "results" if args.output_root else config.inference.base_root
-    )
-    places = Places(Path(base_root), Path(args.dataset_root or config.paths.dataset_root))
+    places = Places(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
     return rows, places, find_lexicon(args.lexicon)
 
 

@@ -8,12 +8,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
+
+if TYPE_CHECKING:
+    from affectgpt.config.schema import Config
 
 
 class Weights(NamedTuple):

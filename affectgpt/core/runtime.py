@@ -8,11 +8,14 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.printable import printable
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 logger = logging.getLogger("affectgpt")
 
@@ -57,6 +60,8 @@ def worker_pool(
 
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
+    from concurrent.futures import ProcessPoolExecutor
+
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(start, args))
     try:
         yield pool
