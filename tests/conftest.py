@@ -61,6 +61,24 @@ def log_lines() -> Iterator[list[str]]:
     logger.setLevel(before)
 
 
+@pytest.fixture
+def serve(monkeypatch):
+    """``serve(behave)`` starts a server that plays a language model, on loopback; see fake_llm_server.py."""
+    from fake_llm_server import FakeServer
+
+    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    servers = []
+
+    def start(behave) -> FakeServer:
+        servers.append(FakeServer(behave))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
 def _is_parity(report) -> bool:
     return "parity" in report.keywords
 

@@ -1,4 +1,4 @@
-"""One step's questions to one model: what is kept is not asked again, what fails is told per clip."""
+"""One step's questions to one model: what is kept is not asked again, what fails is reported per clip."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a clip has no result of a step; ``again``: the next run tries anew."""
+    """Why a clip has no result of a step; ``again``: the next run tries again."""
 
     name: str
     step: str

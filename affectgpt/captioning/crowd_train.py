@@ -72,7 +72,7 @@ def train_crowd(
 def train_one(spec: CrowdConfig, sets: Sequence[LabelledSet], *, seed: int) -> tuple[CrowdClassifier, dict[str, float]]:
     """One classifier and its best epoch, by the mean held-back score of its heads (accuracy; for valence of the sign).
 
-    All clips of all sets lie in memory as whole tensors; a batch mixes sets, and each head learns from its own clips.
+    All clips of all sets are kept in memory as whole tensors; a batch mixes sets, each head learns from its own clips.
     """
     generator = torch.Generator().manual_seed(seed)
     heads = tuple(lesson.head for lesson in sets)

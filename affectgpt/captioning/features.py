@@ -17,7 +17,7 @@ from affectgpt.data.feature_key import crops_of, device_type, feature_key, store
 from affectgpt.data.features import FeatureReader
 
 UNLABELLED = "unlabelled"  # the split under which features of the clips to annotate are stored
-_REMAP = 4096  # samples after which the memory maps are opened anew: touched pages count as this process's memory
+_REMAP = 4096  # samples after which the memory maps are opened again: touched pages count as this process's memory
 
 
 @dataclass

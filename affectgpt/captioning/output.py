@@ -53,7 +53,7 @@ def write_dataset(config: CaptioningFile, state: State) -> Path:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A link to a media folder. A link to elsewhere is made anew; a folder that is there stays."""
+    """A link to a media folder. A link to elsewhere is made again; a folder that is there stays."""
     if not source.is_dir() or (target.exists() and (not target.is_symlink() or target.samefile(source))):
         return
     target.unlink(missing_ok=True)

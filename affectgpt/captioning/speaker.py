@@ -121,7 +121,7 @@ def _estimates(clips: Sequence[Clip], spec: SpeakerConfig, *, folder: Path) -> S
 
 
 def _key(clip: Clip) -> str:
-    """Name and sizes of the files: another clip of the same name is judged anew."""
+    """Name and sizes of the files: another clip of the same name is judged again."""
     files = (clip.sample.face, clip.sample.audio)
     sizes = [path.stat().st_size if path is not None and path.is_file() else 0 for path in files]
     return f"{clip.name}\t{sizes[0]}\t{sizes[1]}"

@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inference_hybird.py",
         description="Answer every test clip of data sets with the chosen checkpoints; results that exist are kept, "
-        "and a command that was ended goes on where it stopped.",
+        "and a command that was ended resumes where it stopped.",
     )
     add_inference_arguments(parser)
     parser.add_argument(

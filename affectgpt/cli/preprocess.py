@@ -151,7 +151,7 @@ def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple
             if time.monotonic() - saved > _SAVE_EVERY:
                 save()
                 saved = time.monotonic()
-    finally:  # an interrupted transcription goes on where it was
+    finally:  # an interrupted transcription resumes where it was
         save()
     return sum(bool(row["english"]) for row in known.values())
 

@@ -1,4 +1,4 @@
-"""Finished items of a long job, kept line by line, so that a killed job goes on where it stopped."""
+"""Finished items of a long job, kept line by line, so that a killed job resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SYNC_SECONDS = 2.0
 class Journal:
     """An append-only file of JSON lines beside the file that the job will write.
 
-    The first line holds ``key``, a hash of everything the items depend on; a journal with another key is begun anew.
+    The first line holds ``key``, a hash of everything the items depend on; a journal with another key is begun again.
     Each item is written to the file at once (a killed process loses none) and fsynced in groups (a power cut loses
     the last two seconds). A line torn by the cut is dropped on opening. One process at a time: a lock is held.
     """
@@ -76,10 +76,10 @@ class Journal:
             ) from None
 
     def _load(self, key: str) -> int:
-        """Read the whole lines into ``entries``; the offset behind the last good one (0: begin anew)."""
+        """Read the whole lines into ``entries``; the offset behind the last good one (0: begin again)."""
         self.entries, end = _parse(self.path.read_bytes(), key)
         if end == 0 and self.path.stat().st_size:
-            logger.info("%s: begun under other settings, starting anew", self.path)
+            logger.info("%s: begun under other settings, starting again", self.path)
         return end
 
     def _write(self, record: dict[str, Any]) -> None:

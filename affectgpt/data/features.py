@@ -126,7 +126,7 @@ class FeatureWriter:
                 difference = f"dtype is {meta['dtype']}, this run writes {dtype}"
             if difference is not None:
                 raise DataError(
-                    f"{folder}: holds other features ({difference}); remove the folder to compute them anew, or set "
+                    f"{folder}: holds other features ({difference}); remove the folder to compute them again, or set "
                     "that back"
                 )
             self.shape = tuple(meta["shape"])

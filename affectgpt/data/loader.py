@@ -39,7 +39,7 @@ class Failure:
 class FailureLog:
     """What was skipped: every time is counted; each sample is logged once, and once in ``path`` where one is given.
 
-    ``path`` has data set, sample, reason, and goes on where an earlier run ended.
+    ``path`` has data set, sample, reason, and continues that of an earlier run.
     """
 
     def __init__(self, path: Path | None = None) -> None:

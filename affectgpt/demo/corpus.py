@@ -157,7 +157,7 @@ def _claim(root: Path, fingerprint: dict) -> dict:
                 for torn in root.rglob(".*.tmp*"):  # of a run that was killed
                     torn.unlink(missing_ok=True)
             return state
-        logger.info("%s was made by other settings; making it anew", root)
+        logger.info("%s was made by other settings; making it again", root)
         for row in {get_row(name).root for name, _, _ in [*state.get("parts", []), *fingerprint["parts"]]}:
             shutil.rmtree(root / row, ignore_errors=True)
     elif root.is_dir() and any(root.iterdir()):

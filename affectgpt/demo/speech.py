@@ -88,7 +88,7 @@ _RECEIVER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @contextlib.contextmanager
 def _espeak() -> Iterator[tuple[ctypes.CDLL, int]]:
-    """The library and its sampling rate in Hz, loaded anew and unloaded again.
+    """The library and its sampling rate in Hz, loaded each time and unloaded again.
 
     eSpeak keeps the state of its wave generator between sentences and has no way to reset it: only a fresh copy says
     the same sentence in the same way every time. Loading takes about 3 ms.

@@ -197,7 +197,7 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
         raise ConfigError(
             f"run.resume_ckpt_path: {path} is of another recipe: {'; '.join(differences)}. Set these keys as they were"
             + (", or go on from an epoch's checkpoint_*.pth" if "position" in content else "")
-            + ", or start anew without run.resume_ckpt_path."
+            + ", or start again without run.resume_ckpt_path."
         )
 
 

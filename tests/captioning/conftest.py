@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_llm_server import FakeServer
 from small_annotation import World, make_world
 
 
@@ -29,19 +28,3 @@ def world(small_world, tmp_path) -> World:
             return small_world.input
 
     return Mine(tmp_path, yaml, small_world.truth)
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """``serve(behave)`` starts a server."""
-    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    servers = []
-
-    def start(behave) -> FakeServer:
-        servers.append(FakeServer(behave))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()

@@ -24,21 +24,6 @@ SENTENCE = "The character's emotional state is {}."
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-@pytest.fixture
-def serve(monkeypatch):
-    for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    servers = []
-
-    def start(behave) -> FakeServer:
-        servers.append(FakeServer(behave))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
 def run(capsys, main, *arguments: str) -> tuple[int, str, str]:
     status = run_cli(main, list(arguments))
     out, err = capsys.readouterr()
