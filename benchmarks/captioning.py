@@ -76,7 +76,7 @@ def measure_store(clips: int, folder: Path) -> None:
 
     from affectgpt.captioning.features import pool
     from affectgpt.core.types import Sample
-    from affectgpt.data.features import FeatureReader, FeatureWriter
+    from affectgpt.processing.features import FeatureReader, FeatureWriter
 
     names = [f"clip{i}" for i in range(clips)]
     for width in WIDTHS:

@@ -88,7 +88,7 @@ def corpus_parts():
 def make_human_sets(root: Path) -> Path:
     """Three human-labelled sets with other label sets (six words, seven classes, valence), of other persons."""
     from affectgpt.core.npz import write_npz
-    from affectgpt.data.table import get_row
+    from affectgpt.datasets.table import get_row
     from affectgpt.demo.corpus import PartSpec, make_corpus, plan_part
     from affectgpt.demo.language import EMOTIONS
 
@@ -231,7 +231,7 @@ def count(faults: dict[str, str], verdicts: dict[str, tuple[str, str]]) -> dict[
 def train_and_score(places: Places, rule: str) -> tuple[float, int]:
     """HIT of the tiny recipe trained on what a rule keeps, and how many clips that are."""
     from affectgpt.cli import train
-    from affectgpt.data.csvfile import read_table
+    from affectgpt.core.tables import read_table
 
     work = places.work(rule)
     clips = len(read_table(work / "dataset/mer2025-dataset/track3_train_mercaptionplus.csv", key="name", columns=()))

@@ -63,7 +63,7 @@ def faces(folder: Path) -> dict:
     import cv2
     import numpy as np
 
-    from affectgpt.data.video import read_faces, uniform_indices
+    from affectgpt.media.video import read_faces, uniform_indices
 
     cv2.setNumThreads(0)
     path = folder / "faces.npy"
@@ -94,8 +94,8 @@ def table(folder: Path) -> dict:
     import csv
     import dataclasses
 
-    from affectgpt.data.readers import load_samples
-    from affectgpt.data.table import get_row
+    from affectgpt.datasets.label_files import load_samples
+    from affectgpt.datasets.table import get_row
 
     row = dataclasses.replace(get_row("MERCaptionPlus"), root="table")
     root = folder / "table"
@@ -152,9 +152,9 @@ def _stream(folder: Path, *, mode: str, workers: int, steps: int):
     import torch
 
     from affectgpt.core.types import Labels, Modality, Sample
-    from affectgpt.data.dataset import AffectDataset
-    from affectgpt.data.loader import BatchStream
-    from affectgpt.data.sampler import MixedBatches
+    from affectgpt.processing.dataset import AffectDataset
+    from affectgpt.processing.loader import BatchStream
+    from affectgpt.processing.sampler import MixedBatches
 
     torch.set_num_threads(1)
     video, wav = _clip(folder)
@@ -218,8 +218,8 @@ def store(folder: Path) -> dict:
     import torch
 
     from affectgpt.core.types import Modality
-    from affectgpt.data.features import FeatureReader, FeatureWriter
-    from affectgpt.data.media import media_source
+    from affectgpt.media.reader import media_source
+    from affectgpt.processing.features import FeatureReader, FeatureWriter
 
     stream = _stream(folder, mode="multiframe_audio_frame_text", workers=0, steps=12)
     dataset = stream.parts["X"]
@@ -258,7 +258,7 @@ def store(folder: Path) -> dict:
 
 def growth(folder: Path, *, opened: int) -> dict:
     """Memory after a first epoch and after three (a batch comes and goes: 20 MB); of the decoder over many videos."""
-    from affectgpt.data.guard import Decoder
+    from affectgpt.media.guard import Decoder
 
     stream = _stream(folder, mode="frame", workers=0, steps=12)
     after = []

@@ -27,7 +27,7 @@ from unittest.mock import patch
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "inference")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from sizes import SIZES  # noqa: E402
 
@@ -68,7 +68,7 @@ def make_models(root: Path, size: str, *, device: str = "cpu") -> Path:
 
 
 def make_world(root: Path, *, n_clips: int, models: Path, n_checkpoints: int = 1):
-    """Clips and checkpoints: see tests/inference/tiny_world.py."""
+    """Clips and checkpoints: see tests/helpers/tiny_world.py."""
     from tiny_world import World, write_corpus, write_run
 
     world = World(root, models)
@@ -83,7 +83,7 @@ def ratios(n_clips: int, threads: int) -> dict:
 
     from affectgpt.inference.asker import Asker
     from affectgpt.inference.engines import transformers
-    from affectgpt.prompts.questions import render_question
+    from affectgpt.processing.questions import render_question
 
     torch.set_num_threads(threads)
     questions = {"labels": render_question("ovlabel"), "description": render_question("description")}
@@ -210,7 +210,7 @@ def measure_throughput(cfg_path: str, options: list[str], *, n_prompts: int) -> 
     from affectgpt.config.load import load_config
     from affectgpt.core.types import Sample
     from affectgpt.inference.asker import Asker, inference_device
-    from affectgpt.prompts.modes import get_mode
+    from affectgpt.processing.modes import get_mode
 
     config = load_config(cfg_path, options)
     asker = Asker(config, device=inference_device(config))

@@ -30,7 +30,7 @@ def make(root: Path, scale: int) -> None:
     import numpy as np
 
     from affectgpt.core.npz import write_npz
-    from affectgpt.data.table import MER_UNIBENCH, get_row
+    from affectgpt.datasets.table import MER_UNIBENCH, get_row
     from affectgpt.evaluation.lexicon import load_builtin
 
     rng = random.Random(0)
@@ -71,8 +71,8 @@ def straightforward(output: str, dataset: str, lexicon_choice: str) -> dict[str,
     from sklearn.metrics import f1_score
 
     from affectgpt.core.npz import read_npz
-    from affectgpt.data.readers import load_labels, parse_label_list
-    from affectgpt.data.table import DATASETS
+    from affectgpt.datasets.label_files import load_labels, parse_label_list
+    from affectgpt.datasets.table import DATASETS
     from affectgpt.evaluation.lexicon import find_lexicon
 
     lexicon = find_lexicon(lexicon_choice)

@@ -33,13 +33,13 @@ from sizes import SIZES, Size
 
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality, Sample
-from affectgpt.data.features import FeatureReader, FeatureWriter
 from affectgpt.encoders.clip import ClipEncoder
 from affectgpt.encoders.speech import HubertEncoder
 from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, ConnectorShape, PreFusionShape
 from affectgpt.modeling.llm.load import LORA_ALPHA, LORA_DROPOUT
 from affectgpt.modeling.llm.rows import get_llm
+from affectgpt.processing.features import FeatureReader, FeatureWriter
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import build_optimizer
 from affectgpt.training.step import Stepper, prepare_llm

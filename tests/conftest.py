@@ -38,10 +38,48 @@ def merunibench(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> Path:
-    """A models/ folder of tiny random models under the published names (see tiny.py); read only."""
+    """A models/ folder of tiny random models under the published names (see helpers/tiny.py); read only."""
     from tiny import make_tiny_models
 
     return make_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def make():
+    """Writers of tiny media and of every data set's layout, see helpers/layouts.py."""
+    from layouts import Makers
+
+    return Makers
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level tokenizer of 256 bytes, Qwen's special tokens and the five placeholders; pad = eos."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from affectgpt.core.types import Modality
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [m.placeholder for m in Modality]})
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def transforms():
+    """What encoders hand in, at the smallest: pixels channel-first, sound as it is."""
+    from layouts import PlainPixels, PlainWave
+
+    from affectgpt.core.types import Modality
+
+    pixels, wave = PlainPixels(), PlainWave()
+    return {m: wave if m is Modality.AUDIO else pixels for m in Modality if m is not Modality.MULTI}
 
 
 @pytest.fixture
@@ -63,7 +101,7 @@ def log_lines() -> Iterator[list[str]]:
 
 @pytest.fixture
 def serve(monkeypatch):
-    """``serve(behave)`` starts a server that plays a language model, on loopback; see fake_llm_server.py."""
+    """``serve(behave)`` starts a server that plays a language model, on loopback; see helpers/fake_llm_server.py."""
     from fake_llm_server import FakeServer
 
     for name in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY", "OPENAI_API_KEY"):

@@ -15,28 +15,26 @@ PACKAGE = Path(__file__).resolve().parents[1] / "affectgpt"
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "config": {"core"},
-    "prompts": {"core"},
+    "datasets": {"core", "config"},
+    "media": {"core", "config"},
     "encoders": {"core", "config"},
-    "data": {"core", "config", "prompts", "encoders.base"},
+    "processing": {"core", "config", "datasets", "media", "encoders"},
     "modeling": {"core", "config", "encoders"},
     "training": {"core", "config", "modeling"},
-    "inference": {"core", "config", "prompts", "data", "preprocess", "encoders", "modeling"},
-    "textllm": {"core", "config"},
-    "evaluation": {"core", "config", "textllm", "data.table", "data.readers", "data.csvfile"},
-    "preprocess": {"core", "config", "data.video", "data.audio", "data.guard", "data.csvfile"},
-    "captioning": {
-        "core",
-        "config",
-        "data",
-        "textllm",
-        "evaluation.extract",
-        "evaluation.grouping",
-        "evaluation.lexicon",
+    "results": {"core", "config", "datasets"},
+    "inference": {
+        "core", "config", "datasets", "media", "encoders", "processing", "modeling", "preprocess", "results",
     },
-    "demo": {"core", "config", "data.table"},
-}
-NO_TORCH = {"core", "config", "prompts", "textllm", "evaluation"}  # torch inside functions at most
-NEVER_TORCH = {"config", "prompts"}
+    "textllm": {"core", "config"},
+    "evaluation": {"core", "config", "datasets", "textllm", "results"},
+    "preprocess": {"core", "config", "media"},
+    "captioning": {
+        "core", "config", "datasets", "media", "encoders", "processing", "textllm", "evaluation", "results",
+    },
+    "demo": {"core", "config", "datasets", "processing"},
+}  # fmt: skip
+NO_TORCH = {"core", "config", "datasets", "results", "textllm", "evaluation"}  # torch inside functions at most
+NEVER_TORCH = {"config", "datasets", "results"}
 
 
 def modules() -> list[Path]:

@@ -30,22 +30,22 @@ from affectgpt.config.schema import Config, DatasetConfig, RunConfig, to_dict
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.core.provenance import REVISIONS
+from affectgpt.core.tables import MISSING
 from affectgpt.core.types import Labels, Modality, Sample
-from affectgpt.data.audio import FIRST_CHANNEL, read_audio, read_wave
-from affectgpt.data.csvfile import MISSING
-from affectgpt.data.dataset import keep_fraction
-from affectgpt.data.feature_key import feature_key
-from affectgpt.data.features import FeatureReader, FeatureWriter
-from affectgpt.data.loader import training_source
-from affectgpt.data.media import MediaReader, Source
-from affectgpt.data.readers import load_labels, load_samples
-from affectgpt.data.table import get_row
-from affectgpt.data.video import read_faces, read_frames
+from affectgpt.datasets.label_files import load_labels, load_samples
+from affectgpt.datasets.splits import keep_fraction
+from affectgpt.datasets.table import get_row
 from affectgpt.inference.asker import Asker, training_mode
 from affectgpt.inference.predictor import Predictor
-from affectgpt.inference.results import read_meta
-from affectgpt.prompts.questions import render_answer, render_question
-from affectgpt.prompts.render import render_prompt
+from affectgpt.media.audio import FIRST_CHANNEL, read_audio, read_wave
+from affectgpt.media.reader import MediaReader, Source
+from affectgpt.media.video import read_faces, read_frames
+from affectgpt.processing.feature_key import feature_key
+from affectgpt.processing.features import FeatureReader, FeatureWriter
+from affectgpt.processing.loader import training_source
+from affectgpt.processing.questions import render_answer, render_question
+from affectgpt.processing.render import render_prompt
+from affectgpt.results.files import read_meta
 from affectgpt.training.optim import get_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -300,9 +300,9 @@ def test_missing_cells_of_ones_own_tables_are_words(tmp_path):
 
 def test_a_missing_reason_is_an_unreadable_sample_in_training(tmp_path, tiny_models):
     """Cells read as missing: run.on_error decides, as for any sample that cannot be read; check_data names it."""
-    from affectgpt.data.check import check_split
-    from affectgpt.data.loader import training_batches
     from affectgpt.modeling.build import build_preparation
+    from affectgpt.processing.check import check_split
+    from affectgpt.processing.loader import training_batches
 
     names = [f"s{i}" for i in range(4)]
     write_mercaptionplus(
@@ -745,7 +745,7 @@ def test_iemocap_order(tmp_path):
 
 # Ours is kept and the README says so: gradient accumulation (tests/training/test_step.py), which result run is scored
 # (tests/evaluation/test_results.py), doubled subtitle rows (tests/data/test_readers.py), EVA training pixels
-# (tests/modeling/test_encoders.py), text of others (here and tests/prompts/test_render.py).
+# (tests/modeling/test_encoders.py), text of others (here and tests/processing/test_render.py).
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def _take(answers: Answers, name: str, kept: Kept) -> None:
 
 def from_file(step: str, spec: AskConfig, names: Sequence[str], *, key: str) -> Answers:
     """Texts that are known already, from ``spec.file``; a clip without a row, or with an empty cell, is a failure."""
-    from affectgpt.data.csvfile import read_table
+    from affectgpt.core.tables import read_table
 
     if not spec.file:
         raise ConfigError(f"{key}.file: give the CSV file (columns name, {spec.column})")

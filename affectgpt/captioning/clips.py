@@ -10,10 +10,9 @@ from affectgpt.config.captioning import CaptioningFile, InputConfig
 from affectgpt.core.crops import folder_crops
 from affectgpt.core.errors import DataError
 from affectgpt.core.runtime import logger
-from affectgpt.core.types import Sample
-from affectgpt.data.csvfile import read_table
-from affectgpt.data.readers import Folder
-from affectgpt.data.video import VIDEO_SUFFIXES
+from affectgpt.core.tables import read_table
+from affectgpt.core.types import VIDEO_SUFFIXES, Sample
+from affectgpt.datasets.label_files import Folder
 
 
 @dataclass(frozen=True)

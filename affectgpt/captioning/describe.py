@@ -10,7 +10,7 @@ from affectgpt.captioning.asking import Answers, Request, ask, from_file, open_a
 from affectgpt.captioning.clips import Clip
 from affectgpt.config.captioning import AskConfig
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.data.guard import Decoder
+from affectgpt.media.guard import Decoder
 from affectgpt.textllm.base import Conversation
 from affectgpt.textllm.messages import user_message
 

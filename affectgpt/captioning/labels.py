@@ -11,7 +11,7 @@ from affectgpt.captioning.cache import Kept, ReplyCache, digest
 from affectgpt.config.captioning import ExtractorConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
-from affectgpt.data.readers import parse_label_list
+from affectgpt.datasets.label_files import parse_label_list
 from affectgpt.evaluation.extract import LABELS, POLARITY, Extractor, get_extractor
 from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMError
 

@@ -17,7 +17,7 @@ from affectgpt.config.captioning import STEPS, AskConfig, CaptioningFile
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import write_json, write_text
 from affectgpt.core.runtime import logger
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 
 MARKER = "captioning.json"  # in a data-set folder: made here, may be written again
 

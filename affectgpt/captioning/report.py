@@ -18,9 +18,9 @@ from affectgpt.config.captioning import CaptioningFile
 from affectgpt.core.crops import in_order
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import write_text
-from affectgpt.data.seeds import seeded
-from affectgpt.data.video import read_faces
+from affectgpt.core.seeds import seeded
 from affectgpt.evaluation.lexicon import find_lexicon
+from affectgpt.media.video import read_faces
 
 TEMPLATE = Path(__file__).with_name("report.html")
 _CROPS, _SIDE = 5, 72  # face crops shown of a clip, and their side in pixels

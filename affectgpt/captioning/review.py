@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from affectgpt.config.captioning import CaptioningConfig
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path
-from affectgpt.data.csvfile import read_table
+from affectgpt.core.tables import read_table
 
 if TYPE_CHECKING:
     from affectgpt.captioning.pipeline import State

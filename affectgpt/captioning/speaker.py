@@ -20,8 +20,8 @@ from affectgpt.captioning.clips import Clip
 from affectgpt.config.captioning import SpeakerConfig
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.journal import Journal
-from affectgpt.data.audio import read_wave
-from affectgpt.data.video import probe_faces, read_faces
+from affectgpt.media.audio import read_wave
+from affectgpt.media.video import probe_faces, read_faces
 
 _VERSION = 1  # of the estimate: part of its journal's key
 _MOST_CROPS = 96

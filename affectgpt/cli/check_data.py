@@ -13,7 +13,7 @@ from affectgpt.cli.common import run_cli
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import Config, DatasetConfig
-    from affectgpt.data.check import SplitReport
+    from affectgpt.processing.check import SplitReport
 
 
 _WORDS = {"missing": "missing", "zero bytes": "empty", "unreadable": "bad"}
@@ -85,9 +85,9 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
     from tqdm import tqdm
 
     from affectgpt.config.schema import DatasetConfig
-    from affectgpt.data.check import Look, check_own, check_split
-    from affectgpt.data.loader import configured_row
-    from affectgpt.data.table import DATASETS, parse_names
+    from affectgpt.datasets.table import DATASETS, parse_names
+    from affectgpt.processing.check import Look, check_own, check_split
+    from affectgpt.processing.loader import configured_row
 
     if any(word.lower() == "all" for word in words):
         words = [row.name for row in DATASETS.values() if row.label_file or row.openset_file or row.reason_file]
@@ -125,8 +125,8 @@ def check_truth(name: str, spec: DatasetConfig, report: SplitReport, *, dataset_
     """Into the report: clips to answer whose truth, by which ``task`` scores them, is missing or no truth."""
     from affectgpt.cli.score import own_scoring_row
     from affectgpt.core.errors import DataError
-    from affectgpt.data.check import Problem
     from affectgpt.evaluation.score import Truth
+    from affectgpt.processing.check import Problem
 
     row = own_scoring_row(name, spec)
     try:
@@ -145,7 +145,7 @@ def print_table(reports: list[SplitReport]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from affectgpt.data.check import FEATURES, MEDIA
+    from affectgpt.processing.check import FEATURES, MEDIA
 
     has_images = any("image" in report.media for report in reports)
     kinds = [what for what in (*MEDIA, "subtitle", "label") if what != "image" or has_images]

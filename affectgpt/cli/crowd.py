@@ -72,7 +72,7 @@ def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
     from affectgpt.captioning.crowd_sets import build_head, labelled_set
     from affectgpt.captioning.features import encoder_keys
     from affectgpt.core.errors import ConfigError, DataError
-    from affectgpt.data.loader import named_samples
+    from affectgpt.processing.loader import named_samples
 
     spec = config.captioning.crowd
     if not spec.sets:
@@ -165,7 +165,7 @@ def _test_split(
     from affectgpt.captioning.crowd_sets import labelled_set
     from affectgpt.core.errors import DataError
     from affectgpt.core.runtime import logger
-    from affectgpt.data.loader import named_samples
+    from affectgpt.processing.loader import named_samples
 
     try:
         title, samples = named_samples(config, name, split="test")
@@ -198,8 +198,8 @@ def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
     from affectgpt.captioning.votes import Wheels, tally
     from affectgpt.core.files import write_text
     from affectgpt.core.runtime import logger
-    from affectgpt.data.loader import named_samples
     from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.processing.loader import named_samples
 
     crowd, _ = load_crowd(
         crowd_folder(config), spec=config.captioning.crowd, encoders=encoder_keys(config, visual_of(config))

@@ -229,7 +229,7 @@ def evaluate(place: Place, name: str) -> RecipeResult:
     from affectgpt.core.npz import read_npz
     from affectgpt.demo.report import COLUMNS, RecipeResult
     from affectgpt.inference.asker import training_mode
-    from affectgpt.prompts.modes import get_mode
+    from affectgpt.processing.modes import get_mode
 
     _, config = load(place, name)
     run = _run(place, name)
@@ -313,7 +313,7 @@ def format_table(results: list[RecipeResult]) -> str:
 
 def next_commands(place: Place) -> str:
     """Three commands to continue with, to be copied as they are: each works on its own after the demo."""
-    from affectgpt.data.table import get_row
+    from affectgpt.datasets.table import get_row
 
     recipe = ["--cfg-path", str(place.recipes / "demo_cpu.yaml")]
     held_out = get_row("MER2023")

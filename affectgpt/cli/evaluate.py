@@ -13,7 +13,7 @@ from affectgpt.cli import score as scoring
 from affectgpt.cli.common import run_cli
 
 if TYPE_CHECKING:
-    from affectgpt.data.table import DatasetRow
+    from affectgpt.datasets.table import DatasetRow
     from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.extract import Extractor
     from affectgpt.evaluation.results import ResultFile

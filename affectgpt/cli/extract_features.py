@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.config.load import load_config
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.runtime import logger, pick_device, setup_logging
-    from affectgpt.data.loader import named_samples
-    from affectgpt.data.table import parse_names
-    from affectgpt.prompts.modes import get_mode
+    from affectgpt.datasets.table import parse_names
+    from affectgpt.processing.loader import named_samples
+    from affectgpt.processing.modes import get_mode
 
     setup_logging()
     config = load_config(args.cfg_path, args.options)
@@ -95,10 +95,10 @@ def extract(
     from affectgpt.core.files import naming
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
-    from affectgpt.data.feature_key import crops_of, feature_key, store_folder
-    from affectgpt.data.features import FeatureWriter
-    from affectgpt.data.media_loader import media_batches
     from affectgpt.encoders.base import encoder_class, encoder_folder
+    from affectgpt.processing.feature_key import crops_of, feature_key, store_folder
+    from affectgpt.processing.features import FeatureWriter
+    from affectgpt.processing.media_loader import media_batches
 
     is_audio = modality is Modality.AUDIO
     key = "acoustic_encoder" if is_audio else "visual_encoder"

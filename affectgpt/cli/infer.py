@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.config.paths import select_checkpoints
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.runtime import logger, setup_logging
-    from affectgpt.data.table import parse_names
+    from affectgpt.datasets.table import parse_names
 
     setup_logging()
     if args.both and args.outside_user_message:
@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.inference.asker import inference_device
     from affectgpt.inference.benchmark import Benchmark
-    from affectgpt.inference.results import export
-    from affectgpt.prompts.questions import render_question
+    from affectgpt.processing.questions import render_question
+    from affectgpt.results.files import export
 
     base_root = config.inference.base_root
     questions = [(args.outside_user_message or render_question("ovlabel"), base_root)]

@@ -118,7 +118,7 @@ def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple
     from tqdm import tqdm
 
     from affectgpt.core.errors import DataError
-    from affectgpt.data.csvfile import read_header, read_table
+    from affectgpt.core.tables import read_header, read_table
     from affectgpt.preprocess.subtitles import beside
 
     columns = ["name", "english"]

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 def find_videos(paths: Sequence[str]) -> list[Path]:
     """Files as they are given; of a folder the videos in it, by name. Raises DataError for what is not there."""
     from affectgpt.core.errors import DataError
-    from affectgpt.data.video import VIDEO_SUFFIXES
+    from affectgpt.core.types import VIDEO_SUFFIXES
 
     videos: list[Path] = []
     for path in map(Path, paths):

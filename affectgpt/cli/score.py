@@ -12,7 +12,7 @@ from affectgpt.cli.common import add_imports_argument, run_cli
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import DatasetConfig
-    from affectgpt.data.table import DatasetRow
+    from affectgpt.datasets.table import DatasetRow
     from affectgpt.evaluation.board import Board, Places
     from affectgpt.evaluation.lexicon import Lexicon
 
@@ -94,7 +94,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lex
     """Data set rows, places and lexicon that the arguments name."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.registry import import_files
-    from affectgpt.data.table import DATASETS, get_row, parse_names
+    from affectgpt.datasets.table import DATASETS, get_row, parse_names
     from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.grouping import check_grouping
     from affectgpt.evaluation.lexicon import find_lexicon
@@ -125,7 +125,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lex
 def own_scoring_row(name: str, spec: DatasetConfig) -> DatasetRow:
     """A user's own data set as a row that can be scored. Raises ConfigError where its block does not say how."""
     from affectgpt.core.errors import ConfigError, did_you_mean
-    from affectgpt.data.own import own_row
+    from affectgpt.datasets.custom import own_row
     from affectgpt.evaluation.metrics.base import METRICS
 
     if not spec.task:

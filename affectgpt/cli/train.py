@@ -117,10 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from affectgpt.cli.training_scores import training_scores
-    from affectgpt.data.loader import training_batches
-    from affectgpt.data.validation import validation_batches
-    from affectgpt.data.video import video_reader
+    from affectgpt.media.video import video_reader
     from affectgpt.modeling.build import build_model, build_preparation
+    from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.validation import validation_batches
     from affectgpt.training.distributed import lost_peer, process_group
     from affectgpt.training.evaluate import evaluate
     from affectgpt.training.interrupt import Interrupted

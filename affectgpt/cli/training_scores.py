@@ -24,10 +24,9 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
     import torch
 
     from affectgpt.core.runtime import logger
-    from affectgpt.data.dataset import AffectDataset, keep_some
-    from affectgpt.data.loader import block_of, question_loader
-    from affectgpt.data.readers import load_samples
-    from affectgpt.data.table import get_row, parse_names
+    from affectgpt.datasets.label_files import load_samples
+    from affectgpt.datasets.splits import keep_some
+    from affectgpt.datasets.table import get_row, parse_names
     from affectgpt.evaluation.answers import direct_items
     from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.lexicon import find_lexicon
@@ -35,7 +34,9 @@ def training_scores(config: Config, *, preparation: Any, device: Any) -> Callabl
     from affectgpt.inference.asker import training_mode
     from affectgpt.inference.decoding import sample_seed
     from affectgpt.inference.engines.base import ENGINES, Decoding
-    from affectgpt.prompts.questions import render_question
+    from affectgpt.processing.dataset import AffectDataset
+    from affectgpt.processing.loader import block_of, question_loader
+    from affectgpt.processing.questions import render_question
     from affectgpt.training.distributed import gather
 
     run = config.run

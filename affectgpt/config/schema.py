@@ -131,14 +131,14 @@ class DatasetConfig:
     data_type: Literal["video", "audio", "image"] = "video"
     # Input mode: which parts the prompt has. Image mode on a set of videos: one frame of each, drawn by its name.
     face_or_frame: str = "multiface_audio_face_text"
-    label_type: str = "hybird"  # a row of prompts/questions, or hybird: one of the set's types, drawn per sample
+    label_type: str = "hybird"  # a row of processing/questions, or hybird: one of the set's types, drawn per sample
     # Keep int(samples * ratio) of the samples, at least one, drawn by the seed.
     ratio: float = limited(1.0, SHARE)
     sample_ratio: float | None = limited(None, NOT_NEGATIVE)  # weight where several sets are mixed; absent: uniform
     face_channels: Literal["bgr", "rgb"] | None = None  # ours: how its face crops are stored, where their folder has no
     # crops.json that says so; not set: bgr, as published
     features: Literal["auto", "off", "require"] = "auto"  # ours: read stored encoder outputs where they fit
-    # ours: a set that the table lacks (see data/own); relative paths in it start at paths.dataset_root
+    # ours: a set that the table lacks (see datasets/custom); relative paths in it start at paths.dataset_root
     path: str | None = None  # its label file
     test_path: str | None = None  # the same of clips to answer (inference's --dataset); default: those of path
     task: str | None = None  # how their answers are scored: a metric of evaluation/metrics (basic, fine-grained, …)

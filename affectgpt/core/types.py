@@ -18,6 +18,8 @@ IMAGE_SIZE = 224
 SAMPLE_RATE = 16_000  # Hz
 CLIP_SECONDS = 2
 CLIP_SAMPLES = SAMPLE_RATE * CLIP_SECONDS
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif")
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff")  # what libsndfile opens; the rest goes through PyAV
 
 
 class Modality(StrEnum):

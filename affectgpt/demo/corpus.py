@@ -21,7 +21,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import naming, write_json, write_text
 from affectgpt.core.npz import write_npz
 from affectgpt.core.runtime import logger, worker_pool
-from affectgpt.data.table import DatasetRow, get_row
+from affectgpt.datasets.table import DatasetRow, get_row
 from affectgpt.demo.clips import CHANNELS, TEXTS, ClipPlan, draw_person, make_clip, plan_clip
 from affectgpt.demo.language import EMOTIONS, FELT
 
@@ -42,7 +42,7 @@ Made by `make demo`; may be deleted.
 class PartSpec:
     """One split of one synthetic data set: how many clips, of which emotions, shown by whom."""
 
-    dataset: str  # a row of data/table
+    dataset: str  # a row of datasets/table
     split: str  # train or test
     count: int
     emotions: tuple[str, ...]  # dealt out in turn

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from affectgpt.core.files import write_text
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 from affectgpt.demo.clips import ClipPlan
 from affectgpt.demo.corpus import PARTS, clip_paths, plan_part
 from affectgpt.demo.language import FELT

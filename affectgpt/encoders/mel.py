@@ -26,7 +26,7 @@ _MEAN, _STD = -4.268, 9.138
 class MelSpectrogram:
     """float32 waves at 16 kHz ``[T, samples]`` → normalised log mel ``[T, 1, 128, 204]``.
 
-    The waves are those of ``data/audio``, each clip's own mean removed; the published step removes it in place, which
+    The waves are those of ``media/audio``, each clip's own mean removed; the published step removes it in place, which
     is why the speech encoder sees it removed too. 25 ms Hann windows every 10 ms, each with its mean removed and
     pre-emphasis, power spectrum, 128 triangles from 20 Hz to 8 kHz, natural logarithm, ``(x + 4.268) / 9.138``. Steps
     beyond the clip's end are zeros, short of the normalisation.

@@ -9,7 +9,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import parse_json
 from affectgpt.core.names import check_name
 from affectgpt.core.npz import read_npz, write_npz
-from affectgpt.data.csvfile import read_table
+from affectgpt.core.tables import read_table
 from affectgpt.evaluation import extraction_file as files
 
 LONGEST_ENDING = "-openset-direct-sentiment.meta.json"  # of the files that an answers file gets beside it

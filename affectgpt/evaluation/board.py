@@ -8,7 +8,7 @@ from pathlib import Path
 
 from affectgpt.config.paths import beside_answers
 from affectgpt.core.errors import DataError
-from affectgpt.data.table import DatasetRow
+from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import published, stats
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import NOT_COMPARABLE, Lexicon

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from affectgpt.core.errors import DataError
-from affectgpt.data.table import DatasetRow
+from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation.board import Board, Places, score_run
 from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.results import CheckpointChoice

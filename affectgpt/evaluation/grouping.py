@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable
 
 from affectgpt.core.errors import ConfigError, did_you_mean
-from affectgpt.data.readers import parse_label_list
+from affectgpt.datasets.label_files import parse_label_list
 from affectgpt.evaluation.lexicon import Lexicon, clean
 
 GROUPINGS = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
-from affectgpt.data.table import DatasetRow
+from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import extraction_file as files
 
 LLM, DIRECT = "llm", "direct"  # how labels were extracted; each has its own file names

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from affectgpt.core.errors import DataError
-from affectgpt.data.readers import load_labels
-from affectgpt.data.table import OWN, DatasetRow
+from affectgpt.datasets.label_files import load_labels
+from affectgpt.datasets.table import OWN, DatasetRow
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.lexicon import Lexicon

@@ -9,8 +9,7 @@ from typing import Any
 
 from affectgpt.core.errors import DataError
 from affectgpt.inference.flags import EMPTY, REPEATING, answer_flags
-from affectgpt.inference.results import read_answers, read_meta
-from affectgpt.prompts.questions import parse_labels
+from affectgpt.results.files import parse_labels, read_answers, read_meta
 
 # Mean agreement of two neighbouring released checkpoints on MER2023, CMU-MOSI and SIMS, sampled as published; of
 # answers to different clips.

@@ -13,13 +13,13 @@ from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import logger, pick_device
 from affectgpt.core.types import Batch, Modality, Sample
-from affectgpt.data.collate import collate
-from affectgpt.data.dataset import AffectDataset, Example
-from affectgpt.data.guard import Decoder
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.memory import autocast, find_batch_size
+from affectgpt.media.guard import Decoder
 from affectgpt.modeling.build import build_model, build_preparation, weights_folder
-from affectgpt.prompts.modes import get_mode
+from affectgpt.processing.collate import collate
+from affectgpt.processing.dataset import AffectDataset, Example
+from affectgpt.processing.modes import get_mode
 
 _MODE_FROM = ("mercaptionplus", "ovmerd")  # of several training sets, those whose input mode is that of inference
 # Encoder outputs of a sample's medium, and what was odd about the medium.

@@ -19,21 +19,21 @@ from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.dataset import Example
-from affectgpt.data.feature_key import features_policy
-from affectgpt.data.features import stored_features
-from affectgpt.data.loader import BatchStream, FailureLog, named_samples
-from affectgpt.data.sampler import SequentialBatches
-from affectgpt.data.video import video_reader
 from affectgpt.inference.asker import ENCODE_BATCH, Asker, FeatureOf, training_mode
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.results import meta_path, read_meta, result_path
-from affectgpt.inference.share import Share
 from affectgpt.inference.spool import FeatureSpool
-from affectgpt.prompts.modes import get_mode
-from affectgpt.prompts.questions import render_question
+from affectgpt.media.video import video_reader
+from affectgpt.processing.dataset import Example
+from affectgpt.processing.feature_key import features_policy
+from affectgpt.processing.features import stored_features
+from affectgpt.processing.loader import BatchStream, FailureLog, named_samples
+from affectgpt.processing.modes import get_mode
+from affectgpt.processing.questions import render_question
+from affectgpt.processing.sampler import SequentialBatches
+from affectgpt.results.files import meta_path, read_meta, result_path
+from affectgpt.results.shard import Share
 
 
 class Benchmark:

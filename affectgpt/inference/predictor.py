@@ -17,17 +17,18 @@ from affectgpt.config.paths import select_checkpoints
 from affectgpt.core.crops import AS_PUBLISHED, CHANNELS, Crops, file_crops
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.data.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
-from affectgpt.data.collate import collate
-from affectgpt.data.guard import Decoder
 from affectgpt.inference.asker import Asker, FeatureOf, inference_device
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED, answer_flags
+from affectgpt.media.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
+from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops
 from affectgpt.preprocess.subtitles import beside
-from affectgpt.prompts.modes import get_mode
-from affectgpt.prompts.questions import parse_labels, render_question
+from affectgpt.processing.collate import collate
+from affectgpt.processing.modes import get_mode
+from affectgpt.processing.questions import render_question
+from affectgpt.results.files import parse_labels
 
 # The released recipes: on these a description begins with "In the text" (published README).
 RELEASED = (

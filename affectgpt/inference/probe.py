@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from affectgpt.core.types import Sample
-from affectgpt.data.collate import collate
 from affectgpt.inference.asker import Asker
 from affectgpt.inference.memory import autocast
-from affectgpt.prompts.questions import render_question
+from affectgpt.processing.collate import collate
+from affectgpt.processing.questions import render_question
 
 SUBTITLE = "I did not think that you would come, but here you are."
 # Largest deviation, as a part of the values' own size, by the dtype of the weights (measured between batch sizes,
@@ -67,8 +67,8 @@ def run_stages(asker: Asker, folder: Path, *, trained: bool = True) -> dict[str,
 
     ``trained=False``: those that depend on no checkpoint, up to the encoders' outputs.
     """
-    from affectgpt.data.audio import read_audio
-    from affectgpt.data.video import read_faces, read_frames
+    from affectgpt.media.audio import read_audio
+    from affectgpt.media.video import read_faces, read_frames
 
     sample = make_probe(folder)
     assert sample.video and sample.audio and sample.face

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger, pick_device
-from affectgpt.core.types import SAMPLE_RATE
-from affectgpt.data.audio import SOUND_SUFFIXES, read_wave
-from affectgpt.data.guard import Decoder
+from affectgpt.core.types import SAMPLE_RATE, SOUND_SUFFIXES
+from affectgpt.media.audio import read_wave
+from affectgpt.media.guard import Decoder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from affectgpt.core.files import atomic_path
 from affectgpt.core.types import SAMPLE_RATE
-from affectgpt.data.guard import Decoder
+from affectgpt.media.guard import Decoder
 
 
 def extract_audio(video: Path | str, wav: Path | str, *, decoder: Decoder | None = None) -> Path | None:

@@ -14,8 +14,8 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path
 from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
-from affectgpt.data.guard import Decoder
-from affectgpt.data.video import VIDEO_SUFFIXES
+from affectgpt.core.types import VIDEO_SUFFIXES
+from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.audio_track import extract_audio
 from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import DataError
-from affectgpt.data.guard import Decoder
+from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.detect import Face, FaceDetector
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pytest
 from affectgpt.config.captioning import MERGE_PROMPT, CaptioningFile
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import ConfigError
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 
 SHIPPED = Path(__file__).resolve().parents[2] / "train_configs" / "captioning.yaml"
 

@@ -11,7 +11,7 @@ from affectgpt.captioning import features
 from affectgpt.captioning.features import pool
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Sample
-from affectgpt.data.features import FeatureReader, FeatureWriter
+from affectgpt.processing.features import FeatureReader, FeatureWriter
 
 KEY = {"encoder": "x"}
 
@@ -106,7 +106,7 @@ def test_clips_in_either_channel_order_have_the_same_features(small_world, tmp_p
 def test_a_crowd_of_the_other_order_is_another_crowd(small_world):
     from affectgpt.captioning.features import encoder_keys
     from affectgpt.core.types import Modality
-    from affectgpt.data.feature_key import differing
+    from affectgpt.processing.feature_key import differing
 
     bgr, rgb = (
         encoder_keys(small_world.config(f"model.face_channels={order}"), Modality.FACE) for order in ("bgr", "rgb")

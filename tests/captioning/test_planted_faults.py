@@ -88,8 +88,8 @@ def test_the_crowd_is_what_tells_right_from_wrong(judged):
 
 
 def test_the_report_and_the_training_set_are_written(judged):
-    from affectgpt.data.readers import load_samples
-    from affectgpt.data.table import get_row
+    from affectgpt.datasets.label_files import load_samples
+    from affectgpt.datasets.table import get_row
 
     _, verdicts, world = judged
     samples = load_samples(get_row("MERCaptionPlus"), split="train", dataset_root=world.work / "dataset")

@@ -9,9 +9,9 @@ from openpyxl import Workbook
 
 from affectgpt.config.load import load_config
 from affectgpt.config.schema import to_dict
-from affectgpt.data.own import load_own_samples, own_label_types
-from affectgpt.data.table import DATASETS, get_row
-from affectgpt.prompts.modes import get_mode
+from affectgpt.datasets.custom import load_own_samples, own_label_types
+from affectgpt.datasets.table import DATASETS, get_row
+from affectgpt.processing.modes import get_mode
 from affectgpt.training.optim import get_schedule
 
 FOLDER = Path(__file__).resolve().parents[2] / "train_configs"

@@ -12,7 +12,7 @@ import pytest
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.npz import read_npz
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 from affectgpt.demo import corpus, language, speech
 from affectgpt.demo.clips import CHANNELS
 from affectgpt.demo.corpus import PARTS, PartSpec, clip_paths, make_corpus, plan_part
@@ -47,7 +47,7 @@ def basic(seed: int = 0):
 
 
 def test_every_set_is_read_by_the_readers_of_the_published_ones(small):
-    from affectgpt.data.readers import load_samples
+    from affectgpt.datasets.label_files import load_samples
 
     for part in SMALL:
         samples = load_samples(get_row(part.dataset), split=part.split, dataset_root=small)

@@ -20,7 +20,7 @@ def tokenizer():
 @pytest.mark.parametrize("question", sorted(teach_decoder.QUESTIONS))
 @pytest.mark.parametrize("mode", sorted(teach_decoder.MODES))
 def test_lessons_use_the_prompts_of_the_product(mode, question):
-    from affectgpt.prompts.render import render_prompt
+    from affectgpt.processing.render import render_prompt
 
     subtitle = "I am so glad, my brother bought some bread."
     assert teach_decoder.prompt(mode, subtitle=subtitle, question=question) == render_prompt(
@@ -29,7 +29,7 @@ def test_lessons_use_the_prompts_of_the_product(mode, question):
 
 
 def test_questions_and_answers_are_those_of_the_product():
-    from affectgpt.prompts import questions
+    from affectgpt.processing import questions
 
     asked = {row.question for row in questions.LABEL_TYPES.values()}
     assert set(teach_decoder.QUESTIONS.values()) <= asked
@@ -90,8 +90,8 @@ def test_lessons_hear_what_the_product_hears(tmp_path):
     """Sound reaches the taught encoder through the same cutting and normalising as in training."""
     import soundfile
 
-    from affectgpt.data.audio import read_audio
     from affectgpt.encoders.base import ACOUSTIC_ENCODERS
+    from affectgpt.media.audio import read_audio
 
     wave = (0.1 * np.random.default_rng(0).normal(size=47_000)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")

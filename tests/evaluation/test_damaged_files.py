@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from affectgpt.core.errors import DataError
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 from affectgpt.evaluation.extraction_file import read_answers, read_items
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon

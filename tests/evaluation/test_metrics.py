@@ -41,7 +41,7 @@ def value(metric, truth, predicted) -> dict[str, float]:
 
 
 def test_every_scored_task_has_a_metric() -> None:
-    from affectgpt.data.table import DATASETS
+    from affectgpt.datasets.table import DATASETS
 
     assert {row.task for row in DATASETS.values()} - {"train"} == set(METRICS.names())
 

@@ -8,7 +8,7 @@ import re
 import pytest
 from small_benchmark import Bench
 
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 from affectgpt.evaluation import analysis, published, report_json, report_text
 from affectgpt.evaluation.board import Board, score_run
 from affectgpt.evaluation.grouping import grouping_of

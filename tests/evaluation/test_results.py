@@ -8,7 +8,7 @@ import pytest
 from small_benchmark import GOOD, POOR, Bench
 
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 from affectgpt.evaluation.board import pick_files, score_run
 from affectgpt.evaluation.results import CheckpointChoice, choose_run, list_runs
 

@@ -11,7 +11,7 @@ from small_benchmark import GOOD, OV_TRUTH, POOR, Bench, write_items
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.npz import write_npz
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 from affectgpt.evaluation.board import Board, score_run
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon

@@ -15,8 +15,8 @@ from torch import nn
 
 from affectgpt.config.paths import Weights
 from affectgpt.core.types import Labels, Modality
-from affectgpt.data.readers import LABEL_READERS
-from affectgpt.data.table import DATASETS, DatasetRow
+from affectgpt.datasets.label_files import LABEL_READERS
+from affectgpt.datasets.table import DATASETS, DatasetRow
 from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.modeling.connectors.base import (
@@ -28,8 +28,8 @@ from affectgpt.modeling.connectors.base import (
     repeat_token,
 )
 from affectgpt.modeling.llm.rows import LLMS, LLMRow
-from affectgpt.prompts.modes import AUDIO, FACE, MODES, MULTI, Mode
-from affectgpt.prompts.questions import LABEL_TYPES, LabelType
+from affectgpt.processing.modes import AUDIO, FACE, MODES, MULTI, Mode
+from affectgpt.processing.questions import LABEL_TYPES, LabelType
 from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.objectives.sft import SupervisedObjective
 

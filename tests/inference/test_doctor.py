@@ -15,7 +15,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.inference import checkup, probe
 from affectgpt.inference.agreement import CHANCE, USUAL, compare_answers, label_overlap, verdict
 from affectgpt.inference.asker import Asker
-from affectgpt.inference.results import write_answers
+from affectgpt.results.files import write_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -76,9 +76,9 @@ def make_asker(world, *options: str) -> Asker:
 
 
 def clips(world, asker, n: int = 6):
-    from affectgpt.data.collate import collate
-    from affectgpt.data.readers import load_samples
-    from affectgpt.data.table import get_row
+    from affectgpt.datasets.label_files import load_samples
+    from affectgpt.datasets.table import get_row
+    from affectgpt.processing.collate import collate
 
     samples = load_samples(get_row("OVMERDPlus"), split="test", dataset_root=world.root / "dataset")[:n]
     dataset = asker.dataset(samples, question=QUESTION)

@@ -15,8 +15,8 @@ from affectgpt.config.schema import to_dict
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.demo.corpus import PartSpec, make_corpus
 from affectgpt.demo.language import FELT
-from affectgpt.inference.results import read_answers, read_meta
 from affectgpt.modeling.checkpoint import write_checkpoint
+from affectgpt.results.files import read_answers, read_meta
 
 RECORD = '{"channels": "%s"}'
 PART = PartSpec("OVMERDPlus", "test", 2, FELT, True, "open")

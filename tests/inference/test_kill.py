@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.inference.results import read_answers
+from affectgpt.results.files import read_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 2

@@ -20,7 +20,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.printable import printable
 from affectgpt.inference import predictor as module
 from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, SEVERAL, TURNED, Predictor
-from affectgpt.prompts.questions import render_question
+from affectgpt.processing.questions import render_question
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = "multiframe_audio_frame_text"

@@ -12,8 +12,8 @@ import torch
 from affectgpt.cli import infer
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
 from affectgpt.inference.asker import Asker
-from affectgpt.inference.results import beside, read_answers, read_meta
-from affectgpt.prompts.questions import render_question
+from affectgpt.processing.questions import render_question
+from affectgpt.results.files import beside, read_answers, read_meta
 
 RUN = "tiny_20260101000"
 

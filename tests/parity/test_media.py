@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from affectgpt.data.audio import clip_starts, cut_clips, read_audio, read_track, read_wave
-from affectgpt.data.video import read_faces, read_frames, uniform_indices
+from affectgpt.media.audio import clip_starts, cut_clips, read_audio, read_track, read_wave
+from affectgpt.media.video import read_faces, read_frames, uniform_indices
 
 pytestmark = pytest.mark.parity
 PUBLISHED, LATER = "pypi_0.1.5", "main"

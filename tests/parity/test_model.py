@@ -19,7 +19,7 @@ from affectgpt.inference.engines.transformers import TransformersEngine
 from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
 from affectgpt.modeling.checkpoint import published_name, trained_state, write_checkpoint
 from affectgpt.modeling.tokenizer import stop_sequences
-from affectgpt.prompts.modes import get_mode
+from affectgpt.processing.modes import get_mode
 from affectgpt.training.optim import parameter_groups
 
 pytestmark = pytest.mark.parity

@@ -43,9 +43,9 @@ def test_answer_from_the_published_stages(golden, merunibench, predictor):
     import torch
 
     from affectgpt.core.types import Batch, Modality
-    from affectgpt.data.audio import cut_clips, read_wave
-    from affectgpt.prompts.questions import render_question
-    from affectgpt.prompts.render import render_prompt
+    from affectgpt.media.audio import cut_clips, read_wave
+    from affectgpt.processing.questions import render_question
+    from affectgpt.processing.render import render_prompt
 
     reply = predictor(
         merunibench / "demo" / "sample_00000000.mp4",

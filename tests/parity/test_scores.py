@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.data.table import get_row
+from affectgpt.datasets.table import get_row
 from affectgpt.evaluation import published
 from affectgpt.evaluation.board import Places, score_run
 from affectgpt.evaluation.lexicon import load_folder

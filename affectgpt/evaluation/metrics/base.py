@@ -19,7 +19,7 @@ METRICS = Registry("metric", "affectgpt.evaluation.metrics")  # by task: basic, 
 
 class Metric(Protocol):
     """Scores one task. ``keys``: what it gives, primary first, with ``titles``. ``polarity``: reads polarity words.
-    ``truth_column``: what a user's own table calls the truth (a role of data/own)."""
+    ``truth_column``: what a user's own table calls the truth (a role of datasets/custom)."""
 
     truth_column: str
     keys: tuple[str, ...]

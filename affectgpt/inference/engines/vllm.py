@@ -17,7 +17,6 @@ import torch
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Batch
-from affectgpt.data.encode import GENERATION_LENGTH
 from affectgpt.inference.decoding import clean_answer, cut_at_stop, end_ids, top_k_of
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.memory import autocast
@@ -25,6 +24,7 @@ from affectgpt.inference.merge import write_merged
 from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.tokenizer import stop_sequences
+from affectgpt.processing.encode import GENERATION_LENGTH
 
 _MEMORY_SHARE = 0.8  # of the GPU for vLLM; encoders, connectors and one embedding matrix need the rest
 

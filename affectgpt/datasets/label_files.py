@@ -1,0 +1,282 @@
+"""A data set's label and subtitle files → labels and samples, in file order. No media file is opened here."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
+from affectgpt.core.errors import DataError, did_you_mean, shortened
+from affectgpt.core.names import check_name
+from affectgpt.core.npz import read_npz
+from affectgpt.core.registry import Registry
+from affectgpt.core.runtime import logger
+from affectgpt.core.tables import MISSING, read_table
+from affectgpt.core.types import Labels, Sample
+from affectgpt.datasets.table import DatasetRow
+
+# label_kind of a row → function(row, split, its root folder) → name → labels, in file order
+LABEL_READERS = Registry("label reader (label_kind)")
+
+
+def without_collector(load: Callable) -> Callable:
+    """Pause the garbage collector: it would walk hundreds of thousands of fresh, living objects again and again."""
+
+    @functools.wraps(load)
+    def paused(*args: Any, **options: Any) -> Any:
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            return load(*args, **options)
+        finally:
+            if was_on:
+                gc.enable()
+
+    return paused
+
+
+@without_collector
+def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dict[str, Labels]:
+    """Name → labels of one split, in the order of the file that gives the names.
+
+    Reads label files only (and, for OV-MERD+, the subtitle file, which gives the names there).
+    Raises DataError naming the file, the sample and what to do.
+    """
+    root = Path(dataset_root) / row.root
+    if split not in row.splits:
+        raise DataError(f"{row.name} has no split {split!r}.{did_you_mean(split, row.splits)}")
+    return LABEL_READERS.get(row.label_kind)(row, split, root)
+
+
+@without_collector
+def load_samples(
+    row: DatasetRow, *, split: str, dataset_root: Path | str, face_channels: str | None = None
+) -> list[Sample]:
+    """Labels, subtitles and media paths of one split, in file order (IEMOCAP: by session, as published).
+
+    Missing cells (``core.tables.MISSING``): no subtitle; no open-vocabulary label, which counts as neutral; an empty
+    description, which whoever asks for it refuses by name.
+    ``face_channels``: how the face crops are stored, by the configuration; None: as their folder's record says.
+
+    Each media folder is listed once. A medium that is not there gets the path where it should lie, so that whoever
+    opens it names that place. Raises DataError as ``load_labels`` and ``stored_crops`` do, and for a sample without a
+    subtitle row.
+    """
+    labels = load_labels(row, split=split, dataset_root=dataset_root)
+    subtitles = _subtitles(row, Path(dataset_root) / row.root, labels)
+    crops = stored_crops(row, dataset_root=dataset_root, face_channels=face_channels)
+    return place_samples(row, labels, subtitles=subtitles, dataset_root=dataset_root, crops=crops)
+
+
+def stored_crops(row: DatasetRow, *, dataset_root: Path | str, face_channels: str | None = None) -> Crops:
+    """How a data set's face folder stores its crops. Raises DataError as ``folder_crops`` does."""
+    return folder_crops(
+        Path(dataset_root) / row.root / row.face_dir,
+        claimed=face_channels,
+        claimed_by=f"datasets.{row.name.lower()}.face_channels",
+    )
+
+
+def place_samples(
+    row: DatasetRow,
+    labels: Mapping[str, Labels],
+    *,
+    subtitles: Mapping[str, str],
+    dataset_root: Path | str,
+    crops: Crops = AS_PUBLISHED,
+) -> list[Sample]:
+    """Samples with the paths of their media; each media folder is listed once. No subtitle: the empty one."""
+    root = Path(dataset_root) / row.root
+    videos = Folder(root / row.video_dir, suffixes=row.video_suffixes)
+    audios = Folder(root / row.audio_dir, suffixes=(".wav",))
+    faces = Folder(root / row.face_dir, suffixes=(".npy",))
+    return [
+        Sample(
+            name=name, dataset=row.name, subtitle=subtitles.get(name, ""), labels=label,
+            video=videos.find(name), audio=audios.find(name), face=faces.find(name), crops=crops,
+        )
+        for name, label in labels.items()
+    ]  # fmt: skip
+
+
+def candidate_labels(row: DatasetRow, dataset_root: Path | str) -> list[str]:
+    """The emotion words of the training split, sorted: what the question with candidates lists."""
+    train = load_labels(row, split="train", dataset_root=dataset_root)
+    words = sorted({label.emotion for label in train.values() if label.emotion is not None})
+    if not words:
+        raise DataError(f"{row.name}: its training split holds no emotion word, so there are no candidate labels")
+    return words
+
+
+def value_range(row: DatasetRow, dataset_root: Path | str) -> tuple[float, float]:
+    """Smallest and largest valence of the training split: what the valence question names, integers as such."""
+    train = load_labels(row, split="train", dataset_root=dataset_root)
+    values = [label.valence for label in train.values() if label.valence is not None]
+    if not values:
+        raise DataError(f"{row.name}: its training split holds no valence, so there is no range to ask for")
+    return min(values), max(values)
+
+
+def parse_label_list(text: str) -> tuple[str, ...]:
+    """``['happy', "calm"]`` or ``[happy, calm]`` → its labels (SPEC section 7, before lower-casing)."""
+    text = text.strip()
+    text = text.removeprefix("[").removesuffix("]")
+    # interned: a few thousand words make up all lists
+    return tuple(sys.intern(part) for part in (piece.strip() for piece in re.split("['\",]", text)) if part)
+
+
+class Folder:
+    """A media folder, listed once: a folder of 132,171 files is not asked file by file."""
+
+    def __init__(self, path: Path, *, suffixes: tuple[str, ...]) -> None:
+        self.path, self.suffixes = path, suffixes
+        self._below: dict[str, Folder] = {}
+        try:
+            self.files = frozenset(os.listdir(path))  # noqa: PTH208 - names, not paths
+        except OSError:  # absent or unreadable: whoever opens a file in it says so by name
+            self.files = frozenset()
+
+    def find(self, name: str) -> Path:
+        """``NAME.suffix`` in the order of the suffixes, or ``NAME/NAME.suffix``; the first if none is there.
+
+        The name may lie in a folder below (``part1/0001``), which is then listed once too.
+        """
+        below, _, leaf = name.rpartition("/")
+        if below:
+            if below not in self._below:
+                self._below[below] = Folder(self.path / below, suffixes=self.suffixes)
+            return self._below[below].find(leaf)
+        for suffix in self.suffixes:
+            if name + suffix in self.files:
+                return self.path / (name + suffix)
+        if name in self.files:
+            return self.path / name / (name + self.suffixes[0])
+        return self.path / (name + self.suffixes[0])
+
+
+def _subtitles(row: DatasetRow, root: Path, names: Iterable[str]) -> dict[str, str]:
+    path = root / row.subtitle_file
+    table = read_table(path, key="name", columns=(row.subtitle_column,))
+    subtitles = {}
+    for name in names:
+        if name not in table:
+            raise DataError(
+                f"{path}: no row for sample {name!r} of {row.name}; add one (an empty cell means no subtitle)"
+            )
+        subtitles[name] = _present(table[name][0])
+    return subtitles
+
+
+def _present(cell: str) -> str:
+    """A cell of a published table; empty where it is missing."""
+    return "" if cell in MISSING else cell
+
+
+@LABEL_READERS.register("npz_word", "npz_index", "npz_valence")
+def _npz_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
+    path, key = root / str(row.label_file), row.splits[split]
+    archive = read_npz(path)
+    corpus = archive.get(key)
+    if not isinstance(corpus, Mapping):
+        raise DataError(f"{path}: no split {key!r}; it holds {', '.join(archive) or 'nothing'}")
+    allowed = row.split_rule.get(split)
+    labels = {}
+    for raw_name, entry in corpus.items():
+        name = check_name(str(raw_name), source=f"{path}, {key}")
+        if allowed is not None and name[4:5] not in tuple(allowed):  # IEMOCAP: the session's digit
+            continue
+        labels[name] = _npz_label(row, entry, f"{path}, {key}, sample {name!r}")
+    if allowed is None:
+        return labels
+    return dict(sorted(labels.items(), key=lambda item: allowed.index(item[0][4])))  # by session; stable
+
+
+def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
+
+    field = "val" if row.label_kind == "npz_valence" else "emo"
+    if not isinstance(entry, Mapping) or field not in entry:
+        raise DataError(f"{where}: expected a dict with {field!r}, found {shortened(entry)}")
+    value = entry[field]
+    if row.label_kind == "npz_word":
+        if not isinstance(value, str) or not value:
+            raise DataError(f"{where}: 'emo' is {shortened(value)}, expected a word")
+        return Labels(emotion=str(value))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {field!r} is {shortened(value)}, expected a number") from None
+    if row.label_kind == "npz_valence":
+        if number != number or number in (float("inf"), float("-inf")):
+            raise DataError(f"{where}: 'val' is {shortened(value)}, expected a finite number")
+        return Labels(valence=int(number) if isinstance(value, int) else number)
+    if number not in range(len(row.classes)):
+        expected = f"0 to {len(row.classes) - 1} ({', '.join(row.classes)})"
+        raise DataError(f"{where}: 'emo' is {shortened(value)}, expected {expected}")
+    return Labels(emotion=row.classes[int(number)])
+
+
+def _column(root: Path, file: str | None, column: str) -> dict[str, str]:
+    if file is None:
+        return {}
+    return {name: _present(cell) for name, (cell,) in read_table(root / file, key="name", columns=(column,)).items()}
+
+
+def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
+    """Name → labels; equal label lists are one object."""
+    parse = functools.cache(parse_label_list)
+    return {name: parse(text) for name, text in _column(root, file, "openset").items()}
+
+
+@LABEL_READERS.register("csv_open")
+def _csv_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
+    if row.openset_file is None and row.reason_file is None:
+        raise DataError(
+            f"{row.name} has no published label file name; give yours, a table with name and reason below {root}, in "
+            f"its block of the configuration: datasets: {{{row.name.lower()}: {{path: FILE}}}}"
+        )
+    opensets = _ovlabels(root, row.openset_file)
+    reasons = _column(root, row.reason_file, "reason")
+    names = list(opensets if row.openset_file else reasons)
+    left_out = len(reasons.keys() - opensets.keys()) if row.openset_file else 0
+    if left_out:  # as published
+        logger.info(
+            "%s: %d names of %s that %s lacks are left out", row.name, left_out, row.reason_file, row.openset_file
+        )
+    if row.names_from_subtitles and (root / row.subtitle_file).exists():
+        names = _names_of_subtitles(row, root, names)
+    return {name: Labels(ovlabels=opensets.get(name), description=reasons.get(name)) for name in names}
+
+
+def _names_of_subtitles(row: DatasetRow, root: Path, labelled: list[str]) -> list[str]:
+    subtitle_path = root / row.subtitle_file
+    names = list(read_table(subtitle_path, key="name", columns=(row.subtitle_column,)))
+    known, given = set(names), set(labelled)
+    for name in names:
+        if name not in given:
+            raise DataError(
+                f"{root / str(row.openset_file)}: no label for sample {name!r}, which {subtitle_path} lists"
+            )
+    for name in labelled:
+        if name not in known:
+            raise DataError(
+                f"{root / str(row.openset_file)}: label for an unknown sample {name!r}; {subtitle_path} has no such row"
+            )
+    return names
+
+
+@LABEL_READERS.register("names_only")
+def _candidates(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
+    path = root / str(row.label_file)
+    names = read_table(path, key="name", columns=())
+    truth_path = root / str(row.openset_file)
+    truth = _ovlabels(root, row.openset_file) if row.openset_file and truth_path.exists() else {}
+    for name in truth:
+        if name not in names:
+            raise DataError(f"{truth_path}: label for an unknown sample {name!r}; {path} has no such row")
+    return {name: Labels(ovlabels=truth.get(name)) for name in names}

@@ -1,0 +1,388 @@
+"""From a configuration to a stream of batches: workers, what happens to broken samples, training and generation."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from affectgpt.config.schema import Config, DatasetConfig
+from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.core.files import naming
+from affectgpt.core.runtime import allowed_cpus, logger, rank, world_size
+from affectgpt.core.types import Batch, Modality, Sample
+from affectgpt.datasets.custom import load_own_samples, own_label_types
+from affectgpt.datasets.label_files import candidate_labels, load_samples, value_range
+from affectgpt.datasets.splits import hold_out, keep_fraction
+from affectgpt.datasets.table import DATASETS, DatasetRow, get_row
+from affectgpt.processing.collate import collate, share
+from affectgpt.processing.dataset import AffectDataset, Example
+from affectgpt.processing.features import stored_features
+from affectgpt.processing.questions import HYBRID, Context
+from affectgpt.processing.sampler import MixedBatches, SequentialBatches
+
+_WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample that could not be read, and why."""
+
+    dataset: str
+    name: str
+    reason: str
+
+
+class FailureLog:
+    """What was skipped: every time is counted; each sample is logged once, and once in ``path`` where one is given.
+
+    ``path`` has data set, sample, reason, and continues that of an earlier run.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.failures: list[Failure] = []  # in the order of their first time
+        self.times = 0
+        self._noted: set[Failure] = set()
+        self._earlier: set[Failure] | None = None  # in the file before this run
+
+    def __len__(self) -> int:
+        return len(self.failures)
+
+    def add(self, failure: Failure) -> None:
+        """Note one skipped sample."""
+        self.times += 1
+        if failure in self._noted:
+            if self.times in (10, 100) or self.times % 1000 == 0:
+                logger.warning("skipped %d times, %d different samples", self.times, len(self._noted))
+            return
+        self._noted.add(failure)
+        self.failures.append(failure)
+        logger.warning("skipped sample %d: %s", len(self._noted), failure.reason)
+        if self.path is None:
+            return
+        if self._earlier is None:
+            self._earlier = _rows(self.path)
+        if failure in self._earlier:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self.path.exists()
+        with naming(self.path), self.path.open("a", encoding="utf-8", newline="") as handle:
+            writer = csv.writer(handle)
+            if is_new:
+                writer.writerow(("dataset", "sample", "reason"))
+            writer.writerow((failure.dataset, failure.name, failure.reason))
+
+
+def _rows(path: Path) -> set[Failure]:
+    if not path.is_file():
+        return set()
+    with path.open(encoding="utf-8", newline="") as handle:
+        return {Failure(*row) for row in csv.reader(handle) if len(row) == 3}
+
+
+class BatchStream:
+    """Batches of one or several data sets. ``stream(epoch)`` or iteration gives Batch after Batch.
+
+    ``on_error``: ``raise`` stops at the first sample that cannot be read; ``skip`` leaves it out of its batch (a batch
+    of which nothing is left is left out too, or None in a training stream), notes it in ``failures``, and never puts
+    another in its place.
+    ``counts``: data set → number of samples.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, AffectDataset],
+        *,
+        batches: MixedBatches | SequentialBatches,
+        num_workers: int = 0,
+        on_error: str = "raise",
+        failures: FailureLog | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        import torch
+
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"on_error is {on_error!r}; allowed: raise, skip")
+        self.parts = dict(parts)
+        self.batches = batches
+        self.on_error = on_error
+        self.failures = failures if failures is not None else FailureLog()
+        pad_token_id = next(iter(self.parts.values())).tokenizer.pad_token_id
+        self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+            _Fetch(list(self.parts.values())),  # type: ignore[arg-type]
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=loader_workers(num_workers),
+            collate_fn=_SafeCollate(pad_token_id),
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=quiet_worker,
+            generator=torch.Generator(),  # the loader must not draw from the stream that dropout uses
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Data set → number of samples."""
+        return {name: len(part) for name, part in self.parts.items()}
+
+    @property
+    def media(self) -> set[Modality]:
+        """Media that need an encoder: those that some data set decodes instead of reading their features."""
+        return {m for part in self.parts.values() for m in part.mode.media if m not in part.features}
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]:
+        """The batches of an epoch (the first is 1), from number ``start`` on; None: nothing was left of a batch."""
+        if not isinstance(self.batches, MixedBatches):
+            raise TypeError("only a training stream has epochs")
+        self.batches.set_epoch(epoch, start=start)
+        return self._drawn()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self._drawn() if batch is not None)
+
+    def _drawn(self) -> Iterator[Batch | None]:
+        for batch, failures, fatal in self._loader:
+            if fatal is not None:
+                raise fatal
+            for failure in failures:
+                if self.on_error == "raise":
+                    raise DataError(failure.reason)
+                self.failures.add(failure)
+            yield batch
+
+
+def training_batches(
+    config: Config,
+    *,
+    tokenizer: Any,
+    transforms: Mapping[Any, Callable],
+    n_tokens: Mapping[Any, int],
+    failures: FailureLog | None = None,
+) -> BatchStream:
+    """The training stream of a configuration: its ``datasets:``, mixed, seeded, sharded by rank.
+
+    Raises ConfigError and DataError naming the key, data set or file.
+    """
+    parts, weights = {}, []
+    for name, dataset in config.datasets.items():
+        title, samples, known_types, context = training_source(name, dataset, config.paths.dataset_root)
+        samples, _ = hold_out(samples, config)
+        if not samples:
+            raise DataError(f"datasets.{name}: the training split of {title} is empty")
+        parts[title] = labelled(
+            config, dataset, keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed), title=title,
+            known_types=known_types, context=context, tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
+        )  # fmt: skip
+        weights.append(dataset.sample_ratio)
+    if any(weight is None for weight in weights) and not all(weight is None for weight in weights):
+        raise ConfigError("datasets: give sample_ratio for all data sets or for none")
+    batches = MixedBatches(
+        [len(part) for part in parts.values()],
+        weights=None if None in weights else [float(weight) for weight in weights if weight is not None],
+        batch_size=config.run.batch_size_train,
+        iters_per_epoch=config.run.iters_per_epoch * config.run.accum_grad_iters,
+        seed=config.run.seed,
+        rank=rank(),
+        world_size=world_size(),
+    )
+    return BatchStream(
+        parts,
+        batches=batches,
+        num_workers=config.run.num_workers,
+        on_error=config.run.on_error,
+        failures=failures,
+        pin_memory=config.run.device.startswith("cuda"),
+    )
+
+
+def labelled(
+    config: Config,
+    dataset: DatasetConfig,
+    samples: Sequence[Sample],
+    *,
+    title: str,
+    split: str = "train",
+    known_types: tuple[str, ...],
+    context: Callable[[Sequence[str]], Context],
+    **parts: Any,
+) -> AffectDataset:
+    """Samples with questions and answers, as their section of the configuration asks."""
+    types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
+    return AffectDataset(
+        samples,
+        mode=dataset.face_or_frame,
+        label_types=types,
+        context=context(types),
+        seed=config.run.seed,
+        max_length=config.model.max_length,
+        n_frames=config.model.vis_processor.train.n_frms,
+        image_size=config.model.vis_processor.train.image_size,
+        audio_clip_spacing=config.model.audio_clip_spacing,
+        face_channels=config.model.face_channels,
+        features=stored_features(
+            config, samples, dataset=title, split=split, mode=dataset.face_or_frame, policy=dataset.features
+        ),
+        **parts,
+    )
+
+
+def question_loader(
+    dataset: AffectDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    on_error: str = "raise",
+    failures: FailureLog | None = None,
+) -> BatchStream:
+    """Left-padded batches of a data set of questions: every sample once, in order, shared among ranks."""
+    if not len(dataset):
+        raise DataError("no samples to answer for")
+    batches = SequentialBatches(len(dataset), batch_size=batch_size, rank=rank(), world_size=world_size())
+    return BatchStream(
+        {dataset.sample_of(0).dataset: dataset},
+        batches=batches,
+        num_workers=min(num_workers, len(batches)),
+        on_error=on_error,
+        failures=failures,
+    )
+
+
+def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[Sample]]:
+    """A data set's name as written in stores and results, and its samples: of the table, or the user's own."""
+    name = next((key for key in config.datasets if key.lower() == name.lower()), name)
+    spec = block_of(config, name)
+    if split == "train":
+        title, samples, _, _ = training_source(name, spec, config.paths.dataset_root)
+        return title, samples
+    if name.lower() not in DATASETS and spec != DatasetConfig():
+        return name, load_own_samples(name, spec, dataset_root=config.paths.dataset_root, split=split, labels=False)
+    row = get_row(name)
+    samples = load_samples(row, split=split, dataset_root=config.paths.dataset_root, face_channels=spec.face_channels)
+    return row.name, samples
+
+
+def block_of(config: Config, name: str) -> DatasetConfig:
+    """A data set's block under ``datasets:``, whatever the case of its name; the defaults where it has none."""
+    return next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), DatasetConfig())
+
+
+def training_source(
+    name: str, spec: DatasetConfig, dataset_root: str
+) -> tuple[str, list[Sample], tuple[str, ...], Callable[[Sequence[str]], Context]]:
+    """A data set of the table, or the user's own: its name, samples, label types, and what its questions name."""
+    if name.lower() not in DATASETS and spec.path:
+        own = load_own_samples(name, spec, dataset_root=dataset_root)
+        return name, own, own_label_types(name, spec), partial(own_context, own)
+    row = configured_row(name, spec)
+    if "train" not in row.splits:
+        raise ConfigError(f"datasets.{name}: {row.name} has no training split; it can only be tested on")
+    samples = load_samples(row, split="train", dataset_root=dataset_root, face_channels=spec.face_channels)
+    return row.name, samples, row.label_types, partial(question_context, row, dataset_root=dataset_root)
+
+
+def configured_row(name: str, spec: DatasetConfig) -> DatasetRow:
+    """A row of the table, with the label file of its block where it is published without a fixed file name."""
+    row = get_row(name)
+    if spec.columns or spec.folders or spec.test_path or (spec.path and row.reason_file):
+        raise ConfigError(f"datasets.{name}: {row.name} has files of its own; path, columns and folders are for others")
+    return replace(row, reason_file=spec.path) if spec.path else row
+
+
+def own_context(samples: Sequence[Sample], label_types: Sequence[str]) -> Context:
+    """``question_context`` of a user's own data set: all of its samples are training samples."""
+    emotions = sorted({s.labels.emotion for s in samples if s.labels.emotion is not None})
+    values = [s.labels.valence for s in samples if s.labels.valence is not None]
+    if not all(isinstance(value, int) for value in values):  # one number with a point makes a column of them
+        values = [float(value) for value in values]
+    return Context(
+        candidates=emotions if "onehot_w_candidates" in label_types else (),
+        value_range=(min(values), max(values)) if "valence" in label_types and values else None,
+    )
+
+
+def question_context(row: DatasetRow, label_types: Sequence[str], *, dataset_root: Path | str) -> Context:
+    """What the questions of these label types name of the training split; nothing is read where none needs it."""
+    return Context(
+        candidates=candidate_labels(row, dataset_root) if "onehot_w_candidates" in label_types else (),
+        value_range=value_range(row, dataset_root) if "valence" in label_types else None,
+    )
+
+
+class _Fetch:
+    """Key (part, epoch, index) → Example, or Failure where the sample cannot be read."""
+
+    def __init__(self, parts: list[AffectDataset]) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, key: tuple[int, int, int]) -> Example | Failure | AffectGPTError:
+        part, epoch, index = key
+        dataset = self.parts[part]
+        try:
+            return dataset[epoch, index]
+        except DataError as error:
+            sample = dataset.sample_of((epoch, index))
+            return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
+        except AffectGPTError as error:  # the configuration is wrong, not this sample
+            return error
+
+
+class _SafeCollate:
+    """Examples and failures → (batch or None, failures, an error that ends the run or None).
+
+    Errors travel as values: the loader would wrap a raised one into a traceback of text.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, items: list) -> tuple[Batch | None, list[Failure], AffectGPTError | None]:
+        failures = [item for item in items if isinstance(item, Failure)]
+        examples = [item for item in items if isinstance(item, Example)]
+        fatal = next((item for item in items if isinstance(item, AffectGPTError)), None)
+        batch = None
+        if fatal is None and examples:
+            try:
+                batch = collate(examples, pad_token_id=self.pad_token_id)
+            except DataError as error:
+                fatal = error
+        if batch is not None:
+            media = (*batch.media.values(), *batch.features.values())
+            share((batch.input_ids, batch.attention_mask, batch.labels, *media))
+        return batch, failures, fatal
+
+
+def loader_workers(asked: int) -> int:
+    """How many loader processes to start: as many as asked for, at most one per CPU. Batches do not depend on it."""
+    allowed = allowed_cpus()
+    if asked > allowed:
+        _tell_workers(asked, allowed)
+    return min(asked, allowed)
+
+
+@cache
+def _tell_workers(asked: int, allowed: int) -> None:
+    logger.info("run.num_workers is %d; this process may use %d CPUs, so it starts %d", asked, allowed, allowed)
+
+
+def quiet_worker(_: int) -> None:
+    """A worker is one of several processes: its libraries start no threads, and signals are for the main process.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them at once would end the main
+    process before it has saved.
+    """
+    import signal
+
+    import cv2
+
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE))

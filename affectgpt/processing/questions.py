@@ -1,0 +1,127 @@
+"""One row per label type: the question asked and the answer learnt (SPEC 3.3, wire)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.registry import Registry
+from affectgpt.core.types import Labels, Modality, Sample
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a question may need to know of the training split."""
+
+    candidates: Sequence[str] = ()  # labels of the training split, sorted
+    value_range: tuple[float, float] | None = None  # of the training split
+
+
+@dataclass(frozen=True)
+class LabelType:
+    """A kind of question: its text with ``{candidates}``, ``{min}``, ``{max}``, and the answer made from labels."""
+
+    name: str
+    question: str
+    answer: Callable[[Labels], str | None]  # None: the sample has no such label
+
+
+def _ovlabel(labels: Labels) -> str | None:
+    if labels.ovlabels is None:
+        return None
+    return f"The character's emotional state is {', '.join(labels.ovlabels) or 'neutral'}."
+
+
+def _sentiment(labels: Labels) -> str | None:
+    if labels.valence is None:
+        return None
+    word = "positive" if labels.valence > 0 else "negative" if labels.valence < 0 else "neutral"
+    return f"The character's sentiment state is {word}."
+
+
+_VALENCE = (
+    "Please identify the overall positive or negative emotional polarity of the main characters. "
+    "The output should be a ﬂoating-point number ranging from {min} to {max}. "
+    "Here, {min} indicates extremely negative emotions, 0 indicates neutral emotions, and {max} indicates extremely "
+    "positive emotions. Please provide your judgment as a ﬂoating-point number."
+)
+LABEL_TYPES = Registry("label_type")
+for _row in (
+    LabelType(
+        "description",
+        "Please infer the person's emotional state and provide your reasoning process.",
+        lambda labels: labels.description,
+    ),
+    LabelType("ovlabel", "Please recognize all possible emotional states of the character.", _ovlabel),
+    LabelType(
+        "onehot_w_candidates",
+        "Please select the label that can best describe the person's emotional state from the provided candidate "
+        "labels: {candidates}.",
+        lambda labels: None if labels.emotion is None else f"The most likely label is {labels.emotion}.",
+    ),
+    LabelType(
+        "onehot_wo_candidates",
+        "Please recognize the character's most likely emotional state.",
+        lambda labels: None if labels.emotion is None else f"The character's emotional state is {labels.emotion}.",
+    ),
+    LabelType(
+        "sentiment",
+        "Please select the most likely sentiment label that can best describe the person's emotional state: "
+        "positive, negative, neutral.",
+        _sentiment,
+    ),
+    LabelType(
+        "valence",
+        _VALENCE,
+        lambda labels: None if labels.valence is None else f"The valence score is {labels.valence:.2f}.",
+    ),
+    LabelType("qa", "{question}", lambda labels: labels.answer),  # instruction sets: both taken verbatim
+):
+    LABEL_TYPES.register(_row.name)(_row)
+HYBRID = "hybird"  # the published spelling
+
+
+def get_label_type(name: str) -> LabelType:
+    """The row of a label type; ConfigError with the nearest name otherwise."""
+    return LABEL_TYPES.get(name)
+
+
+def render_question(label_type: str, context: Context | None = None, labels: Labels | None = None) -> str:
+    """The question of a label type. Raises ConfigError when it needs candidates or a range that are not there."""
+    text = get_label_type(label_type).question
+    context = context or Context()
+    if "{candidates}" in text:
+        if not context.candidates:
+            raise ConfigError(f"label type {label_type}: the training split gives no candidate labels")
+        return text.replace("{candidates}", ",".join(context.candidates))
+    if "{min}" in text:
+        if context.value_range is None:
+            raise ConfigError(f"label type {label_type}: the training split gives no value range")
+        low, high = context.value_range
+        return text.replace("{min}", str(low)).replace("{max}", str(high))
+    if text == "{question}":
+        if labels is None or labels.question is None:
+            raise ConfigError(f"label type {label_type}: the sample has no question")
+        return labels.question
+    return text
+
+
+def render_answer(label_type: str, sample: Sample) -> str:
+    """The answer to be learnt. Raises DataError naming the sample when it has no such label, an empty one, or one that
+    holds a placeholder, for which media would be put into the answer."""
+    answer = get_label_type(label_type).answer(sample.labels)
+    if answer == "":
+        raise DataError(f"{sample.dataset}: sample {sample.name!r}: its {label_type} is missing in the label file")
+    if answer is None:
+        raise DataError(
+            f"{sample.dataset}: sample {sample.name!r} has no label of type {label_type} (an empty cell is none): no "
+            "answer to learn"
+        )
+    for modality in Modality:
+        if modality.placeholder in answer:
+            raise DataError(
+                f"{sample.dataset}: sample {sample.name!r}: its answer (label type {label_type}) holds "
+                f"{modality.placeholder}, which stands for media in prompts; remove it from the label file"
+            )
+    return answer

@@ -1,0 +1,68 @@
+"""Batches whose loss is measured during training (``run.valid_splits``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from affectgpt.config.schema import Config
+from affectgpt.core.errors import ConfigError
+from affectgpt.core.runtime import rank, world_size
+from affectgpt.datasets.custom import load_own_samples
+from affectgpt.datasets.label_files import load_samples
+from affectgpt.datasets.splits import hold_out
+from affectgpt.datasets.table import DATASETS, get_row
+from affectgpt.processing.loader import BatchStream, labelled, training_source
+from affectgpt.processing.sampler import SequentialBatches
+
+
+def validation_batches(
+    config: Config, *, tokenizer: Any, transforms: Mapping[Any, Callable], n_tokens: Mapping[Any, int]
+) -> dict[str, BatchStream]:
+    """``run.valid_splits`` of the data sets trained on, each sample once: ``data set_split`` → its batches.
+
+    ``valid`` are the samples that ``run.valid_ratio`` keeps out of training; another name is a split of the data sets
+    that have it. Raises ConfigError when a split has no sample in any of them.
+    """
+    run = config.run
+    streams: dict[str, BatchStream] = {}
+    for split in run.valid_splits:
+        found = len(streams)
+        for name, dataset in config.datasets.items():
+            title, samples, known_types, context = training_source(name, dataset, config.paths.dataset_root)
+            if split == "valid":
+                _, samples = hold_out(samples, config)
+            elif name.lower() in DATASETS and split in get_row(name).splits:
+                samples = load_samples(
+                    get_row(name), split=split, dataset_root=config.paths.dataset_root,
+                    face_channels=dataset.face_channels,
+                )  # fmt: skip
+            elif name.lower() not in DATASETS and split == "test" and dataset.test_path:
+                samples = load_own_samples(name, dataset, dataset_root=config.paths.dataset_root, split=split)
+            else:
+                continue
+            if not samples:
+                continue
+            part = labelled(
+                config, dataset, samples, title=title, split="train" if split == "valid" else split,
+                known_types=known_types, context=context,
+                tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
+            )  # fmt: skip
+            shared = world_size() > 1 and run.parallel != "fsdp2"  # shards go through every batch together
+            streams[f"{title}_{split}"] = BatchStream(
+                {title: part},
+                batches=SequentialBatches(
+                    len(part),
+                    batch_size=run.batch_size_eval,
+                    rank=rank() if shared else 0,
+                    world_size=world_size() if shared else 1,
+                ),
+                num_workers=min(run.num_workers, 2),
+                on_error=run.on_error,
+            )
+        if len(streams) == found:
+            raise ConfigError(
+                f"run.valid_splits: {split!r} has no sample in {', '.join(config.datasets)}; allowed: 'valid' with a "
+                "run.valid_ratio above 0, or a split of these data sets"
+            )
+    return streams

@@ -1,0 +1,88 @@
+"""Result files: where they lie and what is in them (SPEC section 6, wire)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from affectgpt.config.paths import answers_record as meta_path
+from affectgpt.config.paths import beside_answers as beside
+from affectgpt.config.paths import run_name
+from affectgpt.core.errors import ConfigError, DataError, shortened
+from affectgpt.core.files import atomic_path
+from affectgpt.core.npz import read_npz, write_npz
+
+KEY = "name2reason"
+EXPORTS = ("csv", "jsonl")
+_LABEL_ANSWER = re.compile(r"(?:emotional|sentiment) state is (?P<labels>[^.]+)|most likely label is (?P<label>[^.]+)")
+
+
+def result_path(base_root: str | Path, *, dataset: str, checkpoint: Path) -> Path:
+    """``{base_root}-{data set, lower case}/{checkpoint folder}/{checkpoint file}.npz``."""
+    return Path(f"{base_root}-{dataset.lower()}") / run_name(checkpoint) / f"{checkpoint.stem}.npz"
+
+
+def write_answers(path: str | Path, answers: Mapping[str, str]) -> None:
+    """Write name → answer atomically, as one pickled dict under ``name2reason``."""
+    write_npz(path, **{KEY: dict(answers)})
+
+
+def read_answers(path: str | Path) -> dict[str, str]:
+    """Read name → answer. Raises DataError naming the file when it is damaged or of another form."""
+    content = read_npz(path)
+    answers = content.get(KEY)
+    if not isinstance(answers, dict):
+        raise DataError(f"{path}: expected the key {KEY!r} with a dict; found {', '.join(content) or 'nothing'}")
+    for name, answer in answers.items():
+        if not isinstance(name, str) or not isinstance(answer, str):
+            raise DataError(f"{path}: the answer of {shortened(name)} is {shortened(answer)}, not text")
+    return answers
+
+
+def read_meta(target: Path) -> dict[str, Any]:
+    """What made a result file; empty where that is not known (published results). Raises DataError when damaged."""
+    path = meta_path(target)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); delete it or put it right") from error
+
+
+def parse_labels(answer: str) -> list[str]:
+    """The labels in an answer of the form that the model was trained to give; none in any other answer."""
+    match = _LABEL_ANSWER.search(answer)
+    if match is None:
+        return []
+    words = re.split(r",|\band\b", match["labels"] or match["label"])
+    return [word.strip().lower() for word in words if word.strip()]
+
+
+def export(target: Path, form: str) -> Path:
+    """A result file as a table for people: name, answer, labels, flags; ``X-answers.csv`` or ``.jsonl``.
+
+    Labels are those that the answer's form gives away (none for a description). Raises ConfigError and DataError.
+    """
+    if form not in EXPORTS:
+        raise ConfigError(f"--export {form}: allowed: {', '.join(EXPORTS)}")
+    flags: dict[str, list[str]] = {}
+    for flag, names in read_meta(target).get("flags", {}).items():
+        for name in names:
+            flags.setdefault(name, []).append(flag)
+    rows = [(name, text, parse_labels(text), flags.get(name, [])) for name, text in read_answers(target).items()]
+    path = beside(target, f".{form}")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        if form == "csv":
+            writer = csv.writer(handle)
+            writer.writerow(("name", "answer", "labels", "flags"))
+            writer.writerows((name, text, ", ".join(labels), ", ".join(odd)) for name, text, labels, odd in rows)
+        else:
+            for name, text, labels, odd in rows:
+                row = {"name": name, "answer": text, "labels": labels, "flags": odd}
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
