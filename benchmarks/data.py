@@ -126,18 +126,15 @@ def table(folder: Path) -> dict:
     }
 
 
-class _Characters:
-    """Stands in for a tokenizer: text is not what is measured."""
+def _characters():
+    """A tokenizer of single bytes: text is not what is measured."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, 2
-
-    def __call__(self, text, **_):
-        import types
-
-        return types.SimpleNamespace(input_ids=[ord(c) % 900 + 3 for c in text])
-
-    def convert_tokens_to_ids(self, token):
-        return 1000
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
 class _ToTensor:
@@ -152,8 +149,9 @@ def _stream(folder: Path, *, mode: str, workers: int, steps: int):
     import torch
 
     from affectgpt.core.types import Labels, Modality, Sample
-    from affectgpt.processing.dataset import AffectDataset
+    from affectgpt.processing.dataset import ExampleDataset
     from affectgpt.processing.loader import BatchStream
+    from affectgpt.processing.processor import AffectGPTProcessor
     from affectgpt.processing.sampler import MixedBatches
 
     torch.set_num_threads(1)
@@ -163,10 +161,10 @@ def _stream(folder: Path, *, mode: str, workers: int, steps: int):
         for i in range(32)
     ]
     transform = _ToTensor()
-    dataset = AffectDataset(
-        samples, mode=mode, label_types=("ovlabel",), tokenizer=_Characters(), n_tokens={},
-        transforms=dict.fromkeys((Modality.FRAME, Modality.AUDIO), transform),
-    )  # fmt: skip
+    processor = AffectGPTProcessor(
+        _characters(), mode=mode, transforms=dict.fromkeys((Modality.FRAME, Modality.AUDIO), transform)
+    )
+    dataset = ExampleDataset(samples, processor, label_types=("ovlabel",))
     batches = MixedBatches([len(samples)], batch_size=4, iters_per_epoch=steps, seed=0)
     return BatchStream({"X": dataset}, batches=batches, num_workers=workers)
 

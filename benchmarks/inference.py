@@ -81,8 +81,8 @@ def ratios(n_clips: int, threads: int) -> dict:
     """Seconds of both ways for each question with one checkpoint, for both questions, and for seven checkpoints."""
     import torch
 
-    from affectgpt.inference.asker import Asker
     from affectgpt.inference.engines import transformers
+    from affectgpt.inference.session import GenerationSession
     from affectgpt.processing.questions import render_question
 
     torch.set_num_threads(threads)
@@ -101,20 +101,18 @@ def ratios(n_clips: int, threads: int) -> dict:
         def measure(name: str, used, asked, *options: str, published: bool = False) -> tuple[float, float]:
             """Wall and processor seconds for all clips. What is built once is not measured."""
             seconds = [0.0, 0.0]
-            benchmark = world.benchmark(
-                Path(folder) / name, "inference.on_error=raise", *options, keep_features=not published
-            )
-            askers = {}
+            benchmark = world.benchmark(Path(folder) / name, "inference.on_error=raise", *options)
+            sessions = {}
             for question in asked:
                 config = world.config(*options, f"inference.max_new_tokens={TOKENS[question]}")
-                askers[question] = Asker(config, device=benchmark.device)
+                sessions[question] = GenerationSession.from_config(config, device=benchmark.device)
                 if published:
-                    speech = askers[question].model.acoustic_encoder.model
+                    speech = sessions[question].model.acoustic_encoder.model
                     speech.feature_extractor = speech.feature_extractor.original
             for question in asked:
-                benchmark.asker = askers[question]
+                benchmark.session = sessions[question]
                 for checkpoint in used:
-                    benchmark.asker.use(checkpoint.path)
+                    benchmark.session.use(checkpoint.path)
                     wall, processor = time.perf_counter(), time.process_time()
                     root = str(Path(folder) / name / question)
                     with patch.object(transformers, "growing_cache", own_cache if published else growing_cache):
@@ -209,28 +207,27 @@ def measure_throughput(cfg_path: str, options: list[str], *, n_prompts: int) -> 
 
     from affectgpt.config.load import load_config
     from affectgpt.core.types import Sample
-    from affectgpt.inference.asker import Asker, inference_device
+    from affectgpt.inference.session import GenerationSession
     from affectgpt.processing.modes import get_mode
 
     config = load_config(cfg_path, options)
-    asker = Asker(config, device=inference_device(config))
-    widths = {"audio": asker.model.acoustic_encoder.width}
+    session = GenerationSession.from_config(config)
+    widths = {"audio": session.model.acoustic_encoder.width}
 
     def drawn(modality):
-        width = widths.get(modality.value, asker.model.visual_encoder.width)
+        width = widths.get(modality.value, session.model.visual_encoder.width)
         return lambda sample: (torch.randn(8, width), ())
 
-    features = {modality: drawn(modality) for modality in get_mode(asker.mode).media}
+    features = {modality: drawn(modality) for modality in get_mode(session.mode).media}
     samples = [Sample(name=str(i), dataset="random", subtitle="I did not think so. " * 3) for i in range(n_prompts)]
-    dataset = asker.dataset(samples, question="How does he feel?", features=features)
-    examples = [dataset[i] for i in range(n_prompts)]
-    size = asker.batch_size(len(examples[0].input_ids))
-    asker.answer(examples[:2], seeds=[0, 1])
+    examples = [session.processor(s, question="How does he feel?", features=features) for s in samples]
+    size = session.batch_size(len(examples[0].input_ids))
+    session.generate(examples[:2], seeds=[0, 1])
     started, answers = time.perf_counter(), []
     for at in range(0, n_prompts, size):
-        answers += asker.answer(examples[at : at + size], seeds=list(range(at, min(at + size, n_prompts))))
+        answers += session.generate(examples[at : at + size], seeds=list(range(at, min(at + size, n_prompts))))
     seconds = time.perf_counter() - started
-    alone = [asker.answer([examples[i]], seeds=[i])[0] for i in range(min(n_prompts, N_ALONE))]
+    alone = [session.generate([examples[i]], seeds=[i])[0] for i in range(min(n_prompts, N_ALONE))]
     differing = sum(a.text != b.text for a, b in zip(alone, answers, strict=False))
     return {
         "engine": config.inference.engine,

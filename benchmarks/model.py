@@ -20,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-STAGES = ("visual", "acoustic", "fusion", "splice", "LLM forward", "backward")
+STAGES = ("visual", "acoustic", "fusion", "merge", "LLM forward", "backward")
 _TINY = {
     "clip-vit-large-patch14": {
         "model_type": "clip", "projection_dim": 48,
@@ -116,7 +116,7 @@ def build(size: str, device):
                 parameter.data = parameter.data.float()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    vocabulary = model.llm.get_input_embeddings().weight.shape[0]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     model.placeholder_ids = {modality: vocabulary - 10 + number for number, modality in enumerate(Modality)}
     return model.train()
 
@@ -148,7 +148,7 @@ def step(model, batch, device) -> dict[str, float]:
     import torch
 
     from affectgpt.core.types import Modality
-    from affectgpt.modeling.splice import splice
+    from affectgpt.modeling.modeling_affectgpt import merge_multimodal_embeddings
 
     clock = Clock(device)
     autocast = torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()
@@ -157,19 +157,17 @@ def step(model, batch, device) -> dict[str, float]:
         clock("visual")
         audio = model.acoustic_encoder(batch.media[Modality.AUDIO])
         clock("acoustic")
-        slots = model.fuse({Modality.FACE: face, Modality.AUDIO: audio}, batch)
+        media = model.connect({Modality.FACE: face, Modality.AUDIO: audio}, **batch)
         clock("fusion")
-        embeds = splice(
+        embeds = merge_multimodal_embeddings(
             input_ids=batch.input_ids,
-            embed_tokens=model.llm.get_input_embeddings(),
-            slots=slots,
+            embed_tokens=model.get_input_embeddings(),
+            modality_embeds=media,
             placeholder_ids=model.placeholder_ids,
             names=batch.names,
         )
-        clock("splice")
-        loss = model.llm(
-            inputs_embeds=embeds, attention_mask=batch.attention_mask, labels=batch.labels, use_cache=False
-        ).loss
+        clock("merge")
+        loss = model(inputs_embeds=embeds, attention_mask=batch.attention_mask, labels=batch.labels).loss
         clock("LLM forward")
     loss.backward()
     clock("backward")

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,11 @@ from sizes import SIZES, Size
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality, Sample
 from affectgpt.encoders.clip import ClipEncoder
+from affectgpt.encoders.llm import get_llm
 from affectgpt.encoders.speech import HubertEncoder
-from affectgpt.modeling.affectgpt import AffectGPT
-from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, ConnectorShape, PreFusionShape
-from affectgpt.modeling.llm.load import LORA_ALPHA, LORA_DROPOUT
-from affectgpt.modeling.llm.rows import get_llm
+from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
+from affectgpt.modeling.lora import add_lora
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.features import FeatureReader, FeatureWriter
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import build_optimizer
@@ -54,9 +54,8 @@ WARM_UP = 1
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, as the makers give them
 
 
-def build(size: Size, *, device: torch.device, dtype: torch.dtype, rank: int) -> AffectGPT:
+def build(size: Size, *, device: torch.device, dtype: torch.dtype, rank: int) -> AffectGPTForConditionalGeneration:
     """The released recipe (attention everywhere) with random weights, made on ``device``."""
-    from peft import LoraConfig, get_peft_model
     from transformers import CLIPConfig, CLIPModel, HubertConfig, HubertModel, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -69,30 +68,19 @@ def build(size: Size, *, device: torch.device, dtype: torch.dtype, rank: int) ->
         )
         hubert = HubertEncoder(HubertModel(HubertConfig(**size.speech)))
     torch.set_default_dtype(torch.float32)
-    llm = get_peft_model(
-        llm,
-        LoraConfig(
-            r=rank, lora_alpha=LORA_ALPHA, lora_dropout=LORA_DROPOUT, bias="none", task_type="CAUSAL_LM",
-            target_modules=list(get_llm("Qwen25").lora_targets),
-        ),
-    )  # fmt: skip
-    width, vocabulary = size.llm["hidden_size"], size.llm["vocab_size"]
+    llm = add_lora(llm, row=get_llm("Qwen25"), rank=rank)
+    vocabulary = size.llm["vocab_size"]
+    config = AffectGPTConfig(
+        llm.config, lora_r=rank, placeholder_ids={m.value: vocabulary - 5 + i for i, m in enumerate(Modality)}
+    )
     with device:
-        return AffectGPT(
-            llm=llm,
-            image=IMAGE_CONNECTORS.get("mean")(ConnectorShape(width=clip.width, llm_width=width, n_tokens=1)),
-            video=CONNECTORS.get("attention")(ConnectorShape(width=clip.width, llm_width=width, n_tokens=1)),
-            audio=CONNECTORS.get("attention")(ConnectorShape(width=hubert.width, llm_width=width, n_tokens=1)),
-            multi=PREFUSIONS.get("attention")(
-                PreFusionShape(video_width=clip.width, audio_width=hubert.width, llm_width=width, n_tokens=1)
-            ),
-            visual_encoder=clip,
-            acoustic_encoder=hubert,
-            placeholder_ids={m: vocabulary - 5 + i for i, m in enumerate(Modality)},
-        ).to(device)
+        made = AffectGPTForConditionalGeneration(config, llm=llm, visual_encoder=clip, acoustic_encoder=hubert)
+        return made.to(device)
 
 
-def make_batches(model: AffectGPT, *, count: int, size: int, vocabulary: int, device: torch.device) -> list[Batch]:
+def make_batches(
+    model: AffectGPTForConditionalGeneration, *, count: int, size: int, vocabulary: int, device: torch.device
+) -> list[Batch]:
     """Random batches whose longest sample has LENGTH tokens: prompts of about 110 tokens, half of the answers label
     lists, half descriptions."""
     draw = torch.Generator().manual_seed(1)
@@ -133,9 +121,9 @@ def make_batches(model: AffectGPT, *, count: int, size: int, vocabulary: int, de
 class Store:
     """The encoder outputs of all batches in a feature store, and each batch as the store's reader gives it."""
 
-    def __init__(self, root: Path, model: AffectGPT, batches: list[Batch]) -> None:
+    def __init__(self, root: Path, model: AffectGPTForConditionalGeneration, batches: list[Batch]) -> None:
         self.readers = {}
-        encoded = [model.encode(batch) for batch in batches]
+        encoded = [model.encode(**batch) for batch in batches]
         for modality in batches[0].media:
             writer = FeatureWriter(root / modality.value, key={"modality": modality.value})
             for batch, features in zip(batches, encoded, strict=True):
@@ -151,7 +139,7 @@ class Store:
             modality: torch.stack([reader(sample)[0] for sample in samples]).to(batch.input_ids.device)
             for modality, reader in self.readers.items()
         }
-        return replace(batch, media={}, features=features)
+        return _encoded(batch, features)
 
 
 @dataclass(frozen=True)
@@ -177,10 +165,18 @@ class Cost:
         return cls(statistics.median(c.wall for c in costs), statistics.median(c.processor for c in costs))
 
 
+def _encoded(batch: Batch, features: dict[Modality, torch.Tensor]) -> Batch:
+    """The batch with encoder outputs in place of its media."""
+    kept = {key: value for key, value in batch.items() if key not in tuple(Modality)}
+    return Batch(kept, features=features, mode=batch.mode)
+
+
 class PublishedWay:
     """The published step, stage by stage. ``costs`` has each stage's, step for step."""
 
-    def __init__(self, model: AffectGPT, optimizer: torch.optim.Optimizer, stepper: Stepper) -> None:
+    def __init__(
+        self, model: AffectGPTForConditionalGeneration, optimizer: torch.optim.Optimizer, stepper: Stepper
+    ) -> None:
         self.model, self.optimizer, self.stepper = model, optimizer, stepper
         self.costs: dict[str, list[Cost]] = {stage: [] for stage in PUBLISHED_STAGES}
 
@@ -196,7 +192,7 @@ class PublishedWay:
             Modality.FACE: self._timed("encode video", lambda: self.model.visual_encoder(batch.media[Modality.FACE])),
             Modality.AUDIO: self._timed("encode audio", lambda: self._speech(batch.media[Modality.AUDIO])),
         }
-        return self._timed("LLM forward", lambda: self.model(replace(batch, media={}, features=features)).loss)
+        return self._timed("LLM forward", lambda: self.model(**_encoded(batch, features)).loss)
 
     def _speech(self, wave: torch.Tensor) -> torch.Tensor:
         """As the encoder does it, without its ``no_grad``."""

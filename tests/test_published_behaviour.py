@@ -35,16 +35,17 @@ from affectgpt.core.types import Labels, Modality, Sample
 from affectgpt.datasets.label_files import load_labels, load_samples
 from affectgpt.datasets.splits import keep_fraction
 from affectgpt.datasets.table import get_row
-from affectgpt.inference.asker import Asker, training_mode
 from affectgpt.inference.predictor import Predictor
+from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.media.audio import FIRST_CHANNEL, read_audio, read_wave
 from affectgpt.media.reader import MediaReader, Source
 from affectgpt.media.video import read_faces, read_frames
 from affectgpt.processing.feature_key import feature_key
 from affectgpt.processing.features import FeatureReader, FeatureWriter
 from affectgpt.processing.loader import training_source
+from affectgpt.processing.processor import AffectGPTProcessor
+from affectgpt.processing.prompt import render_prompt
 from affectgpt.processing.questions import render_answer, render_question
-from affectgpt.processing.render import render_prompt
 from affectgpt.results.files import read_meta
 from affectgpt.training.optim import get_schedule
 
@@ -130,23 +131,25 @@ def test_ckpt_name_is_a_file_too(world):
 )
 def test_top_k_of_a_folder_that_names_none(world, monkeypatch, engine, named, asked, expected):
     """top_k where the LLM folder names none: 50, by both engines, and in the record."""
+    from affectgpt.encoders.llm import get_llm, load_tokenizer
     from affectgpt.inference.engines import transformers, vllm
     from affectgpt.inference.engines.base import Decoding
-    from affectgpt.modeling.llm.rows import get_llm
-    from affectgpt.modeling.tokenizer import load_tokenizer
 
     monkeypatch.setitem(
         __import__("sys").modules, "vllm", SimpleNamespace(__version__="0", SamplingParams=lambda **words: words)
     )
     folder = folder_of(Path(world.config().paths.models_root), "Qwen25")
     llm = torch.nn.Module()
-    llm.folder_generation_config = SimpleNamespace(top_k=named, eos_token_id=None)
     llm.get_input_embeddings = lambda: torch.nn.Embedding(2, 2)
     model = torch.nn.Module()
     model.llm, model.device = llm, torch.device("cpu")
     kind = {"transformers": transformers.TransformersEngine, "vllm": vllm.VLLMEngine}[engine]
     made = kind(
-        model, tokenizer=load_tokenizer(folder, get_llm("Qwen25")), decoding=Decoding(top_k=asked), llm_folder=folder
+        model,
+        processor=AffectGPTProcessor(load_tokenizer(folder, get_llm("Qwen25"))),
+        decoding=Decoding(top_k=asked),
+        defaults=SimpleNamespace(top_k=named, eos_token_id=None),
+        llm_folder=folder,
     )
     assert made.describe()["top_k"] == expected
     if engine == "vllm":
@@ -156,9 +159,8 @@ def test_top_k_of_a_folder_that_names_none(world, monkeypatch, engine, named, as
 @pytest.mark.parametrize("left", ["no top_k", "no file"])
 def test_top_k_of_a_real_folder(tiny_models, tmp_path, left):
     """top_k: a folder whose generation_config.json lacks it, or that lacks the file, gives 50 with any transformers."""
-    from affectgpt.inference.decoding import top_k_of
-    from affectgpt.modeling.llm.load import load_llm
-    from affectgpt.modeling.llm.rows import get_llm
+    from affectgpt.encoders.llm import folder_generation_config
+    from affectgpt.inference.sampling import top_k_of
 
     folder = tmp_path / "llm"
     shutil.copytree(folder_of(tiny_models, "Qwen25"), folder)
@@ -168,8 +170,7 @@ def test_top_k_of_a_real_folder(tiny_models, tmp_path, left):
     if left == "no top_k":
         del content["top_k"]
         settings.write_text(json.dumps(content))
-    llm = load_llm(folder, row=get_llm("Qwen25"), dtype=torch.float32, lora_r=0)
-    assert top_k_of(None, llm.folder_generation_config) == 50
+    assert top_k_of(None, folder_generation_config(folder)) == 50
 
 
 # EVA_CLIP_G_NO_QFORMER
@@ -186,9 +187,9 @@ def test_eva_clip_without_qformer_is_normed(tiny_models):
     )
     frames = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 2, 3, 224, 224)).astype(np.float32))
     fresh = torch.nn.LayerNorm(bare.width)  # weight 1, bias 0, eps 1e-5
-    expected = fresh(bare.tokens(frames[0])).mean(dim=1)
+    expected = fresh(bare.tokens(frames)).mean(dim=1)
     assert torch.allclose(bare(frames)[0], expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(bare(frames)[0], bare.tokens(frames[0]).mean(dim=1), atol=1e-2)
+    assert not torch.allclose(bare(frames)[0], bare.tokens(frames).mean(dim=1), atol=1e-2)
     assert whole.ln_vision.eps == 1e-5 and not (whole.ln_vision.weight == 1).all()
 
 
@@ -215,11 +216,12 @@ def test_eva_clip_checkpoints_of_the_old_way_are_named(tiny_models, tmp_path):
     """EVA_CLIP_G_NO_QFORMER: a checkpoint that an earlier version trained on the old features is named."""
     from tiny import tiny_config
 
-    from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
+    from affectgpt.modeling.build import build_model, load_checkpoint
     from affectgpt.modeling.checkpoint import trained_state, write_checkpoint
+    from affectgpt.processing.processor import AffectGPTProcessor
 
     config = tiny_config(tiny_models, visual_encoder="EVA_CLIP_G_NO_QFORMER")
-    model = build_model(config, device=torch.device("cpu"), tokenizer=build_preparation(config).tokenizer)
+    model = build_model(config, device=torch.device("cpu"), tokenizer=AffectGPTProcessor.from_config(config).tokenizer)
     told = {}
     for name, saved in (
         ("ours, then", to_dict(config)),
@@ -300,9 +302,9 @@ def test_missing_cells_of_ones_own_tables_are_words(tmp_path):
 
 def test_a_missing_reason_is_an_unreadable_sample_in_training(tmp_path, tiny_models):
     """Cells read as missing: run.on_error decides, as for any sample that cannot be read; check_data names it."""
-    from affectgpt.modeling.build import build_preparation
     from affectgpt.processing.check import check_split
     from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.processor import AffectGPTProcessor
 
     names = [f"s{i}" for i in range(4)]
     write_mercaptionplus(
@@ -315,10 +317,10 @@ def test_a_missing_reason_is_an_unreadable_sample_in_training(tmp_path, tiny_mod
         f"paths: {{dataset_root: {tmp_path}, models_root: {tiny_models}}}\n"
         "run: {device: cpu, num_workers: 0, batch_size_train: 2, iters_per_epoch: 2}\n",
     )
-    made = vars(build_preparation(load_config(path)))
+    made = AffectGPTProcessor.from_config(load_config(path), training=True)
     with pytest.raises(DataError, match=r"sample 's2': its description is missing"):
-        list(training_batches(load_config(path), **made)(1))
-    stream = training_batches(load_config(path, ["run.on_error=skip"]), **made)
+        list(training_batches(load_config(path), processor=made)(1))
+    stream = training_batches(load_config(path, ["run.on_error=skip"]), processor=made)
     assert sorted(name for batch in stream(1) for name in batch.names) == ["s0", "s1", "s3"]
     assert [failure.name for failure in stream.failures.failures] == ["s2"]
     report = check_split(get_row("MERCaptionPlus"), split="train", dataset_root=tmp_path, counts=False)
@@ -335,12 +337,12 @@ def test_frames_at_inference_are_those_of_training(world, tmp_path, caplog):
     logger = logging.getLogger("affectgpt")
     logger.addHandler(caplog.handler)
     try:
-        asker = Asker(world.config(*options), device=torch.device("cpu"), mode="faceonly")
+        session = GenerationSession.from_config(world.config(*options), device=torch.device("cpu"), mode="faceonly")
     finally:
         logger.removeHandler(caplog.handler)
     assert "inference.vis_processor (5 frames, 224 pixels) is not used" in caplog.text
     samples = load_samples(get_row("OVMERDPlus"), split="test", dataset_root=world.root / "dataset")
-    assert asker.dataset(samples, question="x")[0].media[Modality.FACE].shape == (3, 3, 224, 224)
+    assert session.processor(samples[0], question="x").media[Modality.FACE].shape == (3, 3, 224, 224)
     infer.main([
         "--dataset=OVMERDPlus", f"--cfg-path={world.yaml}", "--outside_face_or_frame=faceonly", "--options", *options,
         f"inference.base_root={tmp_path}/results", "inference.max_new_tokens=2", "inference.test_epoch=12",
@@ -400,13 +402,14 @@ def test_lora_targets_of_baichuan2(tiny_models, tmp_path):
     """Baichuan2's LoRA targets: o_proj, gate_proj, up_proj, down_proj; a file's LoRA elsewhere is not dropped."""
     from tiny import tiny_config
 
-    from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
+    from affectgpt.encoders.llm import get_llm
+    from affectgpt.modeling.build import build_model, load_checkpoint
     from affectgpt.modeling.checkpoint import trained_state, write_checkpoint
-    from affectgpt.modeling.llm.rows import get_llm
+    from affectgpt.processing.processor import AffectGPTProcessor
 
     assert set(get_llm("Baichuan2").lora_targets) == {"o_proj", "gate_proj", "up_proj", "down_proj"}
     config = tiny_config(tiny_models)
-    model = build_model(config, device=torch.device("cpu"), tokenizer=build_preparation(config).tokenizer)
+    model = build_model(config, device=torch.device("cpu"), tokenizer=AffectGPTProcessor.from_config(config).tokenizer)
     state = trained_state(model)
     state |= {name.replace("q_proj", "W_pack"): value for name, value in state.items() if "q_proj.lora" in name}
     path = write_checkpoint(tmp_path / "c.pth", {"model": state, "config": to_dict(config)})

@@ -228,7 +228,7 @@ def evaluate(place: Place, name: str) -> RecipeResult:
     from affectgpt.core.files import naming
     from affectgpt.core.npz import read_npz
     from affectgpt.demo.report import COLUMNS, RecipeResult
-    from affectgpt.inference.asker import training_mode
+    from affectgpt.inference.session import training_mode
     from affectgpt.processing.modes import get_mode
 
     _, config = load(place, name)

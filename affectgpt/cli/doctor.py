@@ -74,26 +74,26 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     from affectgpt.core.errors import AffectGPTError, DataError
     from affectgpt.core.files import write_json
     from affectgpt.core.provenance import device_name, file_hash, installed_versions
-    from affectgpt.inference.asker import Asker, inference_device
     from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint, check_inputs
     from affectgpt.inference.probe import TOLERANCES, fingerprint, first_deviation, run_stages
+    from affectgpt.inference.session import GenerationSession, inference_device
 
-    asker = Asker(config, device=inference_device(config))
+    session = GenerationSession.from_config(config, device=inference_device(config))
     try:
         checkpoint = select_checkpoints(config)[-1].path
-        loaded = check_checkpoint(asker.engine.load, checkpoint)
+        loaded = check_checkpoint(session.engine.load, checkpoint)
     except AffectGPTError as error:
         loaded = Finding(FAIL, "checkpoint", str(error))
     _line(loaded)
     trained = loaded.status != FAIL
-    for finding in check_inputs(checkpoint, config, mode=asker.mode) if trained else ():
+    for finding in check_inputs(checkpoint, config, mode=session.mode) if trained else ():
         _line(finding)
     with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
-        stages = run_stages(asker, Path(folder), trained=trained)
+        stages = run_stages(session, Path(folder), trained=trained)
     found = {name: fingerprint(values) for name, values in stages.items()}
-    dtype = str(asker.model.llm.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    dtype = str(session.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     reached = "" if trained else " (those that need no checkpoint)"
-    _line(Finding(OK, "probe clip", f"{len(found)} stages in {dtype} on {device_name(asker.device)}{reached}"))
+    _line(Finding(OK, "probe clip", f"{len(found)} stages in {dtype} on {device_name(session.device)}{reached}"))
     if args.record and not trained:
         _line(Finding(FAIL, "recorded", "nothing: the other stages need a checkpoint"))
     elif args.record:
@@ -101,9 +101,9 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
         record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         record[dtype] = {
             "configuration": config.name,
-            "mode": asker.mode,
+            "mode": session.mode,
             "checkpoint_sha256": file_hash(checkpoint),
-            "device": device_name(asker.device),
+            "device": device_name(session.device),
             "versions": installed_versions(),
             "stages": found,
         }

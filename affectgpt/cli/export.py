@@ -61,7 +61,7 @@ def _llm_of(content: dict, *, llm: str | None, read: bool, trusted: bool):
     """The LLM's row and folder, as the checkpoint's configuration names them."""
     from affectgpt.config.schema import Config, ModelConfig, PathsConfig
     from affectgpt.core.errors import ConfigError
-    from affectgpt.modeling.llm.rows import get_llm, llm_folder
+    from affectgpt.encoders.llm import get_llm, llm_folder
 
     saved = content.get("config") or {}
     name = (saved.get("model") or {}).get("llama_model", ModelConfig.llama_model)

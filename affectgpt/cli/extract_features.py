@@ -46,13 +46,17 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"{args.cfg_path}: names no data set; say which with --datasets")
     names = parse_names(",".join(words), own=config.datasets)
     modes = {name: args.mode or _mode_of(config, name) for name in names}
-    encoders: dict[str, Any] = {}
+    from affectgpt.inference.encode import Encoders
+    from affectgpt.processing.processor import AffectGPTProcessor
+
     failed = 0
     sources = [named_samples(config, name, split=args.split) for name in names]  # what is missing shows at once
+    processor = AffectGPTProcessor.from_config(config, training=args.split == "train")
+    encoders = Encoders(config, device=device)
     for name, (title, samples) in zip(names, sources, strict=True):
         for modality in get_mode(modes[name]).media:
             written, broken = extract(
-                config, title, samples, split=args.split, modality=modality, device=device, encoders=encoders,
+                config, title, samples, split=args.split, modality=modality, processor=processor, encoders=encoders,
                 dtype=args.dtype, batch_size=args.batch_size,
             )  # fmt: skip
             failed += broken
@@ -62,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _mode_of(config: Any, name: str) -> str:
     from affectgpt.core.errors import ConfigError
-    from affectgpt.inference.asker import training_mode
+    from affectgpt.inference.session import training_mode
 
     spec = next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), None)
     if spec is not None:
@@ -80,80 +84,51 @@ def extract(
     *,
     split: str,
     modality: Any,
-    device: Any,
-    encoders: dict[str, Any],
+    processor: Any,
+    encoders: Any,
     dtype: str = "float32",
     batch_size: int = 8,
 ) -> tuple[int, int]:
-    """Encode one medium of those samples that the store lacks; how many were written, and how many cannot be read.
-
-    ``encoders``: name → encoder, loaded at first use and kept there.
-    """
-    import torch
+    """Encode one medium of those samples that the store lacks; how many were written, and how many cannot be read."""
     from tqdm import tqdm
 
     from affectgpt.core.files import naming
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
-    from affectgpt.encoders.base import encoder_class, encoder_folder
+    from affectgpt.inference.encode import encode_into
     from affectgpt.processing.feature_key import crops_of, feature_key, store_folder
     from affectgpt.processing.features import FeatureWriter
-    from affectgpt.processing.media_loader import media_batches
 
-    is_audio = modality is Modality.AUDIO
-    key = "acoustic_encoder" if is_audio else "visual_encoder"
-    encoder_name, kind = getattr(config.model, key), encoder_class(config, key)
-    processor = config.model.vis_processor.train if split == "train" else config.inference_frames
-    folder = encoder_folder(config, key)
-    writer = FeatureWriter(
-        store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder_name),
+    encoder = config.model.acoustic_encoder if modality is Modality.AUDIO else config.model.visual_encoder
+    frames = config.model.vis_processor.train if split == "train" else config.inference_frames
+    store = FeatureWriter(
+        store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder),
         key=feature_key(
             config,
             modality,
-            device_type=device.type,
-            processor=processor,
+            device_type=encoders.device.type,
+            processor=frames,
             crops=crops_of(samples, modality),
             samples=samples,
         ),
         dtype=dtype,
         rank=rank(),
     )
-    todo = [s for s in samples[rank() :: world_size()] if s.name not in writer.done]
-    if todo and encoder_name not in encoders:
-        weights = torch.float32 if device.type == "cpu" else getattr(torch, config.model.encoder_dtype)
-        encoders[encoder_name] = kind.from_folder(folder, dtype=weights).to(device)
+    todo = [(s, [modality]) for s in samples[rank() :: world_size()] if s not in store]
     written = broken = 0
     bar = tqdm(total=len(todo), desc=f"{title} {modality.value}", unit="clip", disable=None)
     try:
-        for batch in media_batches(
-            config,
-            todo,
-            modality=modality,
-            transform=kind.transform_of(folder),
-            batch_size=batch_size,
-            processor=processor,
-        ):
-            if batch.names:
-                # an image is a video of one frame: [B, 1, 3, H, W]
-                media = batch.media.unsqueeze(1) if modality is Modality.IMAGE else batch.media
-                features = encoders[encoder_name](media.to(device))  # [B, T, d]
-                with naming(writer.folder):
-                    for name, feature, flags, source in zip(
-                        batch.names, features, batch.flags, batch.sources, strict=True
-                    ):
-                        if writer.write(name, feature.float(), flags=flags, source=source):
-                            written += 1
-                        else:
-                            broken += 1
-            with naming(writer.folder):
-                for failure in batch.failures:
-                    writer.fail(failure.name, failure.reason)
-            broken += len(batch.failures)
-            bar.update(len(batch.names) + len(batch.failures))
+        for batch in encode_into(
+            {modality: store}, todo, processor=processor, encode=encoders, batch_size=batch_size,
+            num_workers=config.run.num_workers,
+        ):  # fmt: skip
+            broken += sum(bool(failed) for _, failed in batch)
+            written += sum(not failed for _, failed in batch)
+            bar.update(len(batch))
     finally:
         bar.close()
-        with naming(writer.folder):
-            writer.close()
+        with naming(store.folder):
+            store.close()
     return written, broken
 
 

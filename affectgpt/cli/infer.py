@@ -87,8 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     checkpoints = select_checkpoints(config)
     rank, world_size = parse_shard(args.shard)
 
-    from affectgpt.inference.asker import inference_device
     from affectgpt.inference.benchmark import Benchmark
+    from affectgpt.inference.session import inference_device
     from affectgpt.processing.questions import render_question
     from affectgpt.results.files import export
 
@@ -100,7 +100,6 @@ def main(argv: list[str] | None = None) -> int:
         config,
         device=inference_device(config),
         mode=args.outside_face_or_frame,
-        keep_features=len(checkpoints) * len(questions) > 1,
         rank=rank,
         world_size=world_size,
     )

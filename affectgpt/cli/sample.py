@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.config.load import load_config
     from affectgpt.config.paths import select_checkpoints
-    from affectgpt.inference.asker import training_mode
     from affectgpt.inference.predictor import Predictor, check_inputs
+    from affectgpt.inference.session import training_mode
     from affectgpt.preprocess.asr import Transcriber
 
     config = load_config(args.cfg_path, args.options)

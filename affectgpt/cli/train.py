@@ -118,8 +118,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.cli.training_scores import training_scores
     from affectgpt.media.video import video_reader
-    from affectgpt.modeling.build import build_model, build_preparation
+    from affectgpt.modeling.build import build_model
     from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.processor import AffectGPTProcessor
     from affectgpt.processing.validation import validation_batches
     from affectgpt.training.distributed import lost_peer, process_group
     from affectgpt.training.evaluate import evaluate
@@ -150,16 +151,16 @@ def main(argv: list[str] | None = None) -> int:
                 raise ConfigError(f"run.resume_ckpt_path: {done}: nothing is left to train")
             logger.info("%s: nothing is left to train", done)
             return 0
-        preparation = build_preparation(config, training=True)
-        batches = training_batches(config, **vars(preparation))
-        held_out = validation_batches(config, **vars(build_preparation(config)))
+        processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
+        batches = training_batches(config, processor=processor)
+        held_out = validation_batches(config, processor=AffectGPTProcessor.from_config(config, training=True))
         for name, count in batches.counts.items():
             logger.info("%s: %d training samples", name, count)
         for name, part in held_out.items():
             logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
         scored = None
         if not args.dry_run:
-            scored = training_scores(config, preparation=build_preparation(config), device=device)
+            scored = training_scores(config, processor=AffectGPTProcessor.from_config(config), device=device)
         if config.run.evaluate and not held_out and scored is None:
             raise ConfigError(
                 "run.evaluate: nothing to measure; set run.valid_splits, or run.score_every with run.score_datasets"
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         # With stored features for everything, the encoders are not even loaded.
         needed = batches.media.union(*(part.media for part in held_out.values()))
         model = build_model(
-            config, device=device, tokenizer=preparation.tokenizer, place=place,
+            config, device=device, tokenizer=processor.tokenizer, place=place,
             encoders=bool(needed) or config.run.score_every > 0,
         )  # fmt: skip
         seed_everything(config.run.seed + rank())

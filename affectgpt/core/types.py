@@ -1,7 +1,9 @@
-"""The things that travel through the house: a sample, a batch, a prediction."""
+"""The things that travel through the house: a sample and a batch."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +38,11 @@ class Modality(StrEnum):
         """The special token that stands for this modality in a prompt, e.g. ``<FaceHere>``."""
         return f"<{self.value.capitalize()}Here>"
 
+    @property
+    def features(self) -> str:
+        """The key of this medium's encoder outputs in a batch, e.g. ``face_features``."""
+        return f"{self.value}_features"
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
@@ -64,52 +71,81 @@ class Sample:
     crops: Crops = AS_PUBLISHED  # how the file ``face`` is stored
 
 
-@dataclass(slots=True)
-class Batch:
-    """What a model step takes. Shapes: B samples, L tokens.
+class Batch(dict[str, Any]):
+    """What a model's forward takes, by keyword: ``model(**batch)``. Shapes: B samples, L tokens.
 
-    ``media`` holds what the encoders take, by modality: face and frame ``[B, 8, 3, 224, 224]``, audio
-    ``[B, 8, 32000]``, image ``[B, 3, 224, 224]``. ``features`` holds encoder outputs instead, where they are known:
-    face and frame ``[B, 8, d_v]``, audio ``[B, 8, d_a]``; such a modality needs no encoder.
+    ``input_ids`` int64 ``[B, L]``, ``attention_mask`` bool ``[B, L]``, ``labels`` int64 ``[B, L]`` (IGNORE_INDEX where
+    nothing is learnt; absent for generation). Media by modality: ``face`` and ``frame`` ``[B, 8, 3, 224, 224]`` (uint8,
+    or normalised numbers), ``audio`` ``[B, 8, 32000]``, ``image`` ``[B, 3, 224, 224]``. Or encoder outputs in their
+    place, which need no encoder: ``face_features`` ``[B, 8, d_v]``, ``audio_features`` ``[B, 8, d_a]``, …
+    ``prefusion``: FACE or FRAME, what is pre-fused with the audio. ``names``: of the samples, for messages.
+
+    Not for the model, and so attributes: ``mode``, ``prompts`` (as rendered, placeholders once each), ``flags`` (what
+    was odd about a sample, e.g. no_audio_track).
     """
 
-    names: list[str]
-    mode: str
-    input_ids: torch.Tensor  # int64 [B, L]
-    attention_mask: torch.Tensor  # bool [B, L]
-    labels: torch.Tensor | None = None  # int64 [B, L], IGNORE_INDEX where not learnt
-    prefusion: Modality | None = None  # FACE or FRAME: what is pre-fused with the audio
-    media: dict[Modality, torch.Tensor] = field(default_factory=dict)
-    features: dict[Modality, torch.Tensor] = field(default_factory=dict)
-    prompts: list[str] = field(default_factory=list)  # as rendered, placeholders once each
-    flags: list[tuple[str, ...]] = field(default_factory=list)  # what was odd about a sample, e.g. no_audio_track
+    def __init__(
+        self,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        media: Mapping[Modality, torch.Tensor] | None = None,
+        features: Mapping[Modality, torch.Tensor] | None = None,
+        mode: str = "",
+        prompts: Sequence[str] = (),
+        flags: Sequence[tuple[str, ...]] = (),
+        **more: Any,
+    ) -> None:
+        super().__init__(values or {})
+        self.update({key: value for key, value in more.items() if value is not None})
+        self.update({modality.value: tensor for modality, tensor in (media or {}).items()})
+        self.update({modality.features: tensor for modality, tensor in (features or {}).items()})
+        self.mode, self.prompts, self.flags = mode, list(prompts), list(flags)
+
+    @property
+    def names(self) -> list[str]:
+        """The samples' names."""
+        return self["names"]
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """int64 ``[B, L]``."""
+        return self["input_ids"]
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """bool ``[B, L]``."""
+        return self["attention_mask"]
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """int64 ``[B, L]``; None for generation."""
+        return self.get("labels")
+
+    @property
+    def prefusion(self) -> Modality | None:
+        """FACE or FRAME: what is pre-fused with the audio."""
+        return self.get("prefusion")
+
+    @property
+    def media(self) -> dict[Modality, torch.Tensor]:
+        """Modality → what its encoder takes."""
+        return {modality: self[modality.value] for modality in Modality if modality.value in self}
+
+    @property
+    def features(self) -> dict[Modality, torch.Tensor]:
+        """Modality → its encoder's output, where the batch brings it."""
+        return {modality: self[modality.features] for modality in Modality if modality.features in self}
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(t):
-            return None if t is None else t.to(device, non_blocking=True)
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+        return self._each(lambda tensor: tensor.pin_memory())
 
-        return Batch(
-            names=self.names,
-            mode=self.mode,
-            input_ids=move(self.input_ids),
-            attention_mask=move(self.attention_mask),
-            labels=move(self.labels),
-            prefusion=self.prefusion,
-            media={k: move(v) for k, v in self.media.items()},
-            features={k: move(v) for k, v in self.features.items()},
-            prompts=self.prompts,
-            flags=self.flags,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A model's answer for one sample."""
-
-    name: str
-    answer: str
-    prompt: str = ""
-    seconds: float = 0.0
-    flags: tuple[str, ...] = ()
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed = copy.copy(self)
+        changed.update({key: change(value) for key, value in self.items() if hasattr(value, "is_floating_point")})
+        return changed

@@ -56,12 +56,16 @@ class FrozenEncoder(nn.Module):
         return read_config(source, **options)
 
     @staticmethod
-    def transform_of(folder: str | Path, *, training: bool = False) -> Transform:
+    def transform_of(source: str | Path | Mapping[str, Any], *, training: bool = False) -> Transform:
         """The picklable transform that belongs to a folder; reads its preprocessor_config.json, no weights.
 
-        ``training`` matters only to an encoder that sees augmented frames in training.
+        ``source`` is the folder, or the content of that file. ``training`` matters only to an encoder that sees
+        augmented frames in training.
         """
         raise NotImplementedError  # abstract
+
+    def use_preprocessor(self, source: str | Path | Mapping[str, Any]) -> None:
+        """Take from a folder's preprocessor_config.json (or its content) what ``forward`` needs; most need nothing."""
 
     def freeze(self) -> FrozenEncoder:
         """Take all parameters out of training."""
@@ -85,13 +89,18 @@ def encoder_folder(config: Config, key: str) -> Path:
     return model_folder(config, getattr(config.model, key), key=f"model.{key}", weights=kind.weights)
 
 
-def read_preprocessor(folder: str | Path) -> dict:
-    """preprocessor_config.json of a model folder. Raises CheckpointError when it is missing or no JSON object."""
-    path = Path(folder) / "preprocessor_config.json"
+def read_preprocessor(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """preprocessor_config.json of a model folder (content is returned as it is).
+
+    Raises CheckpointError when it is missing or not a JSON object.
+    """
+    if isinstance(source, Mapping):
+        return source
+    path = Path(source) / "preprocessor_config.json"
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is incomplete, it has no preprocessor_config.json") from None
+        raise CheckpointError(f"{source} is incomplete, it has no preprocessor_config.json") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(spec, dict):

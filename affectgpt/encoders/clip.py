@@ -8,16 +8,15 @@ from typing import Any, ClassVar
 import torch
 
 from affectgpt.config.paths import Weights
-from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder
-from affectgpt.encoders.pixels import PixelTransform, read_pixel_transform
+from affectgpt.encoders.base import VISUAL_ENCODERS
+from affectgpt.encoders.pixels import PixelEncoder
 from affectgpt.encoders.pretrained import load_pretrained
 
 
 @VISUAL_ENCODERS.register("CLIP_VIT_LARGE")
-class ClipEncoder(FrozenEncoder):
+class ClipEncoder(PixelEncoder):
     """Projected image embedding of each frame, not normalised to unit length (SPEC 2.1)."""
 
-    kind = "visual"
     weights = Weights("clip-vit-large-patch14", "https://huggingface.co/openai/clip-vit-large-patch14")
     architecture: ClassVar = {
         "model_type": "clip",
@@ -37,7 +36,9 @@ class ClipEncoder(FrozenEncoder):
     def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> ClipEncoder:
         from transformers import CLIPModel
 
-        return cls(load_pretrained(CLIPModel, folder, dtype=dtype))
+        encoder = cls(load_pretrained(CLIPModel, folder, dtype=dtype))
+        encoder.use_preprocessor(folder)
+        return encoder
 
     @classmethod
     def from_config(cls, config: Any) -> ClipEncoder:
@@ -45,14 +46,10 @@ class ClipEncoder(FrozenEncoder):
 
         return cls(CLIPModel(config))
 
-    @staticmethod
-    def transform_of(folder: str | Path, *, training: bool = False) -> PixelTransform:
-        return read_pixel_transform(folder)
-
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``[B, T, 3, H, W]`` → Z_v ``[B, T, width]``."""
+        """uint8 or normalised ``[B, T, 3, H, W]`` → Z_v ``[B, T, width]``."""
         B, T = pixels.shape[:2]
-        pixels = pixels.flatten(0, 1).to(self.visual_projection.weight.dtype)  # [B·T, 3, H, W]
+        pixels = self.pixels(pixels, dtype=self.visual_projection.weight.dtype)  # [B·T, 3, H, W]
         pooled = self.vision_model(pixel_values=pixels).pooler_output  # [B·T, hidden]
         return self.visual_projection(pooled).unflatten(0, (B, T))  # [B, T, width]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,8 +10,8 @@ import torch
 from torch import nn
 
 from affectgpt.config.paths import Weights
-from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder, Transform
-from affectgpt.encoders.pixels import RandomCrop, read_pixel_transform
+from affectgpt.encoders.base import VISUAL_ENCODERS, Transform
+from affectgpt.encoders.pixels import PixelEncoder, RandomCrop
 from affectgpt.encoders.pretrained import load_part, read_config
 
 _LN_VISION_EPS = 1e-5  # torch's default, as published; the folder's config.json says another for its post_layernorm
@@ -25,13 +26,12 @@ _BLIP2 = {
 
 
 @VISUAL_ENCODERS.register("EVA_CLIP_G_NO_QFORMER")
-class EvaClipEncoder(FrozenEncoder):
+class EvaClipEncoder(PixelEncoder):
     """Mean over the tokens of ``ln_vision(vit(x))``, 1408 wide.
 
     ``ln_vision`` is a fresh LayerNorm here, as published: the folder's own (``post_layernorm``) is not used.
     """
 
-    kind = "visual"
     weights = Weights("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl")
     architecture: ClassVar = _BLIP2
 
@@ -42,15 +42,17 @@ class EvaClipEncoder(FrozenEncoder):
         self.freeze()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> FrozenEncoder:
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> EvaClipEncoder:
         # The folder's LLM (up to 11B parameters) is never read.
         parts = cls._parts(read_config(folder))
         for prefix, part in parts.items():
             load_part(part, folder, prefix=prefix)
-        return cls(*parts.values()).to(dtype)
+        encoder = cls(*parts.values()).to(dtype)
+        encoder.use_preprocessor(folder)
+        return encoder
 
     @classmethod
-    def from_config(cls, config: Any) -> FrozenEncoder:
+    def from_config(cls, config: Any) -> EvaClipEncoder:
         return cls(*cls._parts(config).values())
 
     @classmethod
@@ -61,19 +63,19 @@ class EvaClipEncoder(FrozenEncoder):
         return {"vision_model.": Blip2VisionModel(config.vision_config)}
 
     @staticmethod
-    def transform_of(folder: str | Path, *, training: bool = False) -> Transform:
-        transform = read_pixel_transform(folder)
+    def transform_of(source: str | Path | Mapping[str, Any], *, training: bool = False) -> Transform:
+        transform = PixelEncoder.transform_of(source)
         return RandomCrop(transform) if training else transform
 
     def tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``[N, 3, H, W]`` → the last layer's tokens ``[N, tokens, hidden]``."""
-        pixels = pixels.to(next(self.encoder.parameters()).dtype)
+        """uint8 or normalised ``[B, T, 3, H, W]`` → the last layer's tokens ``[B·T, tokens, hidden]``."""
+        pixels = self.pixels(pixels, dtype=next(self.encoder.parameters()).dtype)  # [B·T, 3, H, W]
         return self.encoder(inputs_embeds=self.embeddings(pixels)).last_hidden_state
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``[B, T, 3, H, W]`` → Z_v ``[B, T, width]``."""
-        tokens = self.tokens(pixels.flatten(0, 1))  # [B·T, tokens, width]
+        """uint8 or normalised ``[B, T, 3, H, W]`` → Z_v ``[B, T, width]``."""
+        tokens = self.tokens(pixels)  # [B·T, tokens, width]
         tokens = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=_LN_VISION_EPS)
         return tokens.mean(dim=1).unflatten(0, pixels.shape[:2])
 
@@ -108,8 +110,8 @@ class EvaClipQFormerEncoder(EvaClipEncoder):
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``[B, T, 3, H, W]`` → Z_v ``[B, T, 32, width]``."""
-        tokens = self.ln_vision(self.tokens(pixels.flatten(0, 1)))  # [B·T, tokens, hidden]
+        """uint8 or normalised ``[B, T, 3, H, W]`` → Z_v ``[B, T, 32, width]``."""
+        tokens = self.ln_vision(self.tokens(pixels))  # [B·T, tokens, hidden]
         queries = self.queries.query_tokens.expand(tokens.shape[0], -1, -1)  # [B·T, 32, width]
         output = self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         return output.unflatten(0, pixels.shape[:2])  # [B, T, 32, width]

@@ -100,7 +100,7 @@ class ImageBindEncoder(FrozenEncoder):
         return cls(**config)
 
     @staticmethod
-    def transform_of(folder: str | Path, *, training: bool = False) -> MelSpectrogram:
+    def transform_of(source: str | Path | Mapping[str, Any], *, training: bool = False) -> MelSpectrogram:
         return MelSpectrogram()
 
     @torch.no_grad()

@@ -8,19 +8,18 @@ from typing import Any, ClassVar
 import torch
 
 from affectgpt.config.paths import Weights
-from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder
-from affectgpt.encoders.pixels import PixelTransform, read_pixel_transform
+from affectgpt.encoders.base import VISUAL_ENCODERS
+from affectgpt.encoders.pixels import PixelEncoder
 from affectgpt.encoders.pretrained import load_pretrained
 
 
-class MeanTokenEncoder(FrozenEncoder):
+class MeanTokenEncoder(PixelEncoder):
     """Mean over all tokens (DINOv2's CLS token included) of the last layer, before the final norm (SPEC 2.1).
 
     That is ``hidden_states[-1]`` of the published code. The layers are called directly: then nothing that a version of
     transformers puts behind them can get into the state.
     """
 
-    kind = "visual"
     model_class: str  # of transformers
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -34,7 +33,9 @@ class MeanTokenEncoder(FrozenEncoder):
     def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> MeanTokenEncoder:
         import transformers
 
-        return cls(load_pretrained(getattr(transformers, cls.model_class), folder, dtype=dtype))
+        encoder = cls(load_pretrained(getattr(transformers, cls.model_class), folder, dtype=dtype))
+        encoder.use_preprocessor(folder)
+        return encoder
 
     @classmethod
     def from_config(cls, config: Any) -> MeanTokenEncoder:
@@ -42,15 +43,11 @@ class MeanTokenEncoder(FrozenEncoder):
 
         return cls(getattr(transformers, cls.model_class)(getattr(config, "vision_config", config)))
 
-    @staticmethod
-    def transform_of(folder: str | Path, *, training: bool = False) -> PixelTransform:
-        return read_pixel_transform(folder)
-
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """``[B, T, 3, H, W]`` → Z_v ``[B, T, width]``."""
+        """uint8 or normalised ``[B, T, 3, H, W]`` → Z_v ``[B, T, width]``."""
         B, T = pixels.shape[:2]
-        pixels = pixels.flatten(0, 1).to(next(self.encoder.parameters()).dtype)  # [B·T, 3, H, W]
+        pixels = self.pixels(pixels, dtype=next(self.encoder.parameters()).dtype)  # [B·T, 3, H, W]
         tokens = self.encoder(self.embeddings(pixels)).last_hidden_state  # [B·T, tokens, width]
         return tokens.mean(dim=1).unflatten(0, (B, T))  # [B, T, width]
 

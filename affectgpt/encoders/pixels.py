@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from affectgpt.core.errors import CheckpointError
-from affectgpt.encoders.base import read_preprocessor
+from affectgpt.encoders.base import FrozenEncoder, Transform, read_preprocessor
 
 _BICUBIC = 3  # PIL's number, which preprocessor_config.json uses
 _CROP_AREA = (0.5, 1.0)  # of the frame, where training crops at random
@@ -20,33 +21,24 @@ _CROP_TRIES = 10
 
 
 class PixelTransform:
-    """uint8 RGB ``[T, H, W, 3]`` → float32 ``[T, 3, h, w]``: resize, centre crop, ``(x / 255 − mean) / std``.
+    """uint8 RGB ``[T, H, W, 3]`` → uint8 ``[T, 3, h, w]``: resize and centre crop, in the loader's workers.
 
-    ``resize``: (height, width), or one number for the shorter edge; resizing is PIL's, on uint8. Rescaling and
-    normalising is a table of the 256 values per channel, computed as the processors do (rescale in float64, normalise
-    in float32).
+    ``resize``: (height, width), or one number for the shorter edge; resizing is PIL's, on uint8. What follows,
+    ``PixelNormalizer``, is arithmetic on each value, done by the encoder on its device: a quarter of the bytes travel.
     """
 
     def __init__(
         self,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
         resize: int | tuple[int, int] | None = None,
         resample: int = _BICUBIC,
         crop: tuple[int, int] | None = None,
-        rescale_factor: float = 1 / 255,
     ) -> None:
-        levels = (np.arange(256, dtype=np.float64) * rescale_factor).astype(np.float32)[:, None]
-        self.table = (levels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)  # [256, 3]
         self.resize, self.resample, self.crop = resize, resample, crop
 
     def __call__(self, frames: np.ndarray) -> torch.Tensor:
         frames = self._crop(self._resize(frames))  # uint8 [T, h, w, 3]
-        out = np.empty((frames.shape[0], 3, *frames.shape[1:3]), np.float32)
-        for channel in range(3):
-            np.take(self.table[:, channel], frames[..., channel], out=out[:, channel])
-        return torch.from_numpy(out)  # [T, 3, h, w]
+        return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))  # [T, 3, h, w]
 
     def _resize(self, frames: np.ndarray) -> np.ndarray:
         height, width = frames.shape[1:3]
@@ -100,25 +92,83 @@ class RandomCrop:
         return 0, 0, height, width
 
 
-def read_pixel_transform(folder: str | Path) -> PixelTransform:
-    """The transform that a folder's preprocessor_config.json describes. Raises CheckpointError naming what is odd."""
-    spec = read_preprocessor(folder)
-    try:
+class PixelNormalizer:
+    """uint8 ``[…, 3, h, w]`` → float32 of the same shape, ``(x · scale − mean) / std``, on the pixels' device.
+
+    Equal to the bit to the image processors of transformers: rescaled in float64, normalised in float32. Floating-point
+    pixels are taken as normalised already.
+    """
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float], scale: float = 1 / 255) -> None:
+        self.scale = scale
+        self.mean, self.std = ([float(x) for x in values] for values in (mean, std))
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"image_mean and image_std need three numbers each; found {self.mean} and {self.std}")
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.is_floating_point():
+            return pixels
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return pixels.double().mul_(self.scale).float().sub_(mean).div_(std)
+
+
+def read_pixel_transform(source: str | Path | Mapping[str, Any]) -> PixelTransform:
+    """The transform that a folder's preprocessor_config.json (or its content) describes.
+
+    Raises CheckpointError naming what is missing or wrong.
+    """
+    with _odd_keys(source) as spec:
         resize = _size(spec["size"]) if spec.get("do_resize", True) and spec.get("size") else None
         crop = None
         if spec.get("do_center_crop", False):
             crop = _size(spec["crop_size"])
             crop = (crop, crop) if isinstance(crop, int) else crop
-        return PixelTransform(
-            mean=spec["image_mean"],
-            std=spec["image_std"],
-            resize=resize,
-            resample=int(spec.get("resample", _BICUBIC)),
-            crop=crop,
-            rescale_factor=float(spec.get("rescale_factor", 1 / 255)),
-        )
+        return PixelTransform(resize=resize, resample=int(spec.get("resample", _BICUBIC)), crop=crop)
+
+
+def read_pixel_normalizer(source: str | Path | Mapping[str, Any]) -> PixelNormalizer:
+    """What follows that transform, of the same file. Raises CheckpointError naming what is missing or wrong."""
+    with _odd_keys(source) as spec:
+        scale = float(spec.get("rescale_factor", 1 / 255))
+        return PixelNormalizer(mean=spec["image_mean"], std=spec["image_std"], scale=scale)
+
+
+class PixelEncoder(FrozenEncoder):
+    """A visual encoder that takes RGB pixels: uint8 as ``transform_of`` makes them, or normalised float ones."""
+
+    kind = "visual"
+    normalizer: PixelNormalizer | None = None
+
+    def use_preprocessor(self, source: str | Path | Mapping[str, Any]) -> None:
+        self.normalizer = read_pixel_normalizer(source)
+
+    @staticmethod
+    def transform_of(source: str | Path | Mapping[str, Any], *, training: bool = False) -> Transform:
+        read_pixel_normalizer(source)  # what the encoder will need is found to be wrong here, before weights are loaded
+        return read_pixel_transform(source)
+
+    def pixels(self, pixels: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """uint8 or normalised ``[B, T, 3, h, w]`` → normalised ``[B·T, 3, h, w]`` of ``dtype``."""
+        if self.normalizer is not None:
+            pixels = self.normalizer(pixels)
+        elif not pixels.is_floating_point():
+            raise CheckpointError(
+                f"{type(self).__name__} was made without a preprocessor_config.json: it cannot normalise uint8 pixels"
+            )
+        return pixels.flatten(0, 1).to(dtype)
+
+
+@contextmanager
+def _odd_keys(source: str | Path | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    spec = read_preprocessor(source)
+    try:
+        yield spec
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/preprocessor_config.json: missing or odd key: {error}") from error
+        where = "preprocessor_config.json" if isinstance(source, Mapping) else f"{source}/preprocessor_config.json"
+        raise CheckpointError(f"{where}: missing or odd key: {error}") from error
 
 
 def _size(value: Any) -> int | tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,8 +60,8 @@ class SpeechEncoder(FrozenEncoder):
         return cls(getattr(transformers, cls.model_class)(config))
 
     @staticmethod
-    def transform_of(folder: str | Path, *, training: bool = False) -> WaveNormalize:
-        return WaveNormalize(enabled=bool(read_preprocessor(folder).get("do_normalize", True)))
+    def transform_of(source: str | Path | Mapping[str, Any], *, training: bool = False) -> WaveNormalize:
+        return WaveNormalize(enabled=bool(read_preprocessor(source).get("do_normalize", True)))
 
     @torch.no_grad()
     def forward(self, wave: torch.Tensor) -> torch.Tensor:

@@ -19,19 +19,13 @@ from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
-from affectgpt.inference.asker import ENCODE_BATCH, Asker, FeatureOf, training_mode
-from affectgpt.inference.decoding import sample_seed
+from affectgpt.inference.encode import DatasetFeatures
 from affectgpt.inference.engines.base import Decoding
-from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.spool import FeatureSpool
+from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.media.video import video_reader
-from affectgpt.processing.dataset import Example
-from affectgpt.processing.feature_key import features_policy
-from affectgpt.processing.features import stored_features
-from affectgpt.processing.loader import BatchStream, FailureLog, named_samples
+from affectgpt.processing.loader import named_samples
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
-from affectgpt.processing.sampler import SequentialBatches
 from affectgpt.results.files import meta_path, read_meta, result_path
 from affectgpt.results.shard import Share
 
@@ -39,7 +33,7 @@ from affectgpt.results.shard import Share
 class Benchmark:
     """Runs checkpoints over data sets; the model is built once, at the first answer that is needed.
 
-    ``keep_features``: encoders run once per clip, however many checkpoints and questions follow.
+    Encoders run once per clip, however many checkpoints and questions follow.
     ``rank`` of ``world_size`` processes answers its share of the samples.
     """
 
@@ -49,19 +43,15 @@ class Benchmark:
         *,
         device: torch.device,
         mode: str | None = None,
-        keep_features: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.config, self.device = config, device
         self.mode = get_mode(mode or training_mode(config)).name
-        self.keep_features = keep_features
         self.rank, self.world_size = rank, world_size
-        self.asker: Asker | None = None
+        self.session: GenerationSession | None = None
         self._samples: dict[str, list[Sample]] = {}
-        self._spools: dict[str, FeatureSpool] = {}
-        self._stores: dict[str, Mapping[Modality, FeatureOf]] = {}
-        self._unreadable: dict[str, dict[str, str]] = {}
+        self._features: dict[str, DatasetFeatures] = {}
 
     def samples(self, dataset: str) -> list[Sample]:
         """The test split. Raises DataError when it is empty."""
@@ -136,7 +126,7 @@ class Benchmark:
         for name, entry in entries.items():
             for flag in entry.get("flags", ()):
                 flags.setdefault(flag, []).append(name)
-        made = {} if self.asker is None else {"decoding": self.asker.engine.describe()}
+        made = {} if self.session is None else {"decoding": self.session.engine.describe()}
         return {
             **{name: value for name, value in key.items() if name != "model"},
             **made,
@@ -158,106 +148,36 @@ class Benchmark:
     ) -> None:
         from tqdm import tqdm
 
-        needs_encoders = not {*get_mode(self.mode).media} <= {*self._stored(dataset)}
-        if self.asker is None or (needs_encoders and not self.asker.has_encoders):
-            self.asker = None  # its memory is needed
-            self.asker = Asker(self.config, device=self.device, mode=self.mode, encoders=needs_encoders)
-        self.asker.use(checkpoint.path)
+        features = self._features.get(dataset)
+        if features is None:  # kept for the checkpoints and questions that follow
+            features = self._features[dataset] = DatasetFeatures(
+                self.config, self.samples(dataset), dataset=dataset, mode=self.mode
+            )
+        if self.session is None or (features.needs_encoders and not self.session.has_encoders):
+            self.session = None  # its memory is needed
+            self.session = GenerationSession.from_config(
+                self.config, device=self.device, mode=self.mode, encoders=features.needs_encoders
+            )
+        self.session.use(checkpoint.path)
         by_name = {sample.name: sample for sample in self.samples(dataset)}
         pending = [by_name[name] for name in order if name in share.pending]
-        group: list[Example] = []
-        title = printable(f"{dataset} {checkpoint.path.stem}")
-        with tqdm(total=len(pending), desc=title, unit="clip", disable=None) as bar:
-
-            def flush() -> None:
-                seeds = [
-                    sample_seed(self.config.inference.seed, dataset, example.name, question, checkpoint.path.name)
-                    for example in group
-                ]
-                assert self.asker is not None
-                for example, answer in zip(group, self.asker.answer(group, seeds=seeds), strict=True):
-                    flags = (*example.flags, *answer_flags(answer.text, stopped=answer.stopped))
-                    share.add(example.name, answer=answer.text, flags=flags, tokens=answer.tokens)
-                bar.update(len(group))
-                group.clear()
-
-            for example in self._examples(pending, share, dataset=dataset, question=question):
-                group.append(example)
-                # sorted by length, longest first: what the first batch needs is enough for all
-                if len(group) >= self.asker.batch_size(len(group[0].input_ids)):
-                    flush()
-            if group:
-                flush()
-
-    def _examples(self, pending: Sequence[Sample], share: Share, *, dataset: str, question: str) -> Iterator[Example]:
-        """Each pending clip with its encoder outputs: from the spool, else encoded now while workers read on."""
-        assert self.asker is not None
-        if self.keep_features and dataset not in self._spools:
-            self._spools[dataset] = FeatureSpool(Path(self.config.inference.base_root).parent)
-        spool = self._spools.get(dataset)
-        unreadable = self._unreadable.setdefault(dataset, {})
-        known = [s for s in pending if spool is not None and s.name in spool]
-        if known:
-            assert spool is not None
-            yield from self._spooled(known, spool, question=question)
-        seen = {s.name for s in known}
-        for name in [s.name for s in pending if s.name in unreadable]:
-            share.fail(name, unreadable[name])
-            seen.add(name)
-        fresh = [s for s in pending if s.name not in seen]
-        if not fresh:
-            return
-        failures = FailureLog()
-        encode_batch = ENCODE_BATCH[self.device.type]
-        stream = BatchStream(
-            {dataset: self.asker.dataset(fresh, question=question, features=self._stored(dataset))},
-            batches=SequentialBatches(len(fresh), batch_size=encode_batch),
-            num_workers=min(self.config.run.num_workers, -(-len(fresh) // encode_batch)),
-            on_error=self.config.inference.on_error,
-            failures=failures,
-            pin_memory=self.device.type == "cuda",
-        )
+        noted: set[str] = set()
 
         def note_failures() -> None:
-            for failure in failures.failures:
-                unreadable[failure.name] = failure.reason
-                share.fail(failure.name, failure.reason)
-            failures.failures.clear()
+            for sample in pending:
+                if sample.name in features.unreadable and sample.name not in noted:
+                    noted.add(sample.name)
+                    share.fail(sample.name, features.unreadable[sample.name])
 
-        for batch in stream:
+        with tqdm(
+            total=len(pending), desc=printable(f"{dataset} {checkpoint.path.stem}"), unit="clip", disable=None
+        ) as bar:
+            for answers in self.session.answer_dataset(pending, question, features=features):
+                note_failures()
+                for answer in answers:
+                    share.add(answer.sample.name, answer=answer.text, flags=answer.flags, tokens=answer.tokens)
+                bar.update(len(answers))
             note_failures()
-            for example in self.asker.encode(batch):
-                if spool is not None:
-                    spool.put(example.name, example.features, flags=example.flags)
-                yield example
-        note_failures()
-
-    def _stored(self, dataset: str) -> Mapping[Modality, FeatureOf]:
-        """Readers of encoder outputs that ``affectgpt extract_features`` left, where they are complete and fit."""
-        if dataset not in self._stores:
-            self._stores[dataset] = stored_features(
-                self.config,
-                self.samples(dataset),
-                dataset=dataset,
-                split="test",
-                mode=self.mode,
-                policy=features_policy(self.config, dataset),
-                processor=self.config.inference_frames,
-            )
-            if self._stores[dataset]:
-                logger.info("%s: stored features of %s", dataset, ", ".join(self._stores[dataset]))
-        return self._stores[dataset]
-
-    def _spooled(self, samples: Sequence[Sample], spool: FeatureSpool, *, question: str) -> Iterator[Example]:
-        assert self.asker is not None
-
-        def reader(modality: Modality) -> Any:
-            return lambda sample: (spool.get(sample.name)[modality], spool.flags(sample.name))
-
-        features = {modality: reader(modality) for modality in get_mode(self.mode).media}
-        dataset = self.asker.dataset(samples, question=question, features=features)
-        for index in range(len(samples)):
-            yield dataset[index]
 
 
 def _by_length(samples: Sequence[Sample]) -> list[str]:

@@ -13,11 +13,9 @@ from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.core.provenance import file_hash
 from affectgpt.core.types import Modality
+from affectgpt.encoders.llm import configured_llm, load_tokenizer, placeholder_ids, stop_sequences, weights_folder
 from affectgpt.media.video import video_reader
-from affectgpt.modeling.build import weights_folder
 from affectgpt.modeling.checkpoint import face_channels_unknown, input_differences, read_checkpoint
-from affectgpt.modeling.llm.rows import configured_llm
-from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids, stop_sequences
 from affectgpt.processing.modes import get_mode
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"

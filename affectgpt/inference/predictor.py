@@ -17,15 +17,13 @@ from affectgpt.config.paths import select_checkpoints
 from affectgpt.core.crops import AS_PUBLISHED, CHANNELS, Crops, file_crops
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.inference.asker import Asker, FeatureOf, inference_device
-from affectgpt.inference.decoding import sample_seed
-from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED, answer_flags
+from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED
+from affectgpt.inference.session import GenerationSession
 from affectgpt.media.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
 from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops
 from affectgpt.preprocess.subtitles import beside
-from affectgpt.processing.collate import collate
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
 from affectgpt.results.files import parse_labels
@@ -119,17 +117,17 @@ class Predictor:
 
     def __init__(
         self,
-        asker: Asker,
+        session: GenerationSession,
         *,
         recognise: Callable[[Path], str] | None = None,
         face_framing: str = "loose",
         keep_features: bool = False,
     ) -> None:
-        if not isinstance(asker, Asker):
+        if not isinstance(session, GenerationSession):
             raise ConfigError(
-                f"Predictor({asker!r}): expected an Asker; Predictor.from_config(FILE) builds one from a configuration"
+                f"Predictor({session!r}): expected a GenerationSession; Predictor.from_config(FILE) builds one"
             )
-        self.asker = asker
+        self.session = session
         self.face_framing = face_framing  # of the crops made here: loose or tight, see preprocess/faces
         self._kept: dict[Sample, Encoded] | None = {} if keep_features else None
         self.recognise = recognise  # a sound or video file → what is said in it
@@ -158,13 +156,13 @@ class Predictor:
             options += [f"inference.ckpt_name={checkpoint}", "inference.ckpt_root="]
         config = load_config(cfg_path, options)
         chosen = select_checkpoints(config)[-1]
-        asker = Asker(config, device=inference_device(config), mode=mode)
-        asker.use(chosen.path)
-        return cls(asker, recognise=recognise, face_framing=face_framing, keep_features=keep_features)
+        session = GenerationSession.from_config(config, mode=mode)
+        session.use(chosen.path)
+        return cls(session, recognise=recognise, face_framing=face_framing, keep_features=keep_features)
 
     def use(self, checkpoint: str | Path) -> None:
         """Lay another checkpoint over the model. Raises CheckpointError when it does not fill it."""
-        self.asker.use(Path(checkpoint))
+        self.session.use(Path(checkpoint))
 
     def __call__(
         self,
@@ -184,7 +182,7 @@ class Predictor:
         .srt or .vtt file beside the video (or sound), else what ``recognise`` hears, else none. Raises DataError naming
         the file when something cannot be read or no face is found.
         """
-        check_inputs(self.asker.mode, video=video, audio=audio, face=face)
+        check_inputs(self.session.mode, video=video, audio=audio, face=face)
         for option, path in (("--video_path", video), ("--audio_path", audio), ("--face_npy", face)):
             if path is not None and not Path(path).is_file():
                 raise DataError(f"{option} {path}: no such file")
@@ -222,7 +220,7 @@ class Predictor:
         text = beside(source)
         if text is not None:
             return text
-        if self.recognise is None or not get_mode(self.asker.mode).has_subtitle:
+        if self.recognise is None or not get_mode(self.session.mode).has_subtitle:
             return ""
         if sample.audio is None and not self._decoder.probe(source).audio_tracks:
             return ""
@@ -240,16 +238,12 @@ class Predictor:
         """Encoder outputs of a clip's media, for any number of questions, and what was odd about the media."""
         odd: tuple[str, ...] = ()
         with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
-            if sample.face is None and Modality.FACE in get_mode(self.asker.mode).media:
+            if sample.face is None and Modality.FACE in get_mode(self.session.mode).media:
                 sample = replace(sample, face=Path(folder) / "faces.npy", crops=Crops("rgb", self.face_framing))
                 crops, odd = self._faces(sample.video)
                 np.save(sample.face, crops)
-            dataset = self.asker.dataset([sample], question="", decoder=self._decoder)
-            with self.asker.lock:
-                example = dataset.text(0)
-            dataset.fill(example, sample)
-        batch = collate([example], pad_token_id=self.asker.preparation.tokenizer.pad_token_id)
-        return self.asker.encode(batch)[0].features, odd + example.flags
+            features, flags = self.session.features(sample)
+        return features, odd + flags
 
     def _faces(self, video: Path | None) -> tuple[np.ndarray, tuple[str, ...]]:
         """Crops of the speaker; flagged when a turned picture shows faces better, an error when only that shows any."""
@@ -291,18 +285,12 @@ class Predictor:
     def _ask(
         self, sample: Sample, question: str, *, features: Mapping[Modality, torch.Tensor], flags: tuple[str, ...]
     ) -> Reply:
-        getters = {modality: _constant(z) for modality, z in features.items()}
-        with self.asker.lock:
-            example = self.asker.dataset([sample], question=question, features=getters)[0]
-            assert self.asker.checkpoint is not None
-            seed = sample_seed(
-                self.asker.config.inference.seed, sample.dataset, sample.name, question, self.asker.checkpoint.name
-            )
-            answer = self.asker.answer([example], seeds=[seed])[0]
-        flags = (*flags, *answer_flags(answer.text, stopped=answer.stopped))
+        known = {modality: _constant(z) for modality, z in features.items()}
+        ((answer,),) = self.session.answer([sample], question, features=known)
+        flags = (*flags, *answer.flags)
         if (
             question == render_question("description")
-            and self.asker.config.name in RELEASED
+            and self.session.config.name in RELEASED
             and not answer.text.startswith("In the text")
         ):
             flags += (ODD_DESCRIPTION,)
@@ -316,5 +304,5 @@ class Predictor:
         )
 
 
-def _constant(value: torch.Tensor) -> FeatureOf:
+def _constant(value: torch.Tensor) -> Callable[[Sample], tuple[torch.Tensor, tuple[str, ...]]]:
     return lambda _: (value, ())

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from affectgpt.core.types import Sample
-from affectgpt.inference.asker import Asker
 from affectgpt.inference.memory import autocast
-from affectgpt.processing.collate import collate
+from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.questions import render_question
 
 SUBTITLE = "I did not think that you would come, but here you are."
@@ -62,7 +61,7 @@ def make_probe(folder: Path) -> Sample:
 
 
 @torch.inference_mode()
-def run_stages(asker: Asker, folder: Path, *, trained: bool = True) -> dict[str, torch.Tensor]:
+def run_stages(session: GenerationSession, folder: Path, *, trained: bool = True) -> dict[str, torch.Tensor]:
     """Stage → its values for the probe clip, in the order in which they are computed.
 
     ``trained=False``: those that depend on no checkpoint, up to the encoders' outputs.
@@ -75,25 +74,26 @@ def run_stages(asker: Asker, folder: Path, *, trained: bool = True) -> dict[str,
     stages: dict[str, torch.Tensor] = {
         "decoded frames": torch.from_numpy(read_frames(sample.video)),
         "face crops": torch.from_numpy(read_faces(sample.face)),
-        "sound clips": torch.from_numpy(read_audio(sample.audio, spacing=asker.config.model.audio_clip_spacing)[0]),
+        "sound clips": torch.from_numpy(read_audio(sample.audio, spacing=session.config.model.audio_clip_spacing)[0]),
     }
-    example = asker.dataset([sample], question=render_question("ovlabel"))[0]
+    model = session.model
+    example = session.processor(sample, question=render_question("ovlabel"))
     stages["prompt tokens"] = torch.tensor(example.input_ids)
     for modality, tensor in example.media.items():
-        stages[f"encoder input, {modality}"] = tensor
-    batch = collate([example], pad_token_id=asker.preparation.tokenizer.pad_token_id).to(asker.device)
-    model = asker.model
-    with autocast(asker.device):
-        features = model.encode(batch)
+        normalizer = getattr(model.visual_encoder, "normalizer", None) if tensor.dtype is torch.uint8 else None
+        stages[f"encoder input, {modality}"] = tensor if normalizer is None else normalizer(tensor)
+    batch = session.processor.collate([example]).to(session.device)
+    with autocast(session.device):
+        features = model.encode(**batch)
         for modality, z in features.items():
             stages[f"encoder output, {modality}"] = z[0]
         if not trained:
             return {name: tensor.detach().cpu() for name, tensor in stages.items()}
-        for modality, slot in model.fuse(features, batch).items():
-            stages[f"connector output, {modality}"] = slot[0]
-        embeds = model.embed(batch).to(model.llm.get_input_embeddings().weight.dtype)
+        for modality, embeds in model.connect(features, **batch).items():
+            stages[f"connector output, {modality}"] = embeds[0]
+        embeds = model.embed(**batch).to(model.get_input_embeddings().weight.dtype)
     stages["prompt embeddings"] = embeds[0]
-    output = model.llm(inputs_embeds=embeds, attention_mask=batch.attention_mask.long())
+    output = model(inputs_embeds=embeds, attention_mask=batch.attention_mask.long())
     stages["first scores"] = output.logits[0, -1]
     return {name: tensor.detach().cpu() for name, tensor in stages.items()}
 

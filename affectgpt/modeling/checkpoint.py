@@ -19,22 +19,13 @@ from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import atomic_path
 from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
+from affectgpt.modeling.configuration_affectgpt import INPUTS, RECIPE
+from affectgpt.modeling.lora import ADAPTER_WEIGHTS, PEFT, PUBLISHED, from_peft
 
 CONNECTORS = "connectors.safetensors"  # of an exported folder, see export.py
 ADAPTER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-LLM = "llama_model."
-LORA_HERE, LORA_IN_PEFT = (".lora_A.default.", ".lora_B.default."), (".lora_A.", ".lora_B.")
 _LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
-_RECIPE_KEYS = (
-    "multi_fusion_type", "video_fusion_type", "audio_fusion_type", "image_fusion_type", "llama_model",
-    "visual_encoder", "acoustic_encoder", "num_audio_query_token", "num_video_query_token", "num_multi_query_token",
-    "num_image_query_token", "lora_r",
-)  # fmt: skip
-
-# What the encoders are given. Tensors fit all the same where these differ, and answers suffer.
-_INPUT_KEYS = ("face_channels", "audio_clip_spacing")
 
 
 def published_name(model: nn.Module, name: str) -> str:
@@ -44,7 +35,7 @@ def published_name(model: nn.Module, name: str) -> str:
     """
     place, _, rest = name.partition(".")
     if place == "llm":
-        return f"{LLM}{rest}"
+        return f"{PUBLISHED}{PEFT if model.config.lora_r else ''}{rest}"
     return getattr(model, place).published_name(place, rest)
 
 
@@ -123,16 +114,10 @@ def _read_export(folder: str | Path) -> dict[str, Any]:
         lora = read_safetensors(adapter)["model"] if adapter.is_file() else {}
     except Exception as error:  # safetensors has errors of its own for damaged files
         raise CheckpointError(f"{folder}: damaged ({type(error).__name__}: {error})") from error
-    names = content.pop("names", [*content["model"], *map(_from_peft, lora)])
-    content["model"] |= {_from_peft(name): tensor for name, tensor in lora.items()}
+    names = content.pop("names", [*content["model"], *map(from_peft, lora)])
+    content["model"] |= {from_peft(name): tensor for name, tensor in lora.items()}
     content["model"] = {name: content["model"][name] for name in names if name in content["model"]}
     return content
-
-
-def _from_peft(name: str) -> str:
-    for here, there in zip(LORA_HERE, LORA_IN_PEFT, strict=True):
-        name = name.replace(there, here)
-    return LLM + name
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
@@ -211,13 +196,13 @@ def load_state(
 def recipe_of(model_section: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration's model section that decide which tensors a checkpoint holds; defaults filled in."""
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
-    return {key: model_section.get(key, defaults[key]) for key in _RECIPE_KEYS}
+    return {key: model_section.get(key, defaults[key]) for key in RECIPE}
 
 
 def inputs_of(model_section: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a model section that decide what the encoders are given; defaults filled in."""
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
-    return {key: model_section.get(key, defaults[key]) for key in _INPUT_KEYS}
+    return {key: model_section.get(key, defaults[key]) for key in INPUTS}
 
 
 def input_differences(config: Mapping[str, Any] | None, model_section: Mapping[str, Any]) -> list[str]:

@@ -17,9 +17,10 @@ import torch
 
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import naming
-from affectgpt.modeling.checkpoint import ADAPTER, ADAPTER_WEIGHTS, CONNECTORS, LLM, LORA_HERE, LORA_IN_PEFT
-from affectgpt.modeling.llm.load import load_llm, lora_config
-from affectgpt.modeling.llm.rows import LLMRow
+from affectgpt.encoders.llm import LLMRow
+from affectgpt.modeling.build import load_llm
+from affectgpt.modeling.checkpoint import ADAPTER, CONNECTORS
+from affectgpt.modeling.lora import PEFT, PUBLISHED, rank_of, write_adapter, write_merged
 
 MERGED_LLM = "llm"
 
@@ -34,7 +35,7 @@ def export_folder(content: Mapping[str, Any], out: str | Path, *, row: LLMRow, l
     if out.exists():
         raise CheckpointError(f"--out {out}: exists already; name a new folder")
     state = content["model"]
-    lora = {name: tensor for name, tensor in state.items() if name.startswith(LLM)}
+    lora = {name: tensor for name, tensor in state.items() if name.startswith(PUBLISHED)}
     if merge and not lora:
         raise CheckpointError(
             "the checkpoint holds no LoRA (names that begin with llama_model.), nothing can be merged"
@@ -58,7 +59,7 @@ def _write_all(
     if merge:
         _write_merged(folder / MERGED_LLM, lora, row=row, llm=llm)
     elif lora:
-        _write_adapter(folder / ADAPTER, lora, row=row, llm=llm)
+        write_adapter(folder / ADAPTER, lora, row=row, llm=llm)
 
 
 def is_merged(folder: str | Path) -> bool:
@@ -69,58 +70,26 @@ def is_merged(folder: str | Path) -> bool:
 def _write_connectors(path: Path, content: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    tensors = {n: t.detach().clone().contiguous() for n, t in content["model"].items() if not n.startswith(LLM)}
+    tensors = {n: t.detach().clone().contiguous() for n, t in content["model"].items() if not n.startswith(PUBLISHED)}
     # Safetensors sorts names by itself; an optimizer state counts parameters in the order of the checkpoint.
     known = {"names": list(content["model"]), **{key: content[key] for key in ("config", "epoch") if key in content}}
     metadata = {key: json.dumps(value, default=str) for key, value in known.items()}
     save_file(tensors, path, metadata={"format": "pt", **metadata})
 
 
-def _write_adapter(folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path) -> None:
-    from safetensors.torch import save_file
-
-    config = lora_config(row, _rank(lora))
-    config.target_modules = _targets(lora)
-    config.base_model_name_or_path = str(llm)
-    config.inference_mode = True
-    folder.mkdir()
-    config.save_pretrained(str(folder))
-    tensors = {_to_peft(name): tensor.detach().clone().contiguous() for name, tensor in lora.items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-
-
 def _write_merged(folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path) -> None:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     trust = row.remote_code  # whoever calls has been asked
     config = AutoConfig.from_pretrained(llm, local_files_only=True, trust_remote_code=trust)
     dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    model = load_llm(llm, row=row, dtype=dtype, lora_r=_rank(lora), trust_remote_code=trust)
+    model = load_llm(llm, row=row, dtype=dtype, lora_r=rank_of(lora), trust_remote_code=trust)
     targets = model.state_dict()
     for name, tensor in lora.items():
-        target = targets.get(name.removeprefix(LLM))
+        target = targets.get(name.removeprefix(PUBLISHED).removeprefix(PEFT))
         if target is None or target.shape != tensor.shape:
             found = "no such tensor" if target is None else tuple(target.shape)
             raise CheckpointError(f"{name} {tuple(tensor.shape)} does not fit the LLM in {llm}: {found}")
         target.copy_(tensor)
-    generation = model.folder_generation_config
-    merged = model.merge_and_unload()
-    merged.generation_config = generation
-    merged.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(llm, local_files_only=True, trust_remote_code=trust).save_pretrained(folder)
-
-
-def _rank(lora: Mapping[str, torch.Tensor]) -> int:
-    return next(tensor.shape[0] for name, tensor in lora.items() if ".lora_A." in name)
-
-
-def _targets(lora: Mapping[str, torch.Tensor]) -> list[str]:
-    return sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lora})
-
-
-def _to_peft(name: str) -> str:
-    name = name.removeprefix(LLM)
-    for here, there in zip(LORA_HERE, LORA_IN_PEFT, strict=True):
-        name = name.replace(here, there)
-    return name
+    write_merged(model, llm_folder=Path(llm), target=folder)

@@ -141,6 +141,10 @@ class FeatureWriter:
         if self._index_path.exists() and self.shape is not None:
             _cut_to_whole_records(self._data_path, self._index_path, size=_record_size(self.shape, dtype))
         self.done = {e["name"] for path in _indices(folder) for e in _read_index(path) if "failed" not in e}
+        self.failed: dict[str, str] = {}  # by this writer
+
+    def __contains__(self, sample: Sample) -> bool:
+        return sample.name in self.done
 
     def write(
         self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = (), source: Source | None = None
@@ -184,6 +188,7 @@ class FeatureWriter:
         """Note a sample whose medium cannot be read; reading its features gives that reason."""
         self._open()
         self._note({"name": name, "failed": reason})
+        self.failed[name] = reason
 
     def close(self) -> None:
         """Close the shard's files."""

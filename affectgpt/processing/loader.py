@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from affectgpt.config.schema import Config, DatasetConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
@@ -18,9 +17,10 @@ from affectgpt.datasets.custom import load_own_samples, own_label_types
 from affectgpt.datasets.label_files import candidate_labels, load_samples, value_range
 from affectgpt.datasets.splits import hold_out, keep_fraction
 from affectgpt.datasets.table import DATASETS, DatasetRow, get_row
-from affectgpt.processing.collate import collate, share
-from affectgpt.processing.dataset import AffectDataset, Example
+from affectgpt.processing.collator import share
+from affectgpt.processing.dataset import ExampleDataset
 from affectgpt.processing.features import stored_features
+from affectgpt.processing.processor import AffectGPTProcessor, Example
 from affectgpt.processing.questions import HYBRID, Context
 from affectgpt.processing.sampler import MixedBatches, SequentialBatches
 
@@ -95,7 +95,7 @@ class BatchStream:
 
     def __init__(
         self,
-        parts: Mapping[str, AffectDataset],
+        parts: Mapping[str, ExampleDataset],
         *,
         batches: MixedBatches | SequentialBatches,
         num_workers: int = 0,
@@ -111,12 +111,12 @@ class BatchStream:
         self.batches = batches
         self.on_error = on_error
         self.failures = failures if failures is not None else FailureLog()
-        pad_token_id = next(iter(self.parts.values())).tokenizer.pad_token_id
+        processor = next(iter(self.parts.values())).processor
         self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
             _Fetch(list(self.parts.values())),  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=loader_workers(num_workers),
-            collate_fn=_SafeCollate(pad_token_id),
+            collate_fn=_SafeCollate(processor),
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=quiet_worker,
@@ -160,9 +160,7 @@ class BatchStream:
 def training_batches(
     config: Config,
     *,
-    tokenizer: Any,
-    transforms: Mapping[Any, Callable],
-    n_tokens: Mapping[Any, int],
+    processor: AffectGPTProcessor,
     failures: FailureLog | None = None,
 ) -> BatchStream:
     """The training stream of a configuration: its ``datasets:``, mixed, seeded, sharded by rank.
@@ -177,7 +175,7 @@ def training_batches(
             raise DataError(f"datasets.{name}: the training split of {title} is empty")
         parts[title] = labelled(
             config, dataset, keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed), title=title,
-            known_types=known_types, context=context, tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
+            known_types=known_types, context=context, processor=processor,
         )  # fmt: skip
         weights.append(dataset.sample_ratio)
     if any(weight is None for weight in weights) and not all(weight is None for weight in weights):
@@ -210,30 +208,25 @@ def labelled(
     split: str = "train",
     known_types: tuple[str, ...],
     context: Callable[[Sequence[str]], Context],
-    **parts: Any,
-) -> AffectDataset:
+    processor: AffectGPTProcessor,
+) -> ExampleDataset:
     """Samples with questions and answers, as their section of the configuration asks."""
     types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
-    return AffectDataset(
+    return ExampleDataset(
         samples,
+        processor,
         mode=dataset.face_or_frame,
         label_types=types,
         context=context(types),
         seed=config.run.seed,
-        max_length=config.model.max_length,
-        n_frames=config.model.vis_processor.train.n_frms,
-        image_size=config.model.vis_processor.train.image_size,
-        audio_clip_spacing=config.model.audio_clip_spacing,
-        face_channels=config.model.face_channels,
         features=stored_features(
             config, samples, dataset=title, split=split, mode=dataset.face_or_frame, policy=dataset.features
         ),
-        **parts,
     )
 
 
 def question_loader(
-    dataset: AffectDataset,
+    dataset: ExampleDataset,
     *,
     batch_size: int,
     num_workers: int,
@@ -317,7 +310,7 @@ def question_context(row: DatasetRow, label_types: Sequence[str], *, dataset_roo
 class _Fetch:
     """Key (part, epoch, index) → Example, or Failure where the sample cannot be read."""
 
-    def __init__(self, parts: list[AffectDataset]) -> None:
+    def __init__(self, parts: list[ExampleDataset]) -> None:
         self.parts = parts
 
     def __len__(self) -> int:
@@ -341,8 +334,8 @@ class _SafeCollate:
     Errors travel as values: the loader would wrap a raised one into a traceback of text.
     """
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    def __init__(self, processor: AffectGPTProcessor) -> None:
+        self.processor = processor
 
     def __call__(self, items: list) -> tuple[Batch | None, list[Failure], AffectGPTError | None]:
         failures = [item for item in items if isinstance(item, Failure)]
@@ -351,7 +344,7 @@ class _SafeCollate:
         batch = None
         if fatal is None and examples:
             try:
-                batch = collate(examples, pad_token_id=self.pad_token_id)
+                batch = self.processor.collate(examples)
             except DataError as error:
                 fatal = error
         if batch is not None:

@@ -1,88 +1,106 @@
-"""One medium of many samples, without any text: what the feature store encodes."""
+"""Media of many samples, without any text: what the frozen encoders are given."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.media.reader import MediaReader, Source, media_source, tell_conversion
-from affectgpt.processing.collate import share
+from affectgpt.media.reader import Source, media_source, tell_conversion
+from affectgpt.processing.collator import share
 from affectgpt.processing.loader import Failure, loader_workers, quiet_worker
+from affectgpt.processing.processor import AffectGPTProcessor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class SampleMedia:
+    """The media of one sample that were asked for: what an encoder takes, flags, the file; or why there is none."""
+
+    sample: Sample
+    media: dict[Modality, torch.Tensor] = field(default_factory=dict)
+    flags: dict[Modality, tuple[str, ...]] = field(default_factory=dict)
+    sources: dict[Modality, Source | None] = field(default_factory=dict)
+    failures: dict[Modality, Failure] = field(default_factory=dict)
 
 
 def media_batches(
-    config: Config,
-    samples: Sequence[Sample],
+    processor: AffectGPTProcessor,
+    wanted: Sequence[tuple[Sample, Sequence[Modality]]],
     *,
-    modality: Modality,
-    transform: Callable,
     batch_size: int,
-    processor: ProcessorSpec | None = None,
-) -> Iterator[MediaBatch]:
-    """One medium of every sample in order, without text; ``processor``: sizes, those of training where not given."""
+    num_workers: int = 0,
+    stop_at_failure: bool = False,
+) -> Iterator[list[SampleMedia]]:
+    """The wanted media of every sample, in order, read by ``num_workers`` processes, ``batch_size`` samples at a time.
+
+    ``stop_at_failure``: no further medium of a sample is read once one cannot be.
+    """
     import torch
 
-    spec = processor or config.model.vis_processor.train
-    reader = MediaReader(
-        {modality: transform},
-        n_frames=spec.n_frms,
-        image_size=spec.image_size,
-        audio_clip_spacing=config.model.audio_clip_spacing,
-        face_channels=config.model.face_channels,
-    )
-    if modality is Modality.FACE:
-        tell_conversion(samples, wanted=config.model.face_channels)
+    faces = [sample for sample, media in wanted if Modality.FACE in media]
+    if faces:
+        tell_conversion(faces, wanted=processor.face_channels)
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        _Media(reader, samples, modality),  # type: ignore[arg-type]
+        _Media(processor, wanted, stop_at_failure=stop_at_failure),  # type: ignore[arg-type]
         batch_size=batch_size,
-        num_workers=loader_workers(min(config.run.num_workers, len(samples))),
+        num_workers=loader_workers(min(num_workers, -(-len(wanted) // batch_size))),
         collate_fn=_collate,
         worker_init_fn=quiet_worker,
         generator=torch.Generator(),
     )
-    for items in loader:
-        good = [item for item in items if not isinstance(item, Failure)]
-        yield MediaBatch(
-            names=[name for name, _, _, _ in good],
-            media=torch.stack([tensor for _, tensor, _, _ in good]) if good else None,
-            flags=[flags for _, _, flags, _ in good],
-            sources=[source for _, _, _, source in good],
-            failures=[item for item in items if isinstance(item, Failure)],
-        )
+    yield from loader
 
 
-@dataclass(frozen=True, slots=True)
-class MediaBatch:
-    """One medium of some samples: tensor ``[B, …]``, per sample flags and the file it is of; and what failed."""
+def stacked(items: Sequence[SampleMedia], modality: Modality) -> tuple[list[SampleMedia], torch.Tensor | None]:
+    """Those of ``items`` that hold a medium, and it as one tensor ``[B, …]``."""
+    import torch
 
-    names: list[str]
-    media: Any
-    flags: list[tuple[str, ...]]
-    sources: list[Source | None]
-    failures: list[Failure]
+    holders = [item for item in items if modality in item.media]
+    return holders, torch.stack([item.media[modality] for item in holders]) if holders else None
 
 
-def _collate(items: list) -> list:
-    share(item[1] for item in items if not isinstance(item, Failure))
+def _collate(items: list[SampleMedia]) -> list[SampleMedia]:
+    share(tensor for item in items for tensor in item.media.values())
     return items
 
 
 class _Media:
-    """Index → (name, tensor, flags, the file it is of), or Failure."""
+    """Index → SampleMedia."""
 
-    def __init__(self, reader: MediaReader, samples: Sequence[Sample], modality: Modality) -> None:
-        self.reader, self.samples, self.modality = reader, samples, modality
+    def __init__(
+        self,
+        processor: AffectGPTProcessor,
+        wanted: Sequence[tuple[Sample, Sequence[Modality]]],
+        *,
+        stop_at_failure: bool,
+    ) -> None:
+        self.processor, self.wanted, self.stop_at_failure = processor, wanted, stop_at_failure
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.wanted)
 
-    def __getitem__(self, index: int) -> tuple[str, Any, tuple[str, ...], Source | None] | Failure:
-        sample = self.samples[index]
-        try:
-            return (sample.name, *self.reader(sample, self.modality), media_source(sample, self.modality))
-        except DataError as error:
-            return Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
+    def __getitem__(self, index: int) -> SampleMedia:
+        sample, modalities = self.wanted[index]
+        item = SampleMedia(sample)
+        for modality in modalities:
+            try:
+                item.media[modality], item.flags[modality] = self.processor.media(sample, modality)
+                item.sources[modality] = media_source(sample, modality)
+            except DataError as error:
+                item.failures[modality] = Failure(dataset=sample.dataset, name=sample.name, reason=str(error))
+                if self.stop_at_failure:
+                    break
+        return item
+
+
+def missing_media(
+    samples: Sequence[Sample], modalities: Sequence[Modality], stores: Mapping[Modality, object]
+) -> list[tuple[Sample, list[Modality]]]:
+    """Each sample with the media that its stores know nothing of; samples whose stores have all are left out."""
+    lacking = [(s, [m for m in modalities if s not in stores[m]]) for s in samples]  # type: ignore[operator]
+    return [(sample, media) for sample, media in lacking if media]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import rank, world_size
@@ -13,12 +10,11 @@ from affectgpt.datasets.label_files import load_samples
 from affectgpt.datasets.splits import hold_out
 from affectgpt.datasets.table import DATASETS, get_row
 from affectgpt.processing.loader import BatchStream, labelled, training_source
+from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.sampler import SequentialBatches
 
 
-def validation_batches(
-    config: Config, *, tokenizer: Any, transforms: Mapping[Any, Callable], n_tokens: Mapping[Any, int]
-) -> dict[str, BatchStream]:
+def validation_batches(config: Config, *, processor: AffectGPTProcessor) -> dict[str, BatchStream]:
     """``run.valid_splits`` of the data sets trained on, each sample once: ``data set_split`` → its batches.
 
     ``valid`` are the samples that ``run.valid_ratio`` keeps out of training; another name is a split of the data sets
@@ -46,7 +42,7 @@ def validation_batches(
             part = labelled(
                 config, dataset, samples, title=title, split="train" if split == "valid" else split,
                 known_types=known_types, context=context,
-                tokenizer=tokenizer, transforms=transforms, n_tokens=n_tokens,
+                processor=processor,
             )  # fmt: skip
             shared = world_size() > 1 and run.parallel != "fsdp2"  # shards go through every batch together
             streams[f"{title}_{split}"] = BatchStream(

@@ -9,7 +9,7 @@ import torch
 
 from affectgpt.config.schema import Config
 from affectgpt.core.types import Batch
-from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
 from affectgpt.training.loop import build_stepper
 from affectgpt.training.resume import Resumed
 from affectgpt.training.validate import mean_loss

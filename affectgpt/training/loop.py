@@ -13,8 +13,8 @@ from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError
 from affectgpt.core.files import write_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.modeling.affectgpt import AffectGPT
 from affectgpt.modeling.checkpoint import load_state, trained_parameters
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
 from affectgpt.training.distributed import gather, is_main, shard, world, wrap
 from affectgpt.training.interrupt import Interrupt, Interrupted
 from affectgpt.training.objectives.base import OBJECTIVES

@@ -12,7 +12,7 @@ import torch
 
 from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError
-from affectgpt.modeling.build import weights_folder
+from affectgpt.encoders.llm import weights_folder
 from affectgpt.training.distributed import world
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -15,7 +15,7 @@ from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
 from affectgpt.training.distributed import last_backward, sum_over_ranks, world
 from affectgpt.training.objectives.base import Objective
 

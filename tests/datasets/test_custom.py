@@ -13,6 +13,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, Modality
 from affectgpt.datasets.custom import load_own_samples
 from affectgpt.processing.loader import named_samples, training_batches
+from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.validation import validation_batches
 
 N_TOKENS = dict.fromkeys(Modality, 1)
@@ -26,7 +27,9 @@ def build(tmp_path, tokenizer, transforms):
         run = "run: {device: cpu, num_workers: 0, batch_size_train: 2, iters_per_epoch: 6}\n"
         path.write_text(f"datasets:\n{body}{run}paths: {{dataset_root: {tmp_path}}}\n")
         config = load_config(path)
-        return config, training_batches(config, tokenizer=tokenizer, transforms=transforms, n_tokens=N_TOKENS)
+        return config, training_batches(
+            config, processor=AffectGPTProcessor(tokenizer, n_tokens=N_TOKENS, transforms=transforms)
+        )
 
     return build
 
@@ -113,9 +116,9 @@ def test_clips_to_answer_and_the_loss_on_them(build, make, tokenizer, transforms
     block = "mine: {path: a.csv, test_path: b.csv, face_or_frame: textonly, columns: {emotion: e, subtitle: said}}"
     config, batches = build(block)
     assert batches.counts == {"mine": 2}
-    parts = {"tokenizer": tokenizer, "transforms": transforms, "n_tokens": N_TOKENS}
+    processor = AffectGPTProcessor(tokenizer, n_tokens=N_TOKENS, transforms=transforms)
     splits = dataclasses.replace(config, run=dataclasses.replace(config.run, valid_splits=("test",)))
-    (batch,) = validation_batches(splits, **parts)["mine_test"]
+    (batch,) = validation_batches(splits, processor=processor)["mine_test"]
     assert batch.names == ["z"] and "glad" in tokenizer.decode(batch.labels[0][batch.labels[0] != IGNORE_INDEX])
     assert [s.name for s in named_samples(config, "MINE", split="train")[1]] == ["x", "y"]
     spec = dataclasses.replace(config.datasets["mine"], test_path="c.csv")

@@ -53,23 +53,24 @@ def lessons(model, tokenizer, generator, count: int) -> Batch:
 def right(model, batch: Batch) -> float:
     """Share of clips whose answer is the likeliest of the three words."""
     with torch.no_grad():
-        logits = model(batch).logits[:, -2, [40, 60, 80]]
+        logits = model(**batch).logits[:, -2, [40, 60, 80]]
     return (torch.tensor([40, 60, 80])[logits.argmax(-1)] == batch.input_ids[:, -1]).float().mean().item()
 
 
 def test_answers_are_learnt_from_face_and_sound_and_lost_when_either_is_shuffled(tiny_models):
     from tiny import tiny_config
 
-    from affectgpt.modeling.build import build_model, build_preparation
+    from affectgpt.modeling.build import build_model
+    from affectgpt.processing.processor import AffectGPTProcessor
 
     config = tiny_config(tiny_models)
-    tokenizer = build_preparation(config).tokenizer
+    tokenizer = AffectGPTProcessor.from_config(config).tokenizer
     torch.manual_seed(0)
     model = build_model(config, device=torch.device("cpu"), tokenizer=tokenizer).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     generator = torch.Generator().manual_seed(1)
     for _ in range(150):
-        model(lessons(model, tokenizer, generator, 32)).loss.backward()
+        model(**lessons(model, tokenizer, generator, 32)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval()

@@ -20,7 +20,7 @@ def tokenizer():
 @pytest.mark.parametrize("question", sorted(teach_decoder.QUESTIONS))
 @pytest.mark.parametrize("mode", sorted(teach_decoder.MODES))
 def test_lessons_use_the_prompts_of_the_product(mode, question):
-    from affectgpt.processing.render import render_prompt
+    from affectgpt.processing.prompt import render_prompt
 
     subtitle = "I am so glad, my brother bought some bread."
     assert teach_decoder.prompt(mode, subtitle=subtitle, question=question) == render_prompt(
@@ -122,9 +122,8 @@ def taught(tmp_path_factory):
 
 def test_folders_load_as_real_ones(taught, tmp_path):
     from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
-    from affectgpt.modeling.llm.load import load_llm
-    from affectgpt.modeling.llm.rows import get_llm
-    from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids, stop_sequences
+    from affectgpt.encoders.llm import get_llm, load_tokenizer, placeholder_ids, stop_sequences
+    from affectgpt.modeling.build import load_llm
 
     visual = VISUAL_ENCODERS.get("CLIP_VIT_LARGE").from_folder(taught / "demo-clip", dtype=torch.float32)
     acoustic = ACOUSTIC_ENCODERS.get("HUBERT_LARGE").from_folder(taught / "demo-hubert", dtype=torch.float32)

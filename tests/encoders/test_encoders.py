@@ -11,6 +11,7 @@ from tiny import ACOUSTIC_WIDTHS, VISUAL_WIDTHS, folder_of
 from affectgpt.core.errors import CheckpointError
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 from affectgpt.encoders.mel import MelSpectrogram
+from affectgpt.encoders.pixels import read_pixel_normalizer
 
 PROCESSORS = {
     "CLIP_VIT_LARGE": "CLIPImageProcessor",
@@ -70,8 +71,10 @@ def test_pixels_equal_the_family_processor_to_the_bit(tiny_models, name):
     cls = getattr(transformers, name_in_v5 if hasattr(transformers, name_in_v5) else PROCESSORS[name])
     theirs = cls.from_pretrained(folder)(images=list(frames()), return_tensors="pt")["pixel_values"]
     ours = pickle.loads(pickle.dumps(kind_of(name).transform_of(folder)))(frames())  # it travels to workers
-    assert ours.dtype == torch.float32
-    assert torch.equal(ours, theirs)
+    assert ours.dtype == torch.uint8 and ours.is_contiguous()
+    normalize = read_pixel_normalizer(folder)
+    assert normalize(ours).dtype == torch.float32 and torch.equal(normalize(ours), theirs)
+    assert torch.equal(normalize(theirs), theirs)  # taken as normalised already
 
 
 @pytest.mark.parametrize("name", ACOUSTIC_WIDTHS)
@@ -91,7 +94,10 @@ def test_frozen_in_eval_mode_always(load, name):
     parent.train()
     assert not any(module.training for module in encoder.modules())
     assert not any(p.requires_grad for p in encoder.parameters())
-    x = media(name, folder, 0)[None].requires_grad_()
+    x = media(name, folder, 0)[None]
+    if name in VISUAL_WIDTHS:
+        x = encoder.normalizer(x)
+    x.requires_grad_()
     assert not encoder(x).requires_grad
 
 
@@ -121,7 +127,7 @@ def test_mean_of_the_tokens_before_the_final_norm(load, name):
     encoder, folder = load(name)
     cls = {"DINO2_LARGE": transformers.Dinov2Model, "SigLIP_SO": transformers.SiglipVisionModel}[name]
     model = cls.from_pretrained(folder).eval()
-    pixels = media(name, folder, 3)
+    pixels = encoder.normalizer(media(name, folder, 3))
     with torch.no_grad():
         output = model(pixel_values=pixels, output_hidden_states=True)
     expected = output.hidden_states[-1].mean(dim=1)
@@ -145,7 +151,7 @@ def test_eva_clip_is_the_vision_model_and_qformer_of_blip2(load):
     encoder, folder = load("EVA_CLIP_G")
     bare, _ = load("EVA_CLIP_G_NO_QFORMER")
     model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder).eval()
-    pixels = media("EVA_CLIP_G", folder, 5)
+    pixels = encoder.normalizer(media("EVA_CLIP_G", folder, 5))
     model.vision_model.post_layernorm.eps = 1e-5
     with torch.no_grad():
         tokens = model.vision_model(pixel_values=pixels).last_hidden_state  # after ln_vision
@@ -171,7 +177,8 @@ def test_eva_clip_reads_pickled_and_sharded_folders(load, tiny_models, tmp_path)
         torch.save({k: state[k] for k in part}, tmp_path / name)
     index = {"weight_map": {k: name for name, part in shards.items() for k in part}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    for file in ("config.json", "preprocessor_config.json"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
     again = kind_of("EVA_CLIP_G").from_folder(tmp_path, dtype=torch.float32)
     pixels = media("EVA_CLIP_G", folder, 1)[None]
     assert torch.equal(again(pixels), encoder(pixels))

@@ -9,7 +9,8 @@ import torch
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import CheckpointError
 from affectgpt.encoders.imagebind import ImageBindEncoder
-from affectgpt.modeling.build import build_empty_model, build_preparation
+from affectgpt.modeling.build import build_empty_model
+from affectgpt.processing.processor import AffectGPTProcessor
 
 WIDTH, HIDDEN, BLOCKS, OUTPUT = 128, 96, 2, 20  # two heads of 64
 AUDIO = "modality_preprocessors.audio."
@@ -105,10 +106,10 @@ def test_a_recipe_builds_with_its_file_and_with_the_published_sizes(file, tiny_m
     assert build_empty_model(load_config(path)).acoustic_encoder.width == 1024
     config = load_config(path, [f"paths.folders.IMAGEBIND={file}"])
     assert build_empty_model(config).acoustic_encoder.width == OUTPUT
-    transform = build_preparation(config).transforms["audio"]
+    transform = AffectGPTProcessor.from_config(config).transforms["audio"]
     assert transform(np.zeros((8, 32000), dtype=np.float32)).shape == (8, 1, 128, 204)
     with pytest.raises(CheckpointError, match=r"no file .*imagebind_huge.pth. Download it from .* as "):
-        build_preparation(load_config(path))
+        AffectGPTProcessor.from_config(load_config(path))
 
 
 def test_the_published_size_has_the_published_number_of_parameters():

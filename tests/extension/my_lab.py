@@ -18,6 +18,7 @@ from affectgpt.core.types import Labels, Modality
 from affectgpt.datasets.label_files import LABEL_READERS
 from affectgpt.datasets.table import DATASETS, DatasetRow
 from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder
+from affectgpt.encoders.llm import LLMS, LLMRow
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.modeling.connectors.base import (
     CONNECTORS,
@@ -27,7 +28,6 @@ from affectgpt.modeling.connectors.base import (
     PreFusionShape,
     repeat_token,
 )
-from affectgpt.modeling.llm.rows import LLMS, LLMRow
 from affectgpt.processing.modes import AUDIO, FACE, MODES, MULTI, Mode
 from affectgpt.processing.questions import LABEL_TYPES, LabelType
 from affectgpt.training.objectives.base import OBJECTIVES

@@ -45,7 +45,7 @@ _TEXT = [
 def folder_of(root: Path, name: str) -> Path:
     """Where the weights of an encoder or LLM are expected below a models folder."""
     from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
-    from affectgpt.modeling.llm.rows import LLMS
+    from affectgpt.encoders.llm import LLMS
 
     registry = next(r for r in (VISUAL_ENCODERS, ACOUSTIC_ENCODERS, LLMS) if name in r)
     return root / registry.get(name).weights.folder

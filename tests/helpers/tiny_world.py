@@ -38,12 +38,14 @@ def write_run(folder: Path, config, epochs: tuple[int, ...]) -> Path:
     """Checkpoints whose connectors and LoRA are random: their answers differ from clip to clip."""
     import torch
 
-    from affectgpt.modeling.build import build_model, build_preparation
+    from affectgpt.modeling.build import build_model
     from affectgpt.modeling.checkpoint import trained_state, write_checkpoint
+    from affectgpt.processing.processor import AffectGPTProcessor
 
+    tokenizer = AffectGPTProcessor.from_config(config).tokenizer
     for epoch in epochs:
         torch.manual_seed(epoch)
-        model = build_model(config, device=torch.device("cpu"), tokenizer=build_preparation(config).tokenizer)
+        model = build_model(config, device=torch.device("cpu"), tokenizer=tokenizer)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

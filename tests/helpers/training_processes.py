@@ -84,13 +84,13 @@ def _child(
 
     from affectgpt.cli.common import run_cli
     from affectgpt.cli.train import main
-    from affectgpt.modeling.llm import load
+    from affectgpt.modeling import lora
     from affectgpt.training import saving
     from affectgpt.training.step import Step, Stepper
 
     torch.set_num_threads(1)
     if trouble.no_dropout:
-        load.LORA_DROPOUT = 0.0
+        lora.LORA_DROPOUT = 0.0
     steps, saves = [0], [0]
     plain_run, plain_save = Stepper.run, torch.save
 

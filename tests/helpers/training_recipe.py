@@ -89,12 +89,13 @@ def load_parts(folder: Path, models: Path, dataset: Path, **run) -> Parts:
     import torch
 
     from affectgpt.config.load import load_config
-    from affectgpt.modeling.build import build_model, build_preparation
+    from affectgpt.modeling.build import build_model
     from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.processor import AffectGPTProcessor
 
     config = load_config(write_recipe(folder, models=models, dataset=dataset, mode="multiface_audio_face_text", **run))
-    made = build_preparation(config)
-    stream = training_batches(config, tokenizer=made.tokenizer, transforms=made.transforms, n_tokens=made.n_tokens)
+    made = AffectGPTProcessor.from_config(config)
+    stream = training_batches(config, processor=made)
     torch.manual_seed(3)
     model = build_model(config, device=torch.device("cpu"), tokenizer=made.tokenizer)
     return Parts(config, model, list(stream(1)))

@@ -83,17 +83,17 @@ def test_seed_question_and_checkpoint_change_sampled_answers(world, reference, t
 
 
 def test_encoders_run_once_per_clip_for_all_checkpoints_and_questions(world, reference, tmp_path, monkeypatch):
-    from affectgpt.modeling.affectgpt import AffectGPT
+    from affectgpt.inference.session import GenerationSession
 
-    encoded: list[str] = []
-    encode = AffectGPT.encode
+    encoded: list[tuple[str, str]] = []
+    encode = GenerationSession.encode
 
-    def counting(self, batch):
-        encoded.extend(batch.names if batch.media else [])
-        return encode(self, batch)
+    def counting(self, modality, media, names):
+        encoded.extend((name, modality) for name in names)
+        return encode(self, modality, media, names)
 
-    monkeypatch.setattr(AffectGPT, "encode", counting)
-    benchmark = world.benchmark(tmp_path, keep_features=True)
+    monkeypatch.setattr(GenerationSession, "encode", counting)
+    benchmark = world.benchmark(tmp_path)
     results = {
         (checkpoint.epoch, question): benchmark.run(
             DATASET, checkpoint, question=question, base_root=str(tmp_path / (question or "labels") / "results")
@@ -101,7 +101,7 @@ def test_encoders_run_once_per_clip_for_all_checkpoints_and_questions(world, ref
         for checkpoint in world.checkpoints("inference.test_epochs=11-12")
         for question in (None, "Why?")
     }
-    assert sorted(encoded) == sorted(reference)
+    assert sorted(encoded) == sorted((name, medium) for name in reference for medium in ("audio", "face"))
     assert read_answers(results[12, None]) == reference
     assert len({json.dumps(read_answers(path)) for path in results.values()}) == 4
 
@@ -116,20 +116,20 @@ def test_a_result_that_exists_is_kept(world, tmp_path, monkeypatch):
 
 
 def test_a_run_that_broke_goes_on_behind_the_last_batch(world, reference, tmp_path, monkeypatch):
-    from affectgpt.inference.asker import Asker
+    from affectgpt.inference.session import GenerationSession
 
-    answer = Asker.answer
+    generate = GenerationSession.generate
     calls = []
 
     def breaking(self, examples, *, seeds):
         calls.append(len(examples))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return answer(self, examples, seeds=seeds)
+        return generate(self, examples, seeds=seeds)
 
     checkpoint = world.checkpoints()[0]
     with monkeypatch.context() as patch:
-        patch.setattr(Asker, "answer", breaking)
+        patch.setattr(GenerationSession, "generate", breaking)
         with pytest.raises(KeyboardInterrupt):
             world.benchmark(tmp_path, "inference.batch_size=3").run(DATASET, checkpoint)
     asked = count_clips(monkeypatch)
@@ -190,7 +190,7 @@ def test_an_unreadable_clip_ends_the_run_by_name(world, broken, tmp_path):
 
 
 def test_unreadable_clips_are_left_out_and_named(world, broken, reference, tmp_path, monkeypatch, caplog):
-    benchmark = world.benchmark(tmp_path, broken, "inference.on_error=skip", keep_features=True)
+    benchmark = world.benchmark(tmp_path, broken, "inference.on_error=skip")
     first, second = world.checkpoints("inference.test_epochs=11-12")
     benchmark.run(DATASET, first)
     target = benchmark.run(DATASET, second)
@@ -324,23 +324,23 @@ def test_a_checkpoint_that_does_not_fill_the_model_is_refused(world, tmp_path):
     benchmark.run(DATASET, world.checkpoints()[0])
     with pytest.raises(CheckpointError, match="another recipe"):
         benchmark.run(DATASET, partial)
-    assert benchmark.asker.checkpoint is None
+    assert benchmark.session.checkpoint is None
 
 
 def test_stored_features_answer_alike(world, reference, tmp_path, monkeypatch):
     from affectgpt.cli import extract_features
-    from affectgpt.modeling.affectgpt import AffectGPT
+    from affectgpt.inference.session import GenerationSession
 
     option = f"paths.features_root={tmp_path / 'features'}"
     arguments = ["--dataset=OVMERDPlus", "--split=test", f"--cfg-path={world.yaml}", "--options", option]
     assert extract_features.main(arguments) == 0
     encoded = []
-    encode = AffectGPT.encode
-    monkeypatch.setattr(AffectGPT, "encode", lambda self, batch: encoded.extend(batch.media) or encode(self, batch))
+    encode = GenerationSession.encode
+    monkeypatch.setattr(GenerationSession, "encode", lambda self, *args: encoded.append(args[0]) or encode(self, *args))
     benchmark = world.benchmark(tmp_path, option, "datasets.mercaptionplus.features=require")
     assert read_answers(benchmark.run(DATASET, world.checkpoints()[0])) == reference
     assert encoded == []  # no medium was read or encoded
-    assert benchmark.asker.model.visual_encoder is None is benchmark.asker.model.acoustic_encoder
+    assert benchmark.session.model.visual_encoder is None is benchmark.session.model.acoustic_encoder
     decoding = world.benchmark(tmp_path / "off", option, "datasets.mercaptionplus.features=off")
     assert read_answers(decoding.run(DATASET, world.checkpoints()[0])) == reference
     assert encoded

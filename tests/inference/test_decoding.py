@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from affectgpt.inference.decoding import SampleByRow, StopSequences, clean_answer, sample_seed
+from affectgpt.inference.sampling import SampleByRow, sample_seed
+from affectgpt.modeling.modeling_affectgpt import StopSequences
+from affectgpt.processing.answer import clean_answer
 
 EOS = ["<|im_end|>", "<|endoftext|>"]
 

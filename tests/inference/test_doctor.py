@@ -14,7 +14,7 @@ from affectgpt.cli import doctor
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.inference import checkup, probe
 from affectgpt.inference.agreement import CHANCE, USUAL, compare_answers, label_overlap, verdict
-from affectgpt.inference.asker import Asker
+from affectgpt.inference.session import GenerationSession
 from affectgpt.results.files import write_answers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,15 +26,15 @@ def run(world, capsys, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def asker(world):
-    made = Asker(world.config(), device=torch.device("cpu"))
+def session(world):
+    made = GenerationSession.from_config(world.config(), device=torch.device("cpu"))
     made.use(world.checkpoints()[0].path)
     return made
 
 
 @pytest.fixture
-def stages(asker, tmp_path):
-    return probe.run_stages(asker, tmp_path)
+def stages(session, tmp_path):
+    return probe.run_stages(session, tmp_path)
 
 
 def prints(stages):
@@ -51,8 +51,8 @@ def test_the_probe_goes_through_every_stage(stages):
         assert values.float().std() > 0, name
 
 
-def test_the_probe_is_the_same_twice(asker, stages, tmp_path_factory):
-    again = probe.run_stages(asker, tmp_path_factory.mktemp("again"))
+def test_the_probe_is_the_same_twice(session, stages, tmp_path_factory):
+    again = probe.run_stages(session, tmp_path_factory.mktemp("again"))
     assert probe.first_deviation(prints(again), prints(stages), tolerance=1e-12) is None
 
 

@@ -12,8 +12,8 @@ import torch
 from vllm_source import fields_of, parameters_of, vllm_source
 
 from affectgpt.core.errors import ConfigError
-from affectgpt.inference.asker import Asker
 from affectgpt.inference.engines.base import ENGINES
+from affectgpt.inference.session import GenerationSession
 
 QUESTION = "How does he feel?"
 
@@ -69,21 +69,18 @@ def fake_vllm(monkeypatch):
     return module
 
 
-def make_asker(world, *options: str) -> Asker:
-    asker = Asker(world.config(*options), device=torch.device("cpu"))
-    asker.use(world.checkpoints()[0].path)
-    return asker
+def make_session(world, *options: str) -> GenerationSession:
+    session = GenerationSession.from_config(world.config(*options), device=torch.device("cpu"))
+    session.use(world.checkpoints()[0].path)
+    return session
 
 
-def clips(world, asker, n: int = 6):
+def clips(world, session, n: int = 6):
     from affectgpt.datasets.label_files import load_samples
     from affectgpt.datasets.table import get_row
-    from affectgpt.processing.collate import collate
 
     samples = load_samples(get_row("OVMERDPlus"), split="test", dataset_root=world.root / "dataset")[:n]
-    dataset = asker.dataset(samples, question=QUESTION)
-    pad = asker.preparation.tokenizer.pad_token_id
-    return asker.encode(collate([dataset[i] for i in range(len(samples))], pad_token_id=pad))
+    return [session.processor(sample, question=QUESTION) for sample in samples]
 
 
 @pytest.fixture(params=["transformers", "vllm, played by transformers", "vllm"])
@@ -105,50 +102,50 @@ def test_every_engine_is_tested():
 
 def test_contract(world, engine):
     """Order, stops, lengths, clean text, batch against single, seeds, the record: the same for every engine."""
-    asker = make_asker(world, engine, "inference.max_new_tokens=12")
-    examples = clips(world, asker)
+    session = make_session(world, engine, "inference.max_new_tokens=12")
+    examples = clips(world, session)
     seeds = list(range(len(examples)))
-    together = asker.answer(examples, seeds=seeds)
-    assert [asker.answer([e], seeds=[s])[0] for e, s in zip(examples, seeds, strict=True)] == together
-    assert asker.answer(examples[::-1], seeds=seeds[::-1]) == together[::-1]
-    others = [a for start in (100, 200, 300) for a in asker.answer(examples, seeds=[s + start for s in seeds])]
+    together = session.generate(examples, seeds=seeds)
+    assert [session.generate([e], seeds=[s])[0] for e, s in zip(examples, seeds, strict=True)] == together
+    assert session.generate(examples[::-1], seeds=seeds[::-1]) == together[::-1]
+    others = [a for start in (100, 200, 300) for a in session.generate(examples, seeds=[s + start for s in seeds])]
     assert others[:6] != together
     for answer in together + others:
         assert 1 <= answer.tokens <= 12 and (answer.stopped or answer.tokens == 12)
         assert answer.text == answer.text.strip() and "<|im_end|>" not in answer.text and "###" not in answer.text
     assert {answer.stopped for answer in together + others} == {True, False}  # answers of both kinds were seen
-    said = asker.engine.describe()
+    said = session.engine.describe()
     assert said["engine"].startswith(engine.split("=")[1])
     assert (said["greedy"], said["max_new_tokens"], said["top_p"], said["top_k"]) == (False, 12, 0.9, 20)
-    asker.use(world.run_folder / "checkpoint_000011_loss_0.110.pth")
-    assert asker.answer(examples, seeds=seeds) != together
+    session.use(world.run_folder / "checkpoint_000011_loss_0.110.pth")
+    assert session.generate(examples, seeds=seeds) != together
 
 
 def test_greedy_answers_of_merged_weights_are_those_of_lora(world, fake_vllm):
     """LoRA merged into a folder of its own, prompt embeddings handed over: token for token the same answers."""
     options = ("inference.decoding=greedy", "inference.max_new_tokens=12")
-    ours, theirs = make_asker(world, *options), make_asker(world, *options, "inference.engine=vllm")
-    expected = ours.answer(clips(world, ours), seeds=[0] * 6)
-    assert theirs.answer(clips(world, theirs), seeds=[1] * 6) == expected
+    ours, theirs = make_session(world, *options), make_session(world, *options, "inference.engine=vllm")
+    expected = ours.generate(clips(world, ours), seeds=[0] * 6)
+    assert theirs.generate(clips(world, theirs), seeds=[1] * 6) == expected
     assert len({answer.text for answer in expected}) > 3
     assert FakeLLM.seen[0]["enable_prompt_embeds"] is True and FakeLLM.seen[0]["dtype"] == "float32"
 
 
 def test_a_stop_that_vllm_does_not_know_ends_the_answer(world, fake_vllm):
-    asker = make_asker(world, "inference.engine=vllm", "inference.max_new_tokens=12")
-    tokenizer = asker.preparation.tokenizer
-    pair = next(stop for stop in asker.engine.stops if len(stop) == 2)
+    session = make_session(world, "inference.engine=vllm", "inference.max_new_tokens=12")
+    tokenizer = session.processor.tokenizer
+    pair = next(stop for stop in session.processor.stop_sequences if len(stop) == 2)
     ids = tokenizer("happy.", add_special_tokens=False).input_ids
-    answer = asker.engine._answer([*ids, *pair, *ids])
+    answer = session.engine._answer([*ids, *pair, *ids])
     assert (answer.text, answer.tokens, answer.stopped) == ("happy.", len(ids) + 2, True)
     full = (ids * 12)[:12]
-    assert not asker.engine._answer(full).stopped
+    assert not session.engine._answer(full).stopped
 
 
 def test_without_vllm_the_error_says_what_to_do(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"pip install 'affectgpt\[vllm\]'"):
-        make_asker(world, "inference.engine=vllm")
+        make_session(world, "inference.engine=vllm")
 
 
 @pytest.mark.slow
@@ -156,11 +153,11 @@ def test_vllm_has_what_is_asked_of_it(world, request):
     files = ("entrypoints/llm.py", "engine/arg_utils.py", "sampling_params.py", "outputs.py", "inputs/llm.py")
     engine, arguments, sampling, outputs, inputs = map(vllm_source, files)
     request.getfixturevalue("fake_vllm")  # only now: it hides an installed vllm
-    asker = make_asker(world, "inference.engine=vllm")
+    session = make_session(world, "inference.engine=vllm")
     known = parameters_of(engine, "LLM", "__init__") | fields_of(arguments, "EngineArgs")
     assert FakeLLM.seen[0].keys() <= known
     assert {"prompts", "sampling_params", "use_tqdm"} <= parameters_of(engine, "LLM", "generate")
-    assert asker.engine._sampling(1).keys() <= fields_of(sampling, "SamplingParams")
+    assert session.engine._sampling(1).keys() <= fields_of(sampling, "SamplingParams")
     assert "token_ids" in fields_of(outputs, "CompletionOutput")
     assert "outputs" in parameters_of(outputs, "RequestOutput", "__init__")
     assert "prompt_embeds" in fields_of(inputs, "EmbedsPrompt")

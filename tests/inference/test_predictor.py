@@ -18,7 +18,6 @@ import pytest
 from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.printable import printable
-from affectgpt.inference import predictor as module
 from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, SEVERAL, TURNED, Predictor
 from affectgpt.processing.questions import render_question
 
@@ -113,7 +112,7 @@ def test_the_parts_of_a_clip_given_apart_are_what_is_taken_from_the_video(predic
 
 def test_media_are_read_once_for_two_questions(predictors, clips, monkeypatch):
     reply = predictors[FRAMES](clips / "no_face.mp4")
-    monkeypatch.setattr(module, "collate", None)  # what reads media again would call it
+    monkeypatch.setattr(predictors[FRAMES].session, "features", None)  # what reads media again would call it
     assert reply.description == reply.describe().answer
 
 
@@ -146,7 +145,7 @@ def test_numbers_that_no_llm_can_read_are_errors_that_name_the_sample(part, word
     import torch
 
     predictor = predictors[FRAMES]
-    broken = getattr(predictor.asker.model, part).register_forward_hook(
+    broken = getattr(predictor.session.model, part).register_forward_hook(
         lambda _module, _inputs, output: torch.full_like(output, value)
     )
     try:
@@ -334,7 +333,7 @@ def test_files_that_are_not_there_are_named(predictors, clips, argument):
 def test_only_the_released_recipes_must_begin_in_the_text(world, predictors, clips, monkeypatch):
     reply = predictors[FRAMES](clips / "no_face.mp4")
     assert NOTES[ODD_DESCRIPTION] not in reply.describe().notes
-    config = predictors[FRAMES].asker.config
+    config = predictors[FRAMES].session.config
     object.__setattr__(config, "name", RELEASED[1])
     try:
         assert NOTES[ODD_DESCRIPTION] in predictors[FRAMES](clips / "no_face.mp4").describe().notes
@@ -381,7 +380,7 @@ def test_an_empty_folder_is_named(world, tmp_path):
 
 def test_imports_of_a_single_answer_are_quick():
     code = (
-        "import torch, transformers, time; u = time.perf_counter(); "
+        "import torch, transformers.modeling_utils, transformers.generation.utils, time; u = time.perf_counter(); "
         "import affectgpt.inference.predictor; print(time.perf_counter() - u)"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -448,5 +447,5 @@ def test_threads_get_the_answers_that_one_gets_alone(world, tmp_path, mode, coun
 
 
 def test_what_is_no_model_is_told():
-    with pytest.raises(ConfigError, match=r"Predictor\(None\): expected an Asker; Predictor\.from_config"):
+    with pytest.raises(ConfigError, match=r"Predictor\(None\): expected a GenerationSession; Predictor\.from_config"):
         Predictor(None)

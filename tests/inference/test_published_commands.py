@@ -11,7 +11,7 @@ import torch
 
 from affectgpt.cli import infer
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
-from affectgpt.inference.asker import Asker
+from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.questions import render_question
 from affectgpt.results.files import beside, read_answers, read_meta
 
@@ -172,7 +172,7 @@ def test_wrong_settings_are_refused(world, option, message):
 
 def test_an_unknown_engine_is_refused_with_its_place(world):
     with pytest.raises(ConfigError, match=r"'inference\.engine=vlm': inference\.engine: unknown .*'vllm'"):
-        Asker(world.config("inference.engine=vlm"), device=torch.device("cpu"))
+        GenerationSession.from_config(world.config("inference.engine=vlm"), device=torch.device("cpu"))
 
 
 def test_unset_values_of_released_files(world):

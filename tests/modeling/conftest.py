@@ -6,7 +6,8 @@ import torch
 from tiny import tiny_config
 
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality
-from affectgpt.modeling.build import build_model, build_preparation
+from affectgpt.modeling.build import build_model
+from affectgpt.processing.processor import AffectGPTProcessor
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def make(tiny_models):
         name = tuple(sorted(keys.items()))
         if name not in made:
             config = tiny_config(tiny_models, **keys)
-            prepared = build_preparation(config)
+            prepared = AffectGPTProcessor.from_config(config)
             torch.manual_seed(1)
             model = build_model(config, device=torch.device("cpu"), tokenizer=prepared.tokenizer).eval()
             with torch.no_grad():

@@ -15,7 +15,7 @@ def run(*arguments):
 
 def test_tiny():
     result = json.loads(run("--json", "--steps", "1", "--batch", "1").stdout)
-    assert list(result["ms"]) == ["visual", "acoustic", "fusion", "splice", "LLM forward", "backward"]
+    assert list(result["ms"]) == ["visual", "acoustic", "fusion", "merge", "LLM forward", "backward"]
     assert all(ms > 0 for ms in result["ms"].values())
     assert result["peak_MiB"] > 0
 

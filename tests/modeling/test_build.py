@@ -12,11 +12,11 @@ from affectgpt.cli import params
 from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
-from affectgpt.modeling.build import build_empty_model, build_model, build_preparation
+from affectgpt.encoders.llm import LLMS, load_tokenizer, placeholder_ids
+from affectgpt.modeling.build import build_empty_model, build_model
 from affectgpt.modeling.checkpoint import trained_parameters, trained_state
-from affectgpt.modeling.count import count_parameters
-from affectgpt.modeling.llm.rows import LLMS
-from affectgpt.modeling.tokenizer import load_tokenizer, placeholder_ids
+from affectgpt.modeling.modeling_affectgpt import count_parameters
+from affectgpt.processing.processor import AffectGPTProcessor
 
 QFORMER = {"video_fusion_type": "qformer", "audio_fusion_type": "qformer", "multi_fusion_type": "qformer"}
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ RELEASED = ModelConfig(
 
 
 def build(config, **more):
-    return build_model(config, device=CPU, tokenizer=build_preparation(config).tokenizer, **more)
+    return build_model(config, device=CPU, tokenizer=AffectGPTProcessor.from_config(config).tokenizer, **more)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,10 @@ def test_without_encoders(tiny_models, make, batch_for):
     assert bare.visual_encoder is None and bare.acoustic_encoder is None
     assert {n: t.shape for n, t in trained_state(bare).items()} == {n: t.shape for n, t in trained_state(model).items()}
     batch = batch_for(prepared, [4])
-    batch.features, batch.media = model.encode(batch), {}
-    assert torch.isfinite(bare(batch).loss)
+    features = {modality.features: z for modality, z in model.encode(**batch).items()}
+    for medium in ("face", "audio"):
+        del batch[medium]
+    assert torch.isfinite(bare(**batch, **features).loss)
 
 
 def test_a_missing_or_incomplete_folder_names_key_folder_and_download(tiny_models, tmp_path):
@@ -152,22 +154,22 @@ def test_a_missing_or_incomplete_folder_names_key_folder_and_download(tiny_model
     with pytest.raises(
         CheckpointError, match=r"model\.visual_encoder: CLIP_VIT_LARGE: .*preprocessor_config.*Download"
     ):
-        build_preparation(config)
+        AffectGPTProcessor.from_config(config)
     (clip / "elsewhere.json").rename(clip / "preprocessor_config.json")
-    tokenizer = build_preparation(config).tokenizer
+    tokenizer = AffectGPTProcessor.from_config(config).tokenizer
     (clip / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.visual_encoder: CLIP_VIT_LARGE: .*does not load.*Download it"):
         build_model(config, device=CPU, tokenizer=tokenizer)
     shutil.rmtree(tmp_path / "models" / "Qwen2.5-7B-Instruct")
     with pytest.raises(CheckpointError, match=r"model\.llama_model: Qwen25: no model folder .*huggingface\.co/Qwen"):
-        build_preparation(config)
+        AffectGPTProcessor.from_config(config)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(tiny_models):
     with pytest.raises(ConfigError, match="Did you mean 'CLIP_VIT_LARGE'"):
-        build_preparation(tiny_config(tiny_models, visual_encoder="CLIP_VIT_LARG"))
+        AffectGPTProcessor.from_config(tiny_config(tiny_models, visual_encoder="CLIP_VIT_LARG"))
     with pytest.raises(ConfigError, match="Did you mean 'Qwen25'"):
-        build_preparation(tiny_config(tiny_models, llama_model="Qwen2.5"))
+        AffectGPTProcessor.from_config(tiny_config(tiny_models, llama_model="Qwen2.5"))
 
 
 REMOTE = """
@@ -182,7 +184,7 @@ class HomemadeForCausalLM(Qwen2ForCausalLM):
 def test_code_in_a_model_folder_runs_only_when_it_is_allowed(tiny_models, tmp_path):
     refused = tiny_config(tiny_models, llama_model="Baichuan2")
     with pytest.raises(ConfigError, match=r"model\.trust_remote_code=True"):
-        build_preparation(refused)
+        AffectGPTProcessor.from_config(refused)
 
     folder = tmp_path / "homemade"
     shutil.copytree(tiny_models / "Qwen2.5-7B-Instruct", folder)
@@ -200,7 +202,7 @@ def test_code_in_a_model_folder_runs_only_when_it_is_allowed(tiny_models, tmp_pa
     with pytest.raises(CheckpointError, match=r"trust_remote_code=True"):
         build_model(plain, device=CPU, tokenizer=tokenizer)
     allowed = replace(plain, model=replace(plain.model, trust_remote_code=True))
-    assert type(build(allowed).llm.get_base_model()).__name__ == "HomemadeForCausalLM"
+    assert type(build(allowed).llm).__name__ == "HomemadeForCausalLM"
 
 
 def test_special_tokens(tiny_models):

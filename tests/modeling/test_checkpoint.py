@@ -49,7 +49,7 @@ def test_round_trip(saved, make, tiny_models, batch_for, keys):
     assert list(report.loaded) == list(trained_state(model))
     batch = batch_for(prepared, [4, 7])
     with torch.no_grad():
-        assert torch.equal(other(batch).loss, model(batch).loss)
+        assert torch.equal(other(**batch).loss, model(**batch).loss)
     content = read_checkpoint(path)
     assert list(content) == ["model", "optimizer", "config", "scaler", "epoch"]
     assert content["epoch"] == 3 and content["config"]["model"]["lora_r"] == 4

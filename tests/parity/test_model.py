@@ -11,15 +11,16 @@ import torch
 
 from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 from affectgpt.core.types import Batch, Modality
+from affectgpt.encoders.llm import folder_generation_config, llm_folder, stop_sequences
 from affectgpt.encoders.pixels import PixelTransform
 from affectgpt.encoders.speech import WaveNormalize
-from affectgpt.inference.decoding import StopSequences
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine
-from affectgpt.modeling.build import build_model, build_preparation, load_checkpoint
+from affectgpt.modeling.build import build_model, load_checkpoint
 from affectgpt.modeling.checkpoint import published_name, trained_state, write_checkpoint
-from affectgpt.modeling.tokenizer import stop_sequences
+from affectgpt.modeling.modeling_affectgpt import StopSequences
 from affectgpt.processing.modes import get_mode
+from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.training.optim import parameter_groups
 
 pytestmark = pytest.mark.parity
@@ -49,7 +50,7 @@ def golden_config(golden: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def prepared(golden):
-    return build_preparation(golden_config(golden))
+    return AffectGPTProcessor.from_config(golden_config(golden))
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +104,12 @@ def assert_near(ours: torch.Tensor, published, tolerance: float = 1e-5) -> None:
     assert np.abs(ours - published).max() <= tolerance * scale
 
 
-def test_transforms_give_the_published_pixels(inputs, prepared):
+def test_transforms_give_the_published_pixels(inputs, model, prepared):
     for raw, normal in (("raw_faces", "faces"), ("raw_frames", "frames")):
         for row in range(2):
             ours = prepared.transforms[Modality.FACE](inputs[raw][row].transpose(1, 2, 3, 0))
+            assert ours.dtype == torch.uint8
+            ours = model.visual_encoder.normalizer(ours)
             assert_near(ours, inputs[normal][row].transpose(1, 0, 2, 3), 1e-6)
     assert isinstance(prepared.transforms[Modality.FACE], PixelTransform)
     assert isinstance(prepared.transforms[Modality.AUDIO], WaveNormalize)
@@ -126,15 +129,15 @@ def test_every_tensor_of_a_batch(golden, model, inputs, prepared, mode):
     values = dict(np.load(golden / "attention" / f"{mode}.npz"))
     batch = batch_of(values, mode, media_of(inputs, mode, prepared, slice(None)), slice(None), golden_audio=True)
     with torch.no_grad():
-        features = model.encode(batch)
-        slots = model.fuse(features, batch)
-        output = model(batch)
-        embeds = model.embed(batch)
+        features = model.encode(**batch)
+        embeds_of = model.connect(features, **batch)
+        output = model(**batch)
+        embeds = model.embed(**batch)
     for modality in (Modality.FACE, Modality.FRAME):
         if modality in features and f"{modality}_hidden" in values:
             assert_near(features[modality], values[f"{modality}_hidden"])
-    assert slots or mode == "textonly"
-    for modality, slot in slots.items():
+    assert embeds_of or mode == "textonly"
+    for modality, slot in embeds_of.items():
         assert_near(slot, values[f"{modality}_llms"])
     assert_near(embeds, values["inputs_embeds"])
     assert_near(output.logits[:, -8:], values["logits_last8"])
@@ -148,11 +151,11 @@ def test_a_sample_by_itself(golden, model, inputs, prepared, mode, row):
     rows = slice(row, row + 1)
     batch = batch_of(values, mode, media_of(inputs, mode, prepared, rows), rows, golden_audio=False)
     with torch.no_grad():
-        slots = model.fuse(model.encode(batch), batch)
-        loss = model(batch).loss
+        embeds_of = model.connect(model.encode(**batch), **batch)
+        loss = model(**batch).loss
     for modality in (Modality.AUDIO, Modality.MULTI):
-        if modality in slots:
-            assert_near(slots[modality], values[f"alone{row}_{modality}_llms"])
+        if modality in embeds_of:
+            assert_near(embeds_of[modality], values[f"alone{row}_{modality}_llms"])
     assert loss.item() == pytest.approx(float(values[f"alone{row}_loss"]), rel=1e-5)
 
 
@@ -162,7 +165,7 @@ def test_gradient_of_every_trained_parameter(golden, model, inputs, prepared, mo
     published = json.loads((golden / "attention" / f"gradnorm_{mode}.json").read_text())
     batch = batch_of(values, mode, media_of(inputs, mode, prepared, slice(None)), slice(None), golden_audio=True)
     model.zero_grad(set_to_none=True)
-    model(batch).loss.backward()
+    model(**batch).loss.backward()
     ours = {published_name(model, n): p.grad for n, p in model.named_parameters() if p.requires_grad}
     model.zero_grad(set_to_none=True)
     assert list(ours) == list(published)
@@ -196,8 +199,13 @@ def test_weight_decay_groups(golden, model):
 
 
 @pytest.fixture(scope="module")
-def engine(model, prepared):
-    return TransformersEngine(model, tokenizer=prepared.tokenizer, decoding=Decoding(greedy=True, max_new_tokens=24))
+def engine(golden, model, prepared):
+    return TransformersEngine(
+        model,
+        processor=prepared,
+        decoding=Decoding(greedy=True, max_new_tokens=24),
+        defaults=folder_generation_config(llm_folder(golden_config(golden))),
+    )
 
 
 def prompt_batch(prompts: list[list[int]], pad: int, mode: str = "textonly", **more) -> Batch:
@@ -219,7 +227,7 @@ def test_greedy_answers_token_for_token(golden, model, inputs, prepared, engine,
     new_ids = engine.generate_ids(batch, seeds=[0])[0].tolist()
     assert new_ids == case["new_ids"]
     assert tokenizer.decode(new_ids, skip_special_tokens=False) == case["raw_decode"]
-    assert engine.clean(new_ids) == case["response"]
+    assert prepared.decode(new_ids) == case["response"]
 
 
 @pytest.mark.parametrize("together", [1, 3, 8])
@@ -241,4 +249,4 @@ def test_generations_that_end_by_each_stop_rule(golden, prepared, engine, togeth
         for case, row in zip(group, rows, strict=True):
             expected = case["new_ids"]
             assert row == expected + [tokenizer.pad_token_id] * (len(row) - len(expected)), case["prompt"]
-            assert engine.clean(row) == case["response"].replace("<|endoftext|>", "").strip()
+            assert prepared.decode(row) == case["response"].replace("<|endoftext|>", "").strip()

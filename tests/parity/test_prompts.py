@@ -5,8 +5,8 @@ import json
 import pytest
 
 from affectgpt.core.types import Labels, Sample
+from affectgpt.processing.prompt import render_prompt, repeat_placeholders
 from affectgpt.processing.questions import render_answer, render_question
-from affectgpt.processing.render import render_prompt, repeat_placeholders
 
 pytestmark = pytest.mark.parity
 

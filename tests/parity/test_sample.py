@@ -44,31 +44,31 @@ def test_answer_from_the_published_stages(golden, merunibench, predictor):
 
     from affectgpt.core.types import Batch, Modality
     from affectgpt.media.audio import cut_clips, read_wave
+    from affectgpt.processing.prompt import render_prompt
     from affectgpt.processing.questions import render_question
-    from affectgpt.processing.render import render_prompt
 
     reply = predictor(
         merunibench / "demo" / "sample_00000000.mp4",
         audio=merunibench / "demo" / "sample_00000000.wav",
         subtitle=SUBTITLE,
     )
-    asker = predictor.asker
-    preparation = asker.preparation
+    session = predictor.session
+    processor = session.processor
     frames = np.load(golden / "data" / "video_demo.npz")["frames"].transpose(1, 2, 3, 0)  # [8, 224, 224, 3]
     clips = cut_clips(read_wave(merunibench / "demo" / "sample_00000000.wav"))
     first = np.load(golden / "data" / "audio.npz")["demo_pypi_0.1.5_after_transform_clip0"]
     np.testing.assert_array_equal(clips[:1], first)
     prompt = render_prompt("multiframe_audio_frame_text", subtitle=SUBTITLE, question=render_question("ovlabel"))
-    ids = torch.tensor([preparation.tokenizer(prompt, add_special_tokens=False).input_ids])
+    ids = torch.tensor([processor.tokenizer(prompt, add_special_tokens=False).input_ids])
     batch = Batch(
         names=["by hand"], mode="multiframe_audio_frame_text", input_ids=ids, prefusion=Modality.FRAME,
         attention_mask=torch.ones_like(ids, dtype=torch.bool),
         media={
-            Modality.FRAME: preparation.transforms[Modality.FRAME](frames)[None],
-            Modality.AUDIO: preparation.transforms[Modality.AUDIO](clips)[None],
+            Modality.FRAME: processor.transforms[Modality.FRAME](frames)[None],
+            Modality.AUDIO: processor.transforms[Modality.AUDIO](clips)[None],
         },
     )  # fmt: skip
-    by_hand = asker.engine.generate(batch, seeds=[0])[0]
+    by_hand = session.engine.generate(batch, seeds=[0])[0]
     assert reply.answer == by_hand.text != ""
     other = predictor(merunibench / "demo" / "sample_00000000.mp4", subtitle="")
     assert other.answer != reply.answer

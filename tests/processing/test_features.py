@@ -22,6 +22,7 @@ from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 from affectgpt.processing.feature_key import differing, feature_key, features_policy, store_folder
 from affectgpt.processing.features import FeatureReader, FeatureWriter
 from affectgpt.processing.loader import named_samples, training_batches
+from affectgpt.processing.processor import AffectGPTProcessor
 
 MEDIA = (Modality.AUDIO, Modality.FACE)
 
@@ -69,7 +70,9 @@ def batches_of(config, tokenizer, *, features="auto"):
     visual = VISUAL_ENCODERS.get(config.model.visual_encoder).transform_of(f"{models}/clip-vit-large-patch14")
     acoustic = ACOUSTIC_ENCODERS.get(config.model.acoustic_encoder).transform_of(f"{models}/chinese-hubert-large")
     transforms = {m: acoustic if m is Modality.AUDIO else visual for m in Modality}
-    return training_batches(config, tokenizer=tokenizer, transforms=transforms, n_tokens=dict.fromkeys(Modality, 1))
+    return training_batches(
+        config, processor=AffectGPTProcessor(tokenizer, n_tokens=dict.fromkeys(Modality, 1), transforms=transforms)
+    )
 
 
 def encoders_of(config):
@@ -335,15 +338,15 @@ def test_differences_are_told_by_name():
 def test_encoding_leaves_the_random_stream_as_with_stored_features(cfg, tokenizer, tiny_models):
     from tiny import tiny_config
 
-    from affectgpt.modeling.build import build_model, build_preparation
+    from affectgpt.modeling.build import build_model
 
     config = tiny_config(tiny_models)
     model = build_model(
-        config, device=torch.device("cpu"), tokenizer=build_preparation(config).tokenizer
+        config, device=torch.device("cpu"), tokenizer=AffectGPTProcessor.from_config(config).tokenizer
     ).train()  # HuBERT draws for its layer drop even in eval mode
     batch = next(batches_of(load_config(cfg), tokenizer, features="off")(1))
     torch.manual_seed(0)
-    model.encode(batch)
+    model.encode(**batch)
     drawn = torch.rand(4)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(4))

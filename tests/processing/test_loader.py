@@ -14,10 +14,11 @@ from affectgpt.core.types import IGNORE_INDEX, Labels, Modality, Sample
 from affectgpt.datasets.label_files import load_samples
 from affectgpt.datasets.splits import keep_fraction
 from affectgpt.datasets.table import get_row
-from affectgpt.processing.collate import collate
-from affectgpt.processing.dataset import AffectDataset
+from affectgpt.processing.collator import collate
+from affectgpt.processing.dataset import ExampleDataset
 from affectgpt.processing.loader import Failure, FailureLog, question_loader, training_batches
 from affectgpt.processing.modes import MODES
+from affectgpt.processing.processor import AffectGPTProcessor
 
 N_TOKENS = dict.fromkeys(Modality, 1)
 
@@ -48,7 +49,8 @@ def with_run(config, **changes):
 @pytest.fixture
 def batches_of(tokenizer, transforms):
     def build(config, **more):
-        return training_batches(config, tokenizer=tokenizer, transforms=transforms, n_tokens=N_TOKENS, **more)
+        processor = AffectGPTProcessor(tokenizer, n_tokens=N_TOKENS, transforms=transforms, max_length=900)
+        return training_batches(config, processor=processor, **more)
 
     return build
 
@@ -59,8 +61,8 @@ def dataset_of(dataset_root, tokenizer, transforms):
         if samples is None:
             samples = load_samples(get_row("OVMERD"), split="train", dataset_root=dataset_root)
         options = options or {"label_types": ("description", "ovlabel")}
-        shared = {"tokenizer": tokenizer, "transforms": transforms, "n_tokens": N_TOKENS}
-        return AffectDataset(samples, mode=mode, **{**shared, **options})
+        processor = AffectGPTProcessor(tokenizer, n_tokens=N_TOKENS, transforms=transforms)
+        return ExampleDataset(samples, processor, mode=mode, **options)
 
     return build
 
@@ -116,9 +118,8 @@ class _Jitter:
 def test_what_transforms_draw_depends_on_sample_and_epoch_alone(config, tokenizer, transforms):
     def batches(epoch, **run):
         drawing = {**transforms, Modality.FACE: _Jitter()}
-        stream = training_batches(
-            with_run(config, **run), tokenizer=tokenizer, transforms=drawing, n_tokens=N_TOKENS
-        )  # fmt: skip
+        processor = AffectGPTProcessor(tokenizer, n_tokens=N_TOKENS, transforms=drawing, max_length=900)
+        stream = training_batches(with_run(config, **run), processor=processor)
         return list(stream(epoch))
 
     first = batches(2)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Labels, Modality, Sample
 from affectgpt.processing.modes import MODES, get_mode
+from affectgpt.processing.prompt import quote_text, render_prompt, repeat_placeholders
 from affectgpt.processing.questions import LABEL_TYPES, Context, render_answer, render_question
-from affectgpt.processing.render import quote_text, render_prompt, repeat_placeholders
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "prompts.json"
 LABELS = Labels(

@@ -21,7 +21,8 @@ from training_recipe import load_parts, run_folder, write_recipe
 
 from affectgpt.cli.train import main
 from affectgpt.core.errors import AffectGPTError, ConfigError
-from affectgpt.modeling.build import build_model, build_preparation
+from affectgpt.modeling.build import build_model
+from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.training.loop import build_stepper
 
 pytestmark = [
@@ -42,7 +43,7 @@ def take(tmp_path, tiny_models, training_set):
         weights.update(parts.model.state_dict() if not weights else {})
         model = replace(parts.config.model, llm_dtype=llm_dtype, encoder_dtype=llm_dtype)
         config = replace(parts.config, model=model, run=replace(parts.config.run, device=device.type, **run))
-        made = build_model(config, device=device, tokenizer=build_preparation(config).tokenizer)
+        made = build_model(config, device=device, tokenizer=AffectGPTProcessor.from_config(config).tokenizer)
         made.load_state_dict(weights)
         made.train()  # recomputation happens in train mode alone
         for module in made.modules():

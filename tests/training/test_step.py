@@ -61,7 +61,7 @@ def assert_close(ours: dict, theirs: dict) -> None:
 def test_the_objective_is_the_models_mean_times_its_terms(parts, model):
     for batch in parts.batches:
         total = objective_of(model)(batch)
-        assert float(total) == pytest.approx(float(model(batch).loss) * terms(batch), rel=1e-5)
+        assert float(total) == pytest.approx(float(model(**batch).loss) * terms(batch), rel=1e-5)
 
 
 @pytest.mark.parametrize("room", [1, 300, 100_000], ids=["one-each", "some-rows", "one-row"])

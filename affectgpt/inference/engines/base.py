@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from transformers import GenerationConfig
+
 from affectgpt.config.schema import InferenceConfig
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Batch
-from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.processing.processor import AffectGPTProcessor
 
 ENGINES = Registry("inference engine", "affectgpt.inference.engines")
 
@@ -49,13 +52,21 @@ class Answer:
 class Engine(Protocol):
     """Answers left-padded batches whose encoder outputs are known (``batch.features``) or computed on the way.
 
+    ``defaults``: the generation settings of the LLM's folder, of which the ids that end an answer and top-k are taken.
     ``preferred_batch``: rows to hand over at once; None: as many as the memory takes.
     """
 
     preferred_batch: int | None
 
     def __init__(
-        self, model: AffectGPT, *, tokenizer: Any, decoding: Decoding, llm_folder: Path, tensor_parallel_size: int = 1
+        self,
+        model: AffectGPTForConditionalGeneration,
+        *,
+        processor: AffectGPTProcessor,
+        decoding: Decoding,
+        defaults: GenerationConfig,
+        llm_folder: Path | None = None,
+        tensor_parallel_size: int = 1,
     ) -> None: ...
 
     def load(self, checkpoint: Path) -> Any:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, LogitsProcessorList
 
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.inference.decoding import SampleByRow, StopSequences, clean_answer, cut_at_stop, end_ids, top_k_of
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.kv_cache import growing_cache
 from affectgpt.inference.memory import autocast
-from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.inference.sampling import SampleByRow, top_k_of
 from affectgpt.modeling.build import load_checkpoint
-from affectgpt.modeling.tokenizer import stop_sequences
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.processing.processor import AffectGPTProcessor
 
 
 @ENGINES.register("transformers")
@@ -28,22 +29,20 @@ class TransformersEngine:
 
     def __init__(
         self,
-        model: AffectGPT,
+        model: AffectGPTForConditionalGeneration,
         *,
-        tokenizer: Any,
+        processor: AffectGPTProcessor,
         decoding: Decoding,
+        defaults: GenerationConfig,
         llm_folder: Path | None = None,
         tensor_parallel_size: int = 1,
     ) -> None:
         if tensor_parallel_size != 1:
             logger.warning("inference.tensor_parallel_size is for the vllm engine; here each process has one GPU")
         self.model = model.eval()
-        self.tokenizer = tokenizer
+        self.processor = processor
         self.decoding = decoding
-        folder = model.llm.folder_generation_config
-        self.eos_ids = end_ids(tokenizer, folder)
-        self.top_k = top_k_of(decoding.top_k, folder)
-        self.stops = stop_sequences(tokenizer)
+        self.top_k = top_k_of(decoding.top_k, defaults)
 
     def load(self, checkpoint: Path) -> Any:
         """Lay a checkpoint over the model."""
@@ -56,13 +55,10 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate_ids(self, batch: Batch, *, seeds: Sequence[int]) -> torch.Tensor:
         """New token ids ``[B, n]``; a finished row is filled up with the pad token."""
-        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-
-        device = self.model.device
         decoding = self.decoding
-        processors = LogitsProcessorList()
+        drawing = []
         if not decoding.greedy:
-            processors.append(
+            drawing.append(
                 SampleByRow(
                     seeds,
                     max_new_tokens=decoding.max_new_tokens,
@@ -71,10 +67,10 @@ class TransformersEngine:
                     temperature=decoding.temperature,
                 )
             )
-        batch = batch.to(device)
-        with autocast(device):
-            embeds = self.model.embed(batch).to(self.model.llm.get_input_embeddings().weight.dtype)
-        return self.model.llm.generate(
+        batch = batch.to(self.model.device)
+        with autocast(self.model.device):
+            embeds = self.model.embed(**batch).to(self.model.get_input_embeddings().weight.dtype)
+        return self.model.generate(
             inputs_embeds=embeds,
             attention_mask=batch.attention_mask.long(),
             past_key_values=growing_cache(self.model.llm.config),
@@ -83,23 +79,16 @@ class TransformersEngine:
                 do_sample=False,
                 num_beams=1,
                 use_cache=True,
-                eos_token_id=self.eos_ids,
-                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=self.processor.eos_ids,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
             ),
-            logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([StopSequences(self.stops)]),
+            logits_processor=LogitsProcessorList(drawing),
         )
 
     def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
         """An answer per row."""
         answers = []
         for row in self.generate_ids(batch, seeds=seeds).tolist():
-            ids, stopped = cut_at_stop(row, sequences=self.stops, eos_ids=self.eos_ids)
-            answers.append(Answer(text=self.clean(ids), tokens=len(ids), stopped=stopped))
+            ids, stopped = self.processor.cut(row)
+            answers.append(Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=stopped))
         return answers
-
-    def clean(self, new_ids: Sequence[int]) -> str:
-        """New token ids of one row → its answer."""
-        text = self.tokenizer.decode(new_ids, skip_special_tokens=False)
-        eos_tokens = self.tokenizer.convert_ids_to_tokens(self.eos_ids)
-        return clean_answer(text, bos=self.tokenizer.bos_token, eos_tokens=eos_tokens)

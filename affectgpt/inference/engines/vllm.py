@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Batch
-from affectgpt.inference.decoding import clean_answer, cut_at_stop, end_ids, top_k_of
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.memory import autocast
-from affectgpt.inference.merge import write_merged
-from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.inference.sampling import top_k_of
 from affectgpt.modeling.build import load_checkpoint
-from affectgpt.modeling.tokenizer import stop_sequences
-from affectgpt.processing.encode import GENERATION_LENGTH
+from affectgpt.modeling.lora import write_merged
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.processing.processor import AffectGPTProcessor
+from affectgpt.processing.prompt import GENERATION_LENGTH
 
 _MEMORY_SHARE = 0.8  # of the GPU for vLLM; encoders, connectors and one embedding matrix need the rest
 
@@ -36,7 +37,14 @@ class VLLMEngine:
     preferred_batch = 512  # vLLM schedules rows by itself; a batch is what a kill may lose
 
     def __init__(
-        self, model: AffectGPT, *, tokenizer: Any, decoding: Decoding, llm_folder: Path, tensor_parallel_size: int = 1
+        self,
+        model: AffectGPTForConditionalGeneration,
+        *,
+        processor: AffectGPTProcessor,
+        decoding: Decoding,
+        defaults: GenerationConfig,
+        llm_folder: Path | None = None,
+        tensor_parallel_size: int = 1,
     ) -> None:
         try:
             import vllm
@@ -47,14 +55,13 @@ class VLLMEngine:
         self.device = model.device
         model.llm.to("cpu")  # to merge from; vLLM needs the device's memory
         model.llm.get_input_embeddings().to(self.device)
-        self.tokenizer = tokenizer
+        if llm_folder is None:
+            raise ConfigError("inference.engine=vllm needs the LLM's folder, whose small files vLLM reads")
+        self.processor = processor
         self.decoding = decoding
         self.llm_folder = llm_folder
         self.tensor_parallel_size = tensor_parallel_size
-        folder = model.llm.folder_generation_config
-        self.eos_ids = end_ids(tokenizer, folder)
-        self.top_k = top_k_of(decoding.top_k, folder)
-        self.stops = stop_sequences(tokenizer)
+        self.top_k = top_k_of(decoding.top_k, defaults)
         self._merged: tempfile.TemporaryDirectory[str] | None = None
         self._llm: Any = None
 
@@ -91,7 +98,7 @@ class VLLMEngine:
         batch = batch.to(self.device)
         embedding = self.model.llm.get_input_embeddings().weight
         with autocast(self.device):
-            embeds = self.model.embed(batch).to(embedding.dtype)  # [B, L, D]
+            embeds = self.model.embed(**batch).to(embedding.dtype)  # [B, L, D]
         if embeds.shape[2] != embedding.shape[1] or not torch.isfinite(embeds).all():  # vLLM would end with it
             raise DataError(f"batch of sample {batch.names[0]!r}: prompt embeddings are not finite [tokens, hidden]")
         prompts = [{"prompt_embeds": row[mask].cpu()} for row, mask in zip(embeds, batch.attention_mask, strict=True)]
@@ -106,15 +113,15 @@ class VLLMEngine:
         return self._vllm.SamplingParams(
             **drawn,
             max_tokens=decoding.max_new_tokens,
-            stop_token_ids=[*self.eos_ids, *(stop[0] for stop in self.stops if len(stop) == 1)],
+            stop_token_ids=[
+                *self.processor.eos_ids,
+                *(stop[0] for stop in self.processor.stop_sequences if len(stop) == 1),
+            ],
             detokenize=False,
         )
 
     def _answer(self, ids: list[int]) -> Answer:
         """Stop pairs that vLLM does not know of are cut here: what follows them is never part of an answer."""
         finished = len(ids) < self.decoding.max_new_tokens  # a special stop token is not among the ids
-        ids, stopped = cut_at_stop(ids, sequences=self.stops, eos_ids=self.eos_ids)
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        eos_tokens = self.tokenizer.convert_ids_to_tokens(self.eos_ids)
-        answer = clean_answer(text, bos=self.tokenizer.bos_token, eos_tokens=eos_tokens)
-        return Answer(text=answer, tokens=len(ids), stopped=stopped or finished)
+        ids, stopped = self.processor.cut(ids)
+        return Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=stopped or finished)

@@ -8,7 +8,7 @@ from torch import nn
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Batch
-from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
 
 OBJECTIVES = Registry("training objective", "affectgpt.training.objectives")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import IGNORE_INDEX, Batch
-from affectgpt.modeling.affectgpt import AffectGPT
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
 from affectgpt.training.objectives.base import OBJECTIVES, Objective
 from affectgpt.training.packing import pack
 
@@ -31,21 +30,22 @@ class SupervisedObjective(Objective):
     def forward(self, batch: Batch | None) -> torch.Tensor:
         if batch is None:
             return self.nothing()
-        assert batch.labels is not None
-        embeds, mask, positions, labels = self.model.embed(batch), batch.attention_mask, None, batch.labels
-        if self.packing:
-            packed = pack(inputs_embeds=embeds, attention_mask=mask, labels=labels, room=self.packing)
-            embeds, positions, labels = packed.inputs_embeds, packed.position_ids, packed.labels
-            # FlashAttention reads the borders of samples from the positions; the others take a mask to be added.
-            mask = None if self.attention == "flash_attention_2" else _additive(packed.attention_mask, embeds.dtype)
-        llm = self.model.llm
-        hidden = llm.get_decoder()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state  # [B, L, D]
-        targets = labels[:, 1:]  # [B, L-1]: token t predicts t + 1
-        learnt = targets != IGNORE_INDEX
-        logits = llm.get_output_embeddings()(hidden[:, :-1][learnt])  # [learnt, V]
-        return F.cross_entropy(logits.float(), targets[learnt], reduction="sum")
+        if not self.packing:
+            return self.model(**batch, num_items_in_batch=1).loss
+        packed = pack(
+            inputs_embeds=self.model.embed(**batch),
+            attention_mask=batch.attention_mask,
+            labels=batch["labels"],
+            room=self.packing,
+        )
+        # FlashAttention reads the borders of samples from the positions; the others take a mask to be added.
+        mask = None
+        if self.attention != "flash_attention_2":
+            mask = _additive(packed.attention_mask, packed.inputs_embeds.dtype)
+        return self.model(
+            inputs_embeds=packed.inputs_embeds, attention_mask=mask, position_ids=packed.position_ids,
+            labels=packed.labels, num_items_in_batch=1,
+        ).loss  # fmt: skip
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import IGNORE_INDEX, Modality
-from affectgpt.processing.encode import encode_generation, encode_prompt, encode_training
+from affectgpt.processing.prompt import encode_generation, encode_prompt, encode_training
 
 PROMPT = "###Human: <Audio><AudioHere></Audio>. <Video><FaceHere></Video>. Say. ###Assistant: "
 TOKENS = {Modality.AUDIO: 2, Modality.FACE: 3}

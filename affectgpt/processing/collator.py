@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality
-from affectgpt.processing.dataset import Example
 from affectgpt.processing.modes import get_mode
 
 if TYPE_CHECKING:
     import torch
+
+    from affectgpt.processing.processor import Example
 
 
 def collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:

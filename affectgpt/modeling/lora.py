@@ -1,0 +1,143 @@
+"""LoRA of the LLM in all its states: added, under the published names, merged, exported as peft's adapter (SPEC 2.3).
+
+Its layers are injected into a plain causal LM: a parameter is ``llm.….q_proj.lora_A.default.weight`` in the model,
+``llama_model.base_model.model.….q_proj.lora_A.default.weight`` in a published checkpoint (wire), and
+``base_model.model.….q_proj.lora_A.weight`` in an adapter of peft.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from affectgpt.core.errors import CheckpointError
+from affectgpt.core.files import atomic_path
+from affectgpt.encoders.llm import LLMRow
+
+LORA_ALPHA = 32
+LORA_DROPOUT = 0.05
+PUBLISHED = "llama_model."  # what the LLM's names begin with in a published checkpoint
+PEFT = "base_model.model."
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_HERE, _IN_PEFT = (".lora_A.default.", ".lora_B.default."), (".lora_A.", ".lora_B.")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+
+
+def lora_config(row: LLMRow, rank: int) -> Any:
+    """peft's configuration of our LoRA."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=LORA_ALPHA,
+        lora_dropout=LORA_DROPOUT,
+        target_modules=list(row.lora_targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_lora(model: nn.Module, *, row: LLMRow, rank: int) -> nn.Module:
+    """Freeze a causal LM and put float32 LoRA of rank ``rank`` into it, in place; rank 0: frozen, as it is.
+
+    Raises CheckpointError when none of the row's target modules is in the model.
+    """
+    model.requires_grad_(False)
+    if rank == 0:
+        return model
+    from peft import inject_adapter_in_model
+
+    try:
+        model = inject_adapter_in_model(lora_config(row, rank), model)
+    except ValueError as error:
+        raise CheckpointError(f"LoRA of the row {row.name} does not fit this model: {error}") from error
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    return model
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether LoRA layers are in a model (not merged)."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
+def merged_state(llm: nn.Module) -> dict[str, torch.Tensor]:
+    """The LLM's state dict with LoRA added in float32; names as without LoRA. The model itself is not changed."""
+    state = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in llm.state_dict().items() if ".lora_" not in name
+    }
+    with torch.no_grad():
+        for name, module in llm.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                weight = module.base_layer.weight
+                merged = weight.float() + module.get_delta_weight("default").float()
+                state[f"{name}.weight"] = merged.to(weight.dtype)
+    return state
+
+
+def write_merged(llm: Any, *, llm_folder: Path, target: Path) -> Path:
+    """Write a model folder: the small files of ``llm_folder``, the weights with LoRA merged into them."""
+    from safetensors.torch import save_file
+
+    target.mkdir(parents=True, exist_ok=True)
+    for file in llm_folder.iterdir():
+        if file.is_file() and file.suffix not in _WEIGHTS and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, target / file.name)
+    tied = getattr(llm.config, "tie_word_embeddings", False)
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in merged_state(llm).items()
+        if not (tied and name == "lm_head.weight")
+    }
+    with atomic_path(target / "model.safetensors") as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    return target
+
+
+def write_adapter(
+    folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path, prefix: str = ""
+) -> None:
+    """Write LoRA of published names as peft's adapter; ``prefix``: where the LLM is in the model it is for."""
+    from safetensors.torch import save_file
+
+    config = lora_config(row, rank_of(lora))
+    names = targets_of(lora)
+    # Alone, names would also match modules of the encoders.
+    config.target_modules = names if not prefix else rf"{prefix.replace('.', chr(92) + '.')}.*\.({'|'.join(names)})"
+    config.base_model_name_or_path = str(llm)
+    config.inference_mode = True
+    folder.mkdir()
+    config.save_pretrained(str(folder))
+    tensors = {to_peft(name, prefix=prefix): tensor.detach().clone().contiguous() for name, tensor in lora.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+def rank_of(lora: Mapping[str, torch.Tensor]) -> int:
+    """The rank of LoRA tensors."""
+    return next(tensor.shape[0] for name, tensor in lora.items() if ".lora_A." in name)
+
+
+def targets_of(lora: Mapping[str, torch.Tensor]) -> list[str]:
+    """The modules that LoRA tensors belong to, e.g. ``q_proj``."""
+    return sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lora})
+
+
+def to_peft(name: str, *, prefix: str = "") -> str:
+    """A published name as peft's adapter files have it."""
+    name = PEFT + prefix + name.removeprefix(PUBLISHED).removeprefix(PEFT)
+    for here, there in zip(_HERE, _IN_PEFT, strict=True):
+        name = name.replace(here, there)
+    return name
+
+
+def from_peft(name: str) -> str:
+    """Undo ``to_peft`` (without a prefix)."""
+    for here, there in zip(_HERE, _IN_PEFT, strict=True):
+        name = name.replace(there, here)
+    return PUBLISHED + name

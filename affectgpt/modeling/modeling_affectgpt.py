@@ -1,0 +1,455 @@
+"""AffectGPT: frozen encoders, connectors, pre-fusion and a LoRA-tuned LLM (paper section 3, figure 3)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from affectgpt.core.errors import CheckpointError, DataError
+from affectgpt.core.types import IGNORE_INDEX, N_FRAMES, Modality
+from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder
+from affectgpt.encoders.llm import LLMS
+from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
+from affectgpt.modeling.connectors.base import (
+    CONNECTORS,
+    IMAGE_CONNECTORS,
+    PREFUSIONS,
+    ConnectorShape,
+    PreFusionShape,
+    QFormerShape,
+)
+from affectgpt.modeling.lora import add_lora
+
+_VIDEO_POSITIONS = 32
+_AUDIO_POSITIONS = N_FRAMES
+_MULTI_POSITIONS = 32 * N_FRAMES + N_FRAMES  # 32 query tokens of each frame, and the audio clips
+_LARGEST = torch.finfo(torch.float16).max
+_MEDIA = tuple(m for m in Modality if m is not Modality.MULTI)
+
+
+class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """The model. ``modeling/build`` makes one from a training configuration, ``from_pretrained`` from an export.
+
+    The order of the attributes is the order of parameters in a checkpoint (wire). Parts that are loaded already may be
+    handed in; those that are not are made from ``config`` with fresh weights. Without encoders (``encoders=False``)
+    every batch must bring their outputs.
+    """
+
+    config_class = AffectGPTConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True  # its name up to transformers 4.53
+    _supports_attention_backend = True
+    # Connectors stay float32 in a half-precision model, as released checkpoints hold them.
+    _keep_in_fp32_modules_strict: ClassVar = {"image", "video", "audio", "multi"}
+
+    def __init__(
+        self,
+        config: AffectGPTConfig,
+        *,
+        llm: nn.Module | None = None,
+        visual_encoder: FrozenEncoder | None = None,
+        acoustic_encoder: FrozenEncoder | None = None,
+        encoders: bool = True,
+    ) -> None:
+        super().__init__(config)
+        if llm is None:
+            llm = AutoModelForCausalLM.from_config(config.text_config)
+            llm = add_lora(llm, row=LLMS.get(config.llama_model), rank=config.lora_r)
+        widths = [config.visual_width, config.acoustic_width]
+        if visual_encoder is None and (encoders or not all(widths)):
+            visual_encoder, acoustic_encoder = make_encoders(config)
+        if visual_encoder is not None and acoustic_encoder is not None:
+            widths = [visual_encoder.width, acoustic_encoder.width]
+        visual, acoustic = widths
+        D = llm.get_input_embeddings().weight.shape[1]
+        qformer = QFormerShape(**config.qformer)
+        self.llm = llm
+        self.image = IMAGE_CONNECTORS.get(config.image_fusion_type)(
+            ConnectorShape(width=visual, llm_width=D, n_tokens=config.num_image_query_token)
+        )
+        self.video = CONNECTORS.get(config.video_fusion_type)(  # face and frame
+            ConnectorShape(
+                width=visual,
+                llm_width=D,
+                n_tokens=config.num_video_query_token,
+                n_positions=_VIDEO_POSITIONS,
+                qformer=qformer,
+            )
+        )
+        self.audio = CONNECTORS.get(config.audio_fusion_type)(
+            ConnectorShape(
+                width=acoustic,
+                llm_width=D,
+                n_tokens=config.num_audio_query_token,
+                n_positions=_AUDIO_POSITIONS,
+                qformer=qformer,
+            )
+        )
+        self.multi = PREFUSIONS.get(config.multi_fusion_type)(  # pre-fusion
+            PreFusionShape(
+                video_width=visual,
+                audio_width=acoustic,
+                llm_width=D,
+                n_tokens=config.num_multi_query_token,
+                n_positions=_MULTI_POSITIONS,
+                qformer=qformer,
+            )
+        )
+        self.visual_encoder = visual_encoder if encoders else None
+        self.acoustic_encoder = acoustic_encoder if encoders else None
+        self.placeholder_ids = {Modality(name): token for name, token in config.placeholder_ids.items()}
+        self._no_split_modules = sorted({*(getattr(llm, "_no_split_modules", None) or ()), "Blip2QFormerModel"})
+        self._keeps_logits = "logits_to_keep" in inspect.signature(llm.forward).parameters
+        self.post_init()
+
+    def init_weights(self) -> None:
+        """Every part has its weights when it is made; only weights that the LLM shares are tied."""
+        self.tie_weights()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: a weight that a file lacks is an error, see ``from_pretrained``."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but CheckpointError where the folder lacks weights, which would be random."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            unknown = f"; it holds {sorted(info['unexpected_keys'])[:2]} instead" if info["unexpected_keys"] else ""
+            raise CheckpointError(
+                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')}: lacks {len(missing)} weights of "
+                f"the model, first {missing[0]}{unknown}. Export it again: affectgpt export --hf"
+            )
+        return (model, info) if wants_info else model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM's embedding matrix is."""
+        return self.llm.get_input_embeddings().weight.device
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides the names and shapes of a checkpoint; for messages."""
+        return self.config.recipe
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The LLM's."""
+        return self.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """The LLM's."""
+        self.llm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LLM's."""
+        return self.llm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """The LLM's."""
+        self.llm.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        """The LLM without its output embeddings."""
+        return self.llm.get_decoder()
+
+    def encode(self, *, names: Sequence[str] = (), **batch: Any) -> dict[Modality, torch.Tensor]:
+        """Encoder outputs Z ``[B, T, d]`` of every medium in the batch: one call per medium, no gradient.
+
+        In the encoders' own dtype and without autocast, in training, inference and the feature store alike.
+        """
+        features = {m: batch[m.features] for m in _MEDIA if batch.get(m.features) is not None}
+        for modality in _MEDIA:
+            media = batch.get(modality.value)
+            if modality in features or media is None:
+                continue
+            encoder = self.acoustic_encoder if modality is Modality.AUDIO else self.visual_encoder
+            if encoder is None:
+                raise DataError(
+                    f"sample {_name(names, 0)}: {modality.value} media, but the model has no encoder for it"
+                )
+            features[modality] = encode_medium(encoder, modality, media)
+        cause = "the file or the encoder's weights are damaged"
+        self._check(features, names, "the encoder's output for its {}", cause)
+        return features
+
+    def connect(
+        self,
+        features: Mapping[Modality, torch.Tensor],
+        *,
+        input_ids: torch.Tensor,
+        prefusion: str | None = None,
+        names: Sequence[str] = (),
+        **_: Any,
+    ) -> dict[Modality, torch.Tensor]:
+        """Encoder outputs → embeddings ``[B, K, D]`` of each modality that the prompts have a placeholder for.
+
+        ``prefusion``: FACE or FRAME, what is pre-fused with the audio.
+        """
+        dtype = next(self.audio.parameters()).dtype
+        features = {modality: z.to(dtype) for modality, z in features.items()}
+        connectors = {
+            Modality.FACE: self.video,
+            Modality.FRAME: self.video,
+            Modality.AUDIO: self.audio,
+            Modality.IMAGE: self.image,
+        }
+
+        def need(modality: Modality, wanted: Modality) -> torch.Tensor:
+            if modality not in features:
+                raise DataError(
+                    f"sample {_name(names, 0)}: its prompt has {wanted.placeholder}, which needs {modality.value}; the "
+                    f"batch holds {', '.join(features) or 'no media'}"
+                )
+            return features[modality]
+
+        embeds = {}
+        for modality, token_id in self.placeholder_ids.items():
+            if not (input_ids == token_id).any():
+                continue
+            if modality is Modality.MULTI:
+                if prefusion is None:
+                    raise DataError(
+                        f"sample {_name(names, 0)}: its prompt has {modality.placeholder}, but nothing is pre-fused"
+                    )
+                embeds[modality] = self.multi(need(Modality(prefusion), modality), need(Modality.AUDIO, modality))
+            else:
+                embeds[modality] = connectors[modality](need(modality, modality))
+        cause = "the encoder's output is not, so the checkpoint's weights are damaged or of another recipe"
+        self._check(embeds, names, "the embedding of its {} that goes to the LLM", cause)
+        return embeds
+
+    def _check(self, values: Mapping[Modality, torch.Tensor], names: Sequence[str], what: str, cause: str) -> None:
+        """DataError naming the sample when one of its vectors ``[B, …]`` holds NaN, infinity or an absurd number.
+
+        An LLM answers such input with noise (``!!!!``). float16, in which embeddings are handed on, ends at 65,504;
+        overflow under autocast shows here as infinity. Training looks at its loss instead, over all ranks together.
+        """
+        if self.training or not values:
+            return
+        device = next(iter(values.values())).device
+        good = torch.stack([(v.abs() <= _LARGEST).flatten(1).all(dim=1).to(device) for v in values.values()])  # [M, B]
+        if bool(good.all()):  # the only wait for the device
+            return
+        medium, row = (~good).nonzero()[0].tolist()
+        modality = list(values)[medium]
+        raise DataError(
+            f"sample {_name(names, row, rows=good.shape[1])}: {what.format(modality.value)} holds NaN, infinite or "
+            f"absurd values (beyond ±{_LARGEST:.0f}); {cause}"
+        )
+
+    def embed(
+        self, *, input_ids: torch.Tensor, names: Sequence[str] = (), prefusion: str | None = None, **batch: Any
+    ) -> torch.Tensor:
+        """The LLM's input ``inputs_embeds [B, L, D]``, media in the place of their placeholders."""
+        features = self.encode(names=names, **batch)
+        return merge_multimodal_embeddings(
+            input_ids=input_ids,
+            embed_tokens=self.get_input_embeddings(),
+            modality_embeds=self.connect(features, input_ids=input_ids, prefusion=prefusion, names=names),
+            placeholder_ids=self.placeholder_ids,
+            names=names,
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        *,
+        face: torch.Tensor | None = None,
+        frame: torch.Tensor | None = None,
+        audio: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
+        face_features: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        audio_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        prefusion: str | None = None,
+        names: Sequence[str] = (),
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """Tensors → loss and logits. Shapes and keys: see ``affectgpt.core.types.Batch``.
+
+        The loss is the mean over the learnt tokens of ``labels``, or, with ``num_items_in_batch``, their sum divided by
+        it (the learnt tokens of the whole global batch, or 1). In training mode logits ``[n, V]`` are made for the n
+        learnt tokens alone: of a vocabulary of 152,000 all of them would be most of the memory of a step. Otherwise
+        ``[B, L, V]``, or of the last ``logits_to_keep`` positions. ``inputs_embeds`` stand in for ids and media.
+        Raises DataError naming the sample.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                # What the model has said itself: a placeholder's token among it stands for no media.
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(
+                input_ids=input_ids, names=names, prefusion=prefusion,
+                face=face, frame=frame, audio=audio, image=image,
+                face_features=face_features, frame_features=frame_features, audio_features=audio_features,
+                image_features=image_features,
+            )  # fmt: skip
+        inputs_embeds = inputs_embeds.to(self.get_input_embeddings().weight.dtype)  # [B, L, D]
+        shared = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        if labels is None:
+            if self._keeps_logits:
+                kwargs["logits_to_keep"] = logits_to_keep
+            return self.llm(**shared, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
+        hidden = self.get_decoder()(**shared, use_cache=False, **kwargs).last_hidden_state  # [B, L, D]
+        head = self.get_output_embeddings()
+        targets = labels[:, 1:]  # [B, L-1]: token t predicts t + 1
+        learnt = targets != IGNORE_INDEX
+        if self.training:
+            logits = of_learnt = head(hidden[:, :-1][learnt])  # [n, V]
+        else:
+            logits = head(hidden)  # [B, L, V]
+            of_learnt = logits[:, :-1][learnt]
+        total = F.cross_entropy(of_learnt.float(), targets[learnt], reduction="sum")
+        return CausalLMOutputWithPast(
+            loss=total / (learnt.sum() if num_items_in_batch is None else num_items_in_batch), logits=logits
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Media go into the first step; after that they are in the key-value cache."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            for modality in _MEDIA:
+                inputs.pop(modality.value, None)
+                inputs.pop(modality.features, None)
+        return inputs
+
+    @torch.no_grad()
+    def generate(self, *args: Any, stopping_criteria: Any = None, **kwargs: Any) -> Any:
+        """As transformers', and a row also stops at the published stop sequences (SPEC 3.5)."""
+        from transformers import StoppingCriteriaList
+
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        if self.config.stop_sequences:
+            prompt = 0 if ids is None else ids.shape[1]
+            criteria.append(StopSequences(self.config.stop_sequences, prompt_length=prompt))
+        return super().generate(*args, stopping_criteria=criteria, **kwargs)
+
+
+class StopSequences:
+    """A stopping criterion for ``generate``: which rows of a batch end in one of the stop sequences.
+
+    Called with token ids ``[B, n]``, of which the first ``prompt_length`` are the prompt's; gives bool ``[B]``.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], *, prompt_length: int = 0) -> None:
+        self.sequences = [tuple(sequence) for sequence in sequences]
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any = None, **_: Any) -> torch.Tensor:
+        stop = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for sequence in self.sequences:
+            if input_ids.shape[1] - self.prompt_length >= len(sequence):
+                ending = input_ids[:, input_ids.shape[1] - len(sequence) :]
+                stop |= (ending == torch.tensor(sequence, device=input_ids.device)).all(dim=1)
+        return stop
+
+
+def merge_multimodal_embeddings(
+    *,
+    input_ids: torch.Tensor,
+    embed_tokens: Callable[[torch.Tensor], torch.Tensor],
+    modality_embeds: Mapping[Modality, torch.Tensor],
+    placeholder_ids: Mapping[Modality, int],
+    names: Sequence[str] = (),
+) -> torch.Tensor:
+    """Token ids ``[B, L]`` and embeddings ``[B, K, D]`` of the media → ``inputs_embeds [B, L, D]``.
+
+    A placeholder is looked up as token 0 (the embedding matrix is not resized, wire) and overwritten.
+    Raises DataError naming the sample when the placeholders of a row are not exactly as many as its embeddings.
+    """
+    is_placeholder = torch.zeros_like(input_ids, dtype=torch.bool)  # [B, L]
+    positions = {}
+    for modality, token_id in placeholder_ids.items():
+        positions[modality] = input_ids == token_id  # [B, L]
+        is_placeholder |= positions[modality]
+    embeds = embed_tokens(input_ids.masked_fill(is_placeholder, 0))  # [B, L, D]
+    for modality, where in positions.items():
+        media = modality_embeds.get(modality)
+        expected = 0 if media is None else media.shape[1]
+        counts = where.sum(dim=1)  # [B]
+        if not torch.equal(counts, torch.full_like(counts, expected)):
+            row = int((counts != expected).nonzero()[0])
+            holds = f"the batch holds no {modality.value}" if media is None else f"its embeddings are {expected}"
+            raise DataError(
+                f"sample {_name(names, row, rows=len(counts))}: its prompt has {int(counts[row])} "
+                f"{modality.placeholder} tokens, but {holds}"
+            )
+        if media is not None:
+            embeds = embeds.masked_scatter(where.unsqueeze(-1), media.to(embeds.device, embeds.dtype))
+    return embeds
+
+
+def encode_medium(encoder: nn.Module, modality: Modality, media: torch.Tensor) -> torch.Tensor:
+    """One medium of a batch (see ``Batch``) → its encoder's output Z ``[B, T, d]``, in the encoder's dtype."""
+    if modality is Modality.IMAGE:
+        media = media.unsqueeze(1)  # [B, 1, 3, H, W]
+    # HuBERT draws for its layer drop even where nothing is dropped. Left alone, dropout in the LLM would draw other
+    # numbers than with stored features.
+    with (
+        torch.random.fork_rng(devices=[media.device] if media.is_cuda else []),
+        torch.autocast(media.device.type, enabled=False),
+    ):
+        return encoder(media)
+
+
+def make_encoders(config: AffectGPTConfig) -> tuple[FrozenEncoder, FrozenEncoder]:
+    """The encoders that a configuration names, with fresh weights (none on the meta device)."""
+    made = []
+    for registry, name, numbers, preprocessor in (
+        (VISUAL_ENCODERS, config.visual_encoder, config.visual_config, config.visual_preprocessor),
+        (ACOUSTIC_ENCODERS, config.acoustic_encoder, config.acoustic_config, config.acoustic_preprocessor),
+    ):
+        kind = registry.get(name)
+        encoder = kind.from_config(kind.config_of(numbers or kind.architecture))
+        if preprocessor:
+            encoder.use_preprocessor(preprocessor)
+        made.append(encoder)
+    return made[0], made[1]
+
+
+def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Group → ``{"trained": n, "frozen": n}``. The model may be on the meta device."""
+    groups = {
+        "visual_encoder": "visual encoder", "acoustic_encoder": "acoustic encoder", "llm": "LLM", "lora": "LoRA",
+        "image": "image branch", "video": "video branch", "audio": "audio branch", "multi": "pre-fusion",
+    }  # fmt: skip
+    counts = {group: {"trained": 0, "frozen": 0} for group in groups.values()}
+    for name, parameter in model.named_parameters():
+        group = groups["lora" if ".lora_" in name else name.partition(".")[0]]
+        counts[group]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counts
+
+
+def _name(names: Sequence[str], row: int, *, rows: int | None = None) -> str:
+    """A row's sample for messages; with beams there are more rows than samples."""
+    if not names:
+        return f"in row {row}"
+    return repr(names[row * len(names) // rows if rows else row])

@@ -1,0 +1,270 @@
+"""Text and media of a sample → what the model takes, and new token ids → its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from transformers import ProcessorMixin
+
+from affectgpt.config.schema import Config
+from affectgpt.core.crops import PUBLISHED
+from affectgpt.core.types import IMAGE_SIZE, N_FRAMES, Batch, Modality, Sample
+from affectgpt.encoders.base import (
+    ACOUSTIC_ENCODERS,
+    ENCODERS,
+    VISUAL_ENCODERS,
+    encoder_class,
+    read_preprocessor,
+)
+from affectgpt.encoders.llm import (
+    allowed_llm,
+    folder_generation_config,
+    load_tokenizer,
+    loading,
+    placeholder_ids,
+    stop_sequences,
+)
+from affectgpt.media.guard import Decoder
+from affectgpt.media.reader import MediaReader
+from affectgpt.processing.answer import clean_answer, cut_at_stop, end_ids
+from affectgpt.processing.collator import collate
+from affectgpt.processing.modes import get_mode
+from affectgpt.processing.prompt import (
+    GENERATION_LENGTH,
+    MAX_NEW_TOKENS,
+    encode_generation,
+    encode_training,
+    render_prompt,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# Encoder outputs of a sample's medium, and what was odd about the medium.
+FeatureOf = Callable[[Sample], "tuple[torch.Tensor, tuple[str, ...]]"]
+
+
+@dataclass(slots=True)
+class Example:
+    """One processed sample, before it is collated.
+
+    ``media``: face, frame uint8 ``[8, 3, 224, 224]``, audio float32 ``[8, 32000]``, image uint8 ``[3, 224, 224]``;
+    ``features``: encoder outputs in their place. ``labels`` is None for generation.
+    """
+
+    name: str
+    dataset: str
+    mode: str
+    prompt: str
+    input_ids: list[int]
+    labels: list[int] | None = None
+    media: dict[Modality, torch.Tensor] = field(default_factory=dict)
+    features: dict[Modality, torch.Tensor] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+
+class AffectGPTProcessor(ProcessorMixin):
+    """What stands between samples and the model: tokenizer, transforms, input modes, and the decoding of answers.
+
+    >>> processor = AffectGPTProcessor.from_config(config)
+    >>> batch = processor.collate([processor(sample, question="How does she feel?")])
+    >>> processor.decode(new_ids)
+
+    ``visual`` and ``acoustic`` name an encoder and hold the content of its preprocessor_config.json, from which the
+    transforms are made; ``transforms`` hands in others. ``n_tokens``: placeholder tokens by modality; ``eos_ids``: the
+    ids that end an answer. All is small: no weights are read.
+    """
+
+    attributes = ("tokenizer",)
+    tokenizer_class = "AutoTokenizer"
+
+    # transformers takes what it saved as positional parameters, so that these are not keyword-only.
+    def __init__(
+        self,
+        tokenizer: Any,
+        visual: Mapping[str, Any] | None = None,
+        acoustic: Mapping[str, Any] | None = None,
+        n_tokens: Mapping[str, int] | None = None,
+        eos_ids: Sequence[int] = (),
+        mode: str = "multiface_audio_face_text",
+        n_frames: int = N_FRAMES,
+        image_size: int = IMAGE_SIZE,
+        audio_clip_spacing: int = 8,
+        face_channels: str = PUBLISHED,
+        max_length: int = 1024,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        chat_template: str | None = None,
+        *,
+        transforms: Mapping[Modality, Callable[[np.ndarray], torch.Tensor]] | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.visual, self.acoustic = dict(visual or {}), dict(acoustic or {})
+        self.n_tokens = {Modality(name): int(count) for name, count in (n_tokens or {}).items()}
+        self.eos_ids = list(eos_ids) or [tokenizer.eos_token_id]
+        self.mode = mode
+        self.n_frames, self.image_size = n_frames, image_size
+        self.audio_clip_spacing, self.face_channels = audio_clip_spacing, face_channels
+        self.max_length, self.max_new_tokens = max_length, max_new_tokens
+        self.transforms = self._transforms() if transforms is None else dict(transforms)
+        self.media = MediaReader(
+            self.transforms,
+            n_frames=n_frames,
+            image_size=image_size,
+            audio_clip_spacing=audio_clip_spacing,
+            face_channels=face_channels,
+            decoder=decoder,
+        )
+
+    @classmethod
+    def from_config(
+        cls, config: Config, *, mode: str | None = None, training: bool = False, augment: bool = False
+    ) -> AffectGPTProcessor:
+        """The processor of a configuration's models. Reads small files only.
+
+        ``training``: pictures of training's size instead of inference's; ``augment`` matters to EVA-CLIP alone, which
+        sees augmented frames in training (SPEC 2.2). Raises ConfigError and CheckpointError naming key and folder.
+        """
+        model, row = config.model, allowed_llm(config)
+        frames = model.vis_processor.train if training else config.inference_frames
+        specs, transforms = {}, {}
+        for key in ENCODERS:
+            kind = encoder_class(config, key)
+            with loading(config, key) as folder:
+                transforms[key] = kind.transform_of(folder, training=augment)
+                there = (folder / "preprocessor_config.json").is_file()
+                specs[key] = {
+                    "encoder": getattr(model, key),
+                    "preprocessor": read_preprocessor(folder) if there else {},
+                }
+        with loading(config, "llama_model") as folder:
+            tokenizer = load_tokenizer(folder, row, trust_remote_code=model.trust_remote_code)
+            eos_ids = end_ids(tokenizer, folder_generation_config(folder))
+        return cls(
+            tokenizer,
+            visual=specs["visual_encoder"],
+            acoustic=specs["acoustic_encoder"],
+            n_tokens={
+                Modality.FACE: model.num_video_query_token,
+                Modality.FRAME: model.num_video_query_token,
+                Modality.AUDIO: model.num_audio_query_token,
+                Modality.MULTI: model.num_multi_query_token,
+                Modality.IMAGE: model.num_image_query_token,
+            },
+            eos_ids=eos_ids,
+            **({} if mode is None else {"mode": get_mode(mode).name}),
+            n_frames=frames.n_frms,
+            image_size=frames.image_size,
+            audio_clip_spacing=model.audio_clip_spacing,
+            face_channels=model.face_channels,
+            max_length=model.max_length,
+            max_new_tokens=config.inference.max_new_tokens,
+            transforms=_by_modality(transforms["visual_encoder"], transforms["acoustic_encoder"]),
+        )
+
+    def __call__(
+        self,
+        sample: Sample,
+        *,
+        question: str,
+        answer: str | None = None,
+        mode: str | None = None,
+        features: Mapping[Modality, FeatureOf] | None = None,
+    ) -> Example:
+        """One sample: to be continued, or with the ``answer`` to be learnt.
+
+        ``features`` gives encoder outputs in place of media. Raises DataError naming data set, sample, medium, file.
+        """
+        return self.fill(self.text(sample, question=question, answer=answer, mode=mode), sample, features=features)
+
+    def text(self, sample: Sample, *, question: str, answer: str | None = None, mode: str | None = None) -> Example:
+        """A sample without its media. Tokenizers are not for several threads at once; all else here may be."""
+        mode = mode or self.mode
+        name = f"{sample.dataset}/{sample.name}"
+        prompt = render_prompt(mode, subtitle=sample.subtitle, question=question, sample=name)
+        shared: dict[str, Any] = {"tokenizer": self.tokenizer, "n_tokens": self.n_tokens, "sample": name}
+        labels = None
+        if answer is None:
+            input_ids = encode_generation(
+                prompt, max_length=GENERATION_LENGTH, max_new_tokens=self.max_new_tokens, **shared
+            )
+        else:
+            input_ids, labels = encode_training(prompt, answer, max_length=self.max_length, **shared)
+        return Example(
+            name=sample.name, dataset=sample.dataset, mode=mode, prompt=prompt, input_ids=input_ids, labels=labels
+        )
+
+    def fill(
+        self, example: Example, sample: Sample, *, features: Mapping[Modality, FeatureOf] | None = None
+    ) -> Example:
+        """Add the media that the mode needs to a sample's text, or their features, and what is odd about them."""
+        for modality in get_mode(example.mode).media:
+            if features and modality in features:
+                example.features[modality], flags = features[modality](sample)
+            else:
+                example.media[modality], flags = self.media(sample, modality)
+            example.flags += tuple(flag for flag in flags if flag not in example.flags)
+        return example
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples of one mode → a padded batch: right for training, left for generation (see ``collate``)."""
+        return collate(examples, pad_token_id=self.tokenizer.pad_token_id)
+
+    @cached_property
+    def stop_sequences(self) -> list[tuple[int, ...]]:
+        """Token sequences that end an answer besides ``eos_ids``."""
+        return stop_sequences(self.tokenizer)
+
+    @cached_property
+    def placeholder_ids(self) -> dict[Modality, int]:
+        """Modality → id of its placeholder token."""
+        return placeholder_ids(self.tokenizer)
+
+    def cut(self, token_ids: Sequence[int]) -> tuple[list[int], bool]:
+        """New token ids of one row up to and with the first stop, and whether there is one."""
+        return cut_at_stop(token_ids, sequences=self.stop_sequences, eos_ids=self.eos_ids)
+
+    def decode(self, token_ids: Any, **options: Any) -> str:
+        """New token ids of one row → its answer, cut at the first stop and cleaned as published.
+
+        With options they are handed to the tokenizer, whose text is returned as it is.
+        """
+        if options:
+            return self.tokenizer.decode(token_ids, **options)
+        ids, _ = self.cut([int(i) for i in token_ids])
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        eos_tokens = self.tokenizer.convert_ids_to_tokens(self.eos_ids)
+        return clean_answer(text, bos=self.tokenizer.bos_token, eos_tokens=eos_tokens)
+
+    def to_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """What processor_config.json holds: the parameters that are neither the tokenizer nor made from others."""
+        return {
+            "processor_class": type(self).__name__,
+            "visual": self.visual,
+            "acoustic": self.acoustic,
+            "n_tokens": {modality.value: count for modality, count in self.n_tokens.items()},
+            "eos_ids": self.eos_ids,
+            "mode": self.mode,
+            "n_frames": self.n_frames,
+            "image_size": self.image_size,
+            "audio_clip_spacing": self.audio_clip_spacing,
+            "face_channels": self.face_channels,
+            "max_length": self.max_length,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def _transforms(self) -> dict[Modality, Callable[[np.ndarray], torch.Tensor]]:
+        made = []
+        for registry, spec in ((VISUAL_ENCODERS, self.visual), (ACOUSTIC_ENCODERS, self.acoustic)):
+            if not spec:
+                return {}
+            made.append(registry.get(spec["encoder"]).transform_of(spec["preprocessor"]))
+        return _by_modality(*made)
+
+
+def _by_modality(visual: Any, acoustic: Any) -> dict[Modality, Any]:
+    return {Modality.FACE: visual, Modality.FRAME: visual, Modality.IMAGE: visual, Modality.AUDIO: acoustic}
