@@ -109,7 +109,7 @@ def features_of(
     split: str,
     samples: Sequence[Sample],
     *,
-    encoders: dict[str, Any] | None = None,
+    encoders: Any = None,
 ) -> ClipFeatures:
     """Features of samples; those that the store lacks are computed first. ``encoders``: those loaded already.
 
@@ -117,15 +117,15 @@ def features_of(
     """
     from affectgpt.captioning.features import load_features, unstored
     from affectgpt.cli.extract_features import extract
-    from affectgpt.core.runtime import pick_device
     from affectgpt.core.types import Modality
+    from affectgpt.processing.processor import media_reader
 
     visual = visual_of(config)
-    device = pick_device(config.run.device)
-    loaded = {} if encoders is None else encoders
+    loaded = encoders_of(config) if encoders is None else encoders
 
     def compute(modality: Modality) -> None:
-        extract(config, title, list(samples), split=split, modality=modality, device=device, encoders=loaded)
+        reader = media_reader(config, training=split == "train")
+        extract(config, title, list(samples), split=split, modality=modality, reader=reader, encoders=loaded)
 
     lacking = [m for m in (visual, Modality.AUDIO) if unstored(config, samples, title=title, split=split, modality=m)]
     for modality in lacking:
@@ -146,7 +146,15 @@ def _files_are_there(sample: Sample, visual: Modality) -> bool:
 
 def _loader(config: CaptioningFile):
     """Features of data sets one after the other; each encoder is loaded once at most."""
-    return partial(features_of, config, encoders={})
+    return partial(features_of, config, encoders=encoders_of(config))
+
+
+def encoders_of(config: CaptioningFile) -> Any:
+    """The frozen encoders, each loaded when it is first needed."""
+    from affectgpt.core.runtime import pick_device
+    from affectgpt.inference.encode import Encoders
+
+    return Encoders(config, device=pick_device(config.run.device))
 
 
 def score_crowd(config: CaptioningFile, crowd: Sequence[CrowdClassifier]) -> list[dict[str, Any]]:

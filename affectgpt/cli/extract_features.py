@@ -47,16 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     names = parse_names(",".join(words), own=config.datasets)
     modes = {name: args.mode or _mode_of(config, name) for name in names}
     from affectgpt.inference.encode import Encoders
-    from affectgpt.processing.processor import AffectGPTProcessor
+    from affectgpt.processing.processor import media_reader
 
     failed = 0
     sources = [named_samples(config, name, split=args.split) for name in names]  # what is missing shows at once
-    processor = AffectGPTProcessor.from_config(config, training=args.split == "train")
+    reader = media_reader(config, training=args.split == "train")
     encoders = Encoders(config, device=device)
     for name, (title, samples) in zip(names, sources, strict=True):
         for modality in get_mode(modes[name]).media:
             written, broken = extract(
-                config, title, samples, split=args.split, modality=modality, processor=processor, encoders=encoders,
+                config, title, samples, split=args.split, modality=modality, reader=reader, encoders=encoders,
                 dtype=args.dtype, batch_size=args.batch_size,
             )  # fmt: skip
             failed += broken
@@ -84,7 +84,7 @@ def extract(
     *,
     split: str,
     modality: Any,
-    processor: Any,
+    reader: Any,
     encoders: Any,
     dtype: str = "float32",
     batch_size: int = 8,
@@ -119,7 +119,7 @@ def extract(
     bar = tqdm(total=len(todo), desc=f"{title} {modality.value}", unit="clip", disable=None)
     try:
         for batch in encode_into(
-            {modality: store}, todo, processor=processor, encode=encoders, batch_size=batch_size,
+            {modality: store}, todo, reader=reader, encode=encoders, batch_size=batch_size,
             num_workers=config.run.num_workers,
         ):  # fmt: skip
             broken += sum(bool(failed) for _, failed in batch)

@@ -18,13 +18,13 @@ from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.encoders.base import FrozenEncoder, encoder_class
 from affectgpt.encoders.llm import loading
-from affectgpt.media.reader import Source
+from affectgpt.media.reader import MediaReader, Source
 from affectgpt.modeling.modeling_affectgpt import encode_medium
 from affectgpt.processing.feature_key import features_policy
 from affectgpt.processing.features import FeatureReader, FeatureWriter, stored_features
 from affectgpt.processing.media_loader import media_batches, missing_media, stacked
 from affectgpt.processing.modes import get_mode
-from affectgpt.processing.processor import AffectGPTProcessor, FeatureOf
+from affectgpt.processing.processor import FeatureOf
 
 # Clips that are encoded together, and whose media are in memory at once, per worker (1 MB per clip and visual medium).
 # One on a CPU: more gain nothing there, and their activations leave the cache.
@@ -54,7 +54,7 @@ def encode_into(
     stores: Mapping[Modality, FeatureWriter | TemporaryStore],
     samples: Sequence[tuple[Sample, Sequence[Modality]]],
     *,
-    processor: AffectGPTProcessor,
+    reader: MediaReader,
     encode: Encode,
     batch_size: int,
     num_workers: int = 0,
@@ -66,7 +66,7 @@ def encode_into(
     stores by then, while workers read on.
     """
     batches = media_batches(
-        processor, samples, batch_size=batch_size, num_workers=num_workers, stop_at_failure=stop_at_failure
+        reader, samples, batch_size=batch_size, num_workers=num_workers, stop_at_failure=stop_at_failure
     )
     for items in batches:
         failed: list[dict[Modality, str]] = [
@@ -168,7 +168,7 @@ class DatasetFeatures:
         return {**self.stored, **self._kept}
 
     def ready(
-        self, samples: Sequence[Sample], *, processor: AffectGPTProcessor, encode: Encode, batch_size: int
+        self, samples: Sequence[Sample], *, reader: MediaReader, encode: Encode, batch_size: int
     ) -> Iterator[Sample]:
         """The samples in order, each when its outputs can be read: at once where they are known, else encoded now.
 
@@ -185,7 +185,7 @@ class DatasetFeatures:
         if not wanted:
             return known
         batches = encode_into(
-            self._kept, wanted, processor=processor, encode=encode, batch_size=batch_size,
+            self._kept, wanted, reader=reader, encode=encode, batch_size=batch_size,
             num_workers=self.config.run.num_workers, stop_at_failure=True,
         )  # fmt: skip
         return itertools.chain(known, self._whole(batches))

@@ -175,7 +175,7 @@ class GenerationSession:
     ) -> Iterator[list[SampleAnswer]]:
         """The same of a data set's samples, which are encoded now where their outputs are not known."""
         ready = features.ready(
-            samples, processor=self.processor, encode=self.encode, batch_size=ENCODE_BATCH[self.device.type]
+            samples, reader=self.processor.media, encode=self.encode, batch_size=ENCODE_BATCH[self.device.type]
         )
         return self.answer(ready, question, features=features.readers)
 

@@ -22,7 +22,7 @@ from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoin
 from affectgpt.modeling.configuration_affectgpt import INPUTS, RECIPE, AffectGPTConfig
 from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, QFormerShape
 from affectgpt.modeling.lora import add_lora
-from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration, make_encoders
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 
 # frozen_* key → what it freezes (attention weights, the pre-fusion's inputs and the image projection always train).
 _FREEZES = {
@@ -72,8 +72,8 @@ def build_model(
         llm = load_llm(folder, row=row, dtype=llm_dtype, lora_r=model.lora_r, trust_remote_code=model.trust_remote_code)
     settings = hf_config(config, text_config=llm.config, tokenizer=tokenizer)
     if not encoders:
-        with torch.device("meta"):  # only their widths count
-            parts = list(make_encoders(settings))
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # only their widths count
+            parts = _empty_encoders(config)
     made = _assemble(config, settings, llm=llm, encoders=parts)
     if not encoders:
         made.visual_encoder = made.acoustic_encoder = None
@@ -91,7 +91,7 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
     _check_connectors(config)
     settings = hf_config(config, text_config=_architecture(config, "llama_model", row.architecture))
     with torch.device(device):
-        encoders = make_encoders(settings)
+        encoders = _empty_encoders(config)
         llm = add_lora(AutoModelForCausalLM.from_config(settings.text_config), row=row, rank=config.model.lora_r)
         return _assemble(config, settings, llm=llm, encoders=encoders)
 
@@ -162,8 +162,8 @@ def hf_config(config: Config, *, text_config: Any, tokenizer: Any = None) -> Aff
     """The transformers configuration of a training configuration's model."""
     model = config.model
     numbers = {}
-    for key, kind in ((key, encoder_class(config, key)) for key in ENCODERS):
-        found = _architecture(config, key, kind.architecture, read=kind.config_of)
+    for key in ENCODERS:
+        found = _encoder_numbers(config, key)
         numbers[key] = found.to_dict() if hasattr(found, "to_dict") else dict(found)
     tokens = {}
     if tokenizer is not None:
@@ -182,6 +182,15 @@ def hf_config(config: Config, *, text_config: Any, tokenizer: Any = None) -> Aff
         **{key: getattr(model, key) for key in (*RECIPE, *INPUTS)},
         **tokens,
     )
+
+
+def _empty_encoders(config: Config) -> list[FrozenEncoder]:
+    return [encoder_class(config, key).from_config(_encoder_numbers(config, key)) for key in ENCODERS]
+
+
+def _encoder_numbers(config: Config, key: str) -> Any:
+    kind = encoder_class(config, key)
+    return _architecture(config, key, kind.architecture, read=kind.config_of)
 
 
 def _architecture(config: Config, key: str, numbers: Any, *, read: Callable[..., Any] = read_config) -> Any:

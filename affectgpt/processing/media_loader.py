@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.media.reader import Source, media_source, tell_conversion
+from affectgpt.media.reader import MediaReader, Source, media_source, tell_conversion
 from affectgpt.processing.collator import share
 from affectgpt.processing.loader import Failure, loader_workers, quiet_worker
-from affectgpt.processing.processor import AffectGPTProcessor
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +28,7 @@ class SampleMedia:
 
 
 def media_batches(
-    processor: AffectGPTProcessor,
+    reader: MediaReader,
     wanted: Sequence[tuple[Sample, Sequence[Modality]]],
     *,
     batch_size: int,
@@ -44,9 +43,9 @@ def media_batches(
 
     faces = [sample for sample, media in wanted if Modality.FACE in media]
     if faces:
-        tell_conversion(faces, wanted=processor.face_channels)
+        tell_conversion(faces, wanted=reader.face_channels)
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        _Media(processor, wanted, stop_at_failure=stop_at_failure),  # type: ignore[arg-type]
+        _Media(reader, wanted, stop_at_failure=stop_at_failure),  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=loader_workers(min(num_workers, -(-len(wanted) // batch_size))),
         collate_fn=_collate,
@@ -74,12 +73,12 @@ class _Media:
 
     def __init__(
         self,
-        processor: AffectGPTProcessor,
+        reader: MediaReader,
         wanted: Sequence[tuple[Sample, Sequence[Modality]]],
         *,
         stop_at_failure: bool,
     ) -> None:
-        self.processor, self.wanted, self.stop_at_failure = processor, wanted, stop_at_failure
+        self.reader, self.wanted, self.stop_at_failure = reader, wanted, stop_at_failure
 
     def __len__(self) -> int:
         return len(self.wanted)
@@ -89,7 +88,7 @@ class _Media:
         item = SampleMedia(sample)
         for modality in modalities:
             try:
-                item.media[modality], item.flags[modality] = self.processor.media(sample, modality)
+                item.media[modality], item.flags[modality] = self.reader(sample, modality)
                 item.sources[modality] = media_source(sample, modality)
             except DataError as error:
                 item.failures[modality] = Failure(dataset=sample.dataset, name=sample.name, reason=str(error))

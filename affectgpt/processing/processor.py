@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+DEFAULT_MODE = "multiface_audio_face_text"
 # Encoder outputs of a sample's medium, and what was odd about the medium.
 FeatureOf = Callable[[Sample], "tuple[torch.Tensor, tuple[str, ...]]"]
 
@@ -90,7 +91,7 @@ class AffectGPTProcessor(ProcessorMixin):
         acoustic: Mapping[str, Any] | None = None,
         n_tokens: Mapping[str, int] | None = None,
         eos_ids: Sequence[int] = (),
-        mode: str = "multiface_audio_face_text",
+        mode: str = DEFAULT_MODE,
         n_frames: int = N_FRAMES,
         image_size: int = IMAGE_SIZE,
         audio_clip_spacing: int = 8,
@@ -130,17 +131,15 @@ class AffectGPTProcessor(ProcessorMixin):
         sees augmented frames in training (SPEC 2.2). Raises ConfigError and CheckpointError naming key and folder.
         """
         model, row = config.model, allowed_llm(config)
-        frames = model.vis_processor.train if training else config.inference_frames
-        specs, transforms = {}, {}
+        specs = {}
         for key in ENCODERS:
-            kind = encoder_class(config, key)
             with loading(config, key) as folder:
-                transforms[key] = kind.transform_of(folder, training=augment)
                 there = (folder / "preprocessor_config.json").is_file()
                 specs[key] = {
                     "encoder": getattr(model, key),
                     "preprocessor": read_preprocessor(folder) if there else {},
                 }
+        reader = media_reader(config, training=training, augment=augment)
         with loading(config, "llama_model") as folder:
             tokenizer = load_tokenizer(folder, row, trust_remote_code=model.trust_remote_code)
             eos_ids = end_ids(tokenizer, folder_generation_config(folder))
@@ -156,14 +155,14 @@ class AffectGPTProcessor(ProcessorMixin):
                 Modality.IMAGE: model.num_image_query_token,
             },
             eos_ids=eos_ids,
-            **({} if mode is None else {"mode": get_mode(mode).name}),
-            n_frames=frames.n_frms,
-            image_size=frames.image_size,
-            audio_clip_spacing=model.audio_clip_spacing,
-            face_channels=model.face_channels,
+            mode=get_mode(mode or DEFAULT_MODE).name,
+            n_frames=reader.n_frames,
+            image_size=reader.image_size,
+            audio_clip_spacing=reader.audio_clip_spacing,
+            face_channels=reader.face_channels,
             max_length=model.max_length,
             max_new_tokens=config.inference.max_new_tokens,
-            transforms=_by_modality(transforms["visual_encoder"], transforms["acoustic_encoder"]),
+            transforms=reader.transforms,
         )
 
     def __call__(
@@ -264,6 +263,26 @@ class AffectGPTProcessor(ProcessorMixin):
                 return {}
             made.append(registry.get(spec["encoder"]).transform_of(spec["preprocessor"]))
         return _by_modality(*made)
+
+
+def media_reader(config: Config, *, training: bool = False, augment: bool = False) -> MediaReader:
+    """The reader of a configuration's media: its encoders' transforms, and training's or inference's sizes.
+
+    No LLM is needed for it. Raises ConfigError and CheckpointError naming key and folder.
+    """
+    transforms = {}
+    for key in ENCODERS:
+        kind = encoder_class(config, key)
+        with loading(config, key) as folder:
+            transforms[key] = kind.transform_of(folder, training=augment)
+    frames = config.model.vis_processor.train if training else config.inference_frames
+    return MediaReader(
+        _by_modality(transforms["visual_encoder"], transforms["acoustic_encoder"]),
+        n_frames=frames.n_frms,
+        image_size=frames.image_size,
+        audio_clip_spacing=config.model.audio_clip_spacing,
+        face_channels=config.model.face_channels,
+    )
 
 
 def _by_modality(visual: Any, acoustic: Any) -> dict[Modality, Any]:

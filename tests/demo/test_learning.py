@@ -78,7 +78,7 @@ def test_answers_are_learnt_from_face_and_sound_and_lost_when_either_is_shuffled
     assert right(model, held_out) > 0.9
     for modality in (Modality.FACE, Modality.AUDIO):
         order = torch.randperm(200, generator=generator)
-        kept = held_out.features[modality]
-        held_out.features[modality] = kept[order]
+        kept = held_out[modality.features]
+        held_out[modality.features] = kept[order]
         assert right(model, held_out) < 0.75, modality
-        held_out.features[modality] = kept
+        held_out[modality.features] = kept

@@ -57,6 +57,8 @@ class ColourGrid(FrozenEncoder):
 
     @classmethod
     def config_of(cls, source: Any, **options: Any) -> dict:
+        if isinstance(source, dict):
+            return source
         return json.loads((Path(source) / "config.json").read_text())
 
     @classmethod
