@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from affectgpt.modeling.checkpoint import face_channels_unknown
 from affectgpt.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
+# What an earlier version wrote: the state after three steps of this recipe, and the losses of all ten.
+STOPPED_RUN = ROOT / "tests" / "golden" / "stopped_run"
 EPOCHS, STEPS = 5, 12  # an epoch is one pass over the 12 samples
 
 
@@ -305,6 +308,20 @@ def test_a_state_of_an_earlier_version_says_nothing_of_channels(recipe):
     outcome = run_train("--cfg-path", str(path), *options)
     assert outcome.status == 0, outcome.stderr
     assert "gave face crops to the encoder as they were stored; from here on it gets them as bgr" in outcome.stderr
+
+
+def test_a_state_that_an_earlier_version_wrote_resumes_on_its_curve(recipe):
+    path = recipe(mode="face_text")
+    shutil.copytree(STOPPED_RUN, path.parent / "output" / "tiny" / "tiny_20260101000")
+    outcome = run_train("--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto")
+    assert outcome.status == 0, outcome.stderr
+    lines = [json.loads(line) for line in (run_folder(path) / "log.txt").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (1, 5), *((2, step) for step in range(1, 6))]
+    losses = json.loads((STOPPED_RUN / "losses.json").read_text())
+    assert [line["loss"] for line in lines] == pytest.approx(losses[3:], abs=2e-4)
+    before, after = (torch.load(folder / "last.state", weights_only=True) for folder in (STOPPED_RUN, run_folder(path)))
+    assert list(after) == list(before) and list(after["model"]) == list(before["model"])
+    assert list(after["optimizer"]["state"]) == list(before["optimizer"]["state"])
 
 
 def test_a_resumed_run_tells_in_which_ways_it_began(recipe):
