@@ -13,10 +13,10 @@ import torch
 from torch import distributed, nn
 
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import world_size
 
-_PATIENCE = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
+_TIMEOUT = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
 
 
 def world() -> int:
@@ -46,9 +46,9 @@ def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
         raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR is not: start it with torchrun")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_PATIENCE)
+        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_TIMEOUT)
     else:
-        distributed.init_process_group("gloo", timeout=_PATIENCE)
+        distributed.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield
     finally:
@@ -95,23 +95,13 @@ def wrap(objective: nn.Module, run: RunConfig, device: torch.device) -> nn.Modul
     # No buffer changes in training. torch renamed the argument that leaves them alone.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {leave_buffers: False}
     return nn.parallel.DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,
-        **{leave_buffers: False},
         # Which branches a batch uses depends on its mode; a branch without a gradient on any rank keeps none.
         find_unused_parameters=True,
-    )
-
-
-def lost_peer(error: RuntimeError) -> AffectGPTError | None:
-    """What to say when an error means that another process of the group is gone; None for any other error."""
-    kinds = (distributed.DistBackendError, distributed.DistNetworkError)
-    if world() == 1 or not (isinstance(error, kinds) or "gloo" in str(error)):
-        return None
-    return AffectGPTError(
-        f"another process of the group ended ({str(error).splitlines()[0]}); its own message says why. "
-        "run.resume_ckpt_path=auto resumes from the last state that was saved"
+        **options,
     )
 
 
@@ -122,6 +112,6 @@ def last_backward(objective: nn.Module, is_last: bool) -> AbstractContextManager
     return nullcontext()
 
 
-def whole(tensor: Any) -> Any:
-    """A shard's full tensor on the CPU (all ranks must call it), or the tensor itself."""
+def full_tensor(tensor: Any) -> Any:
+    """A shard's full tensor on the CPU (all ranks must call this), or the tensor itself."""
     return tensor.full_tensor().detach().cpu() if hasattr(tensor, "full_tensor") else tensor

@@ -1,4 +1,4 @@
-"""What can be told before gigabytes are loaded: whether the weights fit, and whether code can be compiled."""
+"""What can be found before gigabytes are loaded: whether the weights fit, and whether code can be compiled."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from pathlib import Path
 import torch
 
 from affectgpt.config.schema import Config, RunConfig
-from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.core.errors import ConfigError
 from affectgpt.modeling.build import weights_folder
 from affectgpt.training.distributed import world
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-ADVICE = (
-    "lower run.batch_size_train (and raise run.accum_grad_iters by as much), set run.gradient_checkpointing=True, "
-    "lower model.max_length, or spread the model over several GPUs with torchrun and run.parallel=fsdp2"
-)
 
 
 def count_weights(folder: Path) -> int:
@@ -96,10 +92,3 @@ def _free_cpu() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def out_of_memory(error: RuntimeError) -> AffectGPTError | None:
-    """What to say when memory ran out during a step; None for any other error."""
-    if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):  # the latter on a CPU
-        return None
-    return AffectGPTError(f"memory ran out ({str(error).splitlines()[0]}); {ADVICE}")
