@@ -57,28 +57,30 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | 
                 f"{source}: the optimizer's parameter {index} has shape {list(moment.shape)}, the model's "
                 f"{list(parameter.shape)}"
             )
-    fresh = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(_shard_state(state, ours, order))
-    for group, settings in zip(optimizer.param_groups, fresh, strict=True):
-        group.update(settings)  # learning rates, decay and kernels are this configuration's
+    # Learning rates, decay and kernels are this configuration's; the kernel decides where torch puts the step counts.
+    groups = [
+        {**group, "params": saved["params"]}
+        for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": _sharded(state["state"], ours, order), "param_groups": groups})
 
 
-def _shard_state(state: Mapping[str, Any], parameters: list[Any], order: list[int]) -> dict[str, Any]:
+def _sharded(state: Mapping[int, Any], parameters: list[Any], order: list[int]) -> dict[int, Any]:
     """An optimizer state of full tensors, sharded where its parameters are."""
     if not any(hasattr(p, "device_mesh") for p in parameters):
         return dict(state)
     from torch.distributed.tensor import distribute_tensor
 
-    sharded = {}
-    for parameter, index in zip(parameters, order, strict=True):
-        if index in state["state"]:
-            sharded[index] = {
-                key: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-                if key != "step"
-                else value
-                for key, value in state["state"][index].items()
-            }
-    return {**state, "state": sharded}
+    return {
+        index: {
+            key: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            if key != "step"
+            else value
+            for key, value in state[index].items()
+        }
+        for parameter, index in zip(parameters, order, strict=True)
+        if index in state
+    }
 
 
 def published_cosine(run: RunConfig, epoch: int, step: int) -> float:
