@@ -31,21 +31,21 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
-    """The group that torchrun asked for, for as long as the block lasts; nothing without torchrun.
+    """The group that torchrun asked for, for as long as the block lasts; none without torchrun.
 
-    Numbers on the CPU travel over gloo, GPU tensors over NCCL.
+    Numbers on the CPU travel over gloo, GPU tensors over NCCL. Raises ConfigError where the processes that there are
+    and the configuration do not fit.
     """
+    if world_size() == 1 and run.parallel == "fsdp2":
+        raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
+    if world_size() > 1:
+        _check_launch(run)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels of other libraries run on the current device
     if world_size() == 1:
-        if run.parallel == "fsdp2":
-            raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
         yield
         return
-    if not run.distributed:
-        raise ConfigError(f"run.distributed is False, but torchrun started {world_size()} processes")
-    if "MASTER_ADDR" not in os.environ:
-        raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR is not: start it with torchrun")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_TIMEOUT)
     else:
         distributed.init_process_group("gloo", timeout=_TIMEOUT)
@@ -53,6 +53,19 @@ def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _check_launch(run: RunConfig) -> None:
+    if not run.distributed:
+        raise ConfigError(f"run.distributed is False, but torchrun started {world_size()} processes")
+    if "MASTER_ADDR" not in os.environ:
+        raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR is not: start it with torchrun")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if run.device.startswith("cuda:") and here > 1:
+        raise ConfigError(
+            f"run.device is {run.device}, which {here} processes of this machine would share: set run.device=cuda, of "
+            "which each takes a GPU of its own"
+        )
 
 
 def sum_over_ranks(*values: float) -> list[float]:
