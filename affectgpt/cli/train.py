@@ -156,10 +156,11 @@ def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
             check_writable(Path(config.paths.output_root))
 
     from affectgpt.training.optim import get_schedule
-    from affectgpt.training.preflight import check_attention, check_compiler
+    from affectgpt.training.preflight import check_attention, check_compiler, check_precision
     from affectgpt.training.progress import tensorboard_writer
 
     get_schedule(run)
+    check_precision(config, device)
     check_compiler(run, device)
     check_attention(run, device)
     if run.tensorboard:
@@ -198,15 +199,13 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
         raise ConfigError(
             "run.evaluate: nothing to measure; set run.valid_splits, or run.score_every with run.score_datasets"
         )
-    check_memory(config, device)
-    seed_everything(config.run.seed)  # the same connectors on every rank
-    place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
     # With stored features for everything, the encoders are not even loaded.
     needed = batches.media.union(*(part.media for part in held_out.values()))
-    model = build_model(
-        config, device=device, tokenizer=preparation.tokenizer, place=place,
-        encoders=bool(needed) or config.run.score_every > 0,
-    )  # fmt: skip
+    encoders = bool(needed) or config.run.score_every > 0
+    check_memory(config, device, encoders=encoders)
+    seed_everything(config.run.seed)  # the same connectors on every rank
+    place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
+    model = build_model(config, device=device, tokenizer=preparation.tokenizer, place=place, encoders=encoders)
     seed_everything(config.run.seed + rank())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")

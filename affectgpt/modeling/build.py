@@ -165,7 +165,12 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
             config,
             visual=visual,
             acoustic=acoustic,
-            llm=empty_llm(_architecture(config, "llama_model", row.architecture), row=row, lora_r=config.model.lora_r),
+            llm=empty_llm(
+                _architecture(config, "llama_model", row.architecture),
+                row=row,
+                lora_r=config.model.lora_r,
+                trust_remote_code=config.model.trust_remote_code,
+            ),
             placeholders={},
         )
 

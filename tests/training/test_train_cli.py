@@ -246,6 +246,15 @@ def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch,
     assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "failed"
 
 
+def test_memory_that_runs_out_while_the_model_is_built_names_what_to_do(recipe, monkeypatch):
+    def build_model(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("affectgpt.modeling.build.build_model", build_model)
+    with pytest.raises(AffectGPTError, match=r"memory ran out \(CUDA out of memory.*run\.parallel=fsdp2"):
+        main(["--cfg-path", str(recipe(mode="textonly"))])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_output_folder_is_an_error(recipe, tmp_path):
     (tmp_path / "output").mkdir(mode=0o500)

@@ -37,11 +37,12 @@ def load_llm(
     return model
 
 
-def empty_llm(config: Any, *, row: LLMRow, lora_r: int) -> nn.Module:
+def empty_llm(config: Any, *, row: LLMRow, lora_r: int, trust_remote_code: bool = False) -> nn.Module:
     """The LLM of a transformers configuration with LoRA, no weights read; for the meta device."""
     from transformers import AutoModelForCausalLM
 
-    return add_lora(AutoModelForCausalLM.from_config(config), row=row, rank=lora_r)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return add_lora(model, row=row, rank=lora_r)
 
 
 def lora_config(row: LLMRow, rank: int) -> Any:
