@@ -91,7 +91,7 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
         stages = run_stages(asker, Path(folder), trained=trained)
     found = {name: fingerprint(values) for name, values in stages.items()}
-    dtype = str(asker.model.llm.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    dtype = str(next(asker.model.llm.parameters()).dtype).removeprefix("torch.")
     reached = "" if trained else " (those that need no checkpoint)"
     _line(Finding(OK, "probe clip", f"{len(found)} stages in {dtype} on {device_name(asker.device)}{reached}"))
     if args.record and not trained:

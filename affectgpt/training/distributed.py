@@ -92,7 +92,9 @@ def shard(objective: nn.Module, *, layers: Iterable[nn.Module], run: RunConfig, 
     from torch.distributed.fsdp import fully_shard
 
     if run.amp and run.amp_dtype == "float16" and device.type == "cuda":
-        raise ConfigError("run.parallel is fsdp2, which has no gradient scaling: set run.amp_dtype=bfloat16")
+        raise ConfigError(
+            "run.parallel is fsdp2, which has no gradient scaling: set run.amp_dtype and model.llm_dtype to bfloat16"
+        )
     if run.on_error == "skip":
         raise ConfigError("run.parallel is fsdp2, whose ranks must all have a batch: set run.on_error=raise")
     mesh = init_device_mesh(device.type, (world(),))

@@ -105,8 +105,8 @@ class BadSteps:
                 "model folder or the checkpoint that it came from is damaged (affectgpt doctor)."
             )
         return (
-            "All inputs and weights are finite. Lower run.init_lr, set run.amp_dtype=bfloat16 where the GPU has it, or "
-            "look at these samples."
+            "All inputs and weights are finite. Lower run.init_lr, set run.amp_dtype and model.llm_dtype to bfloat16 "
+            "where the GPU has it, or look at these samples."
         )
 
 
