@@ -42,7 +42,7 @@ from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGenerat
 from affectgpt.processing.features import FeatureReader, FeatureWriter
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import build_optimizer
-from affectgpt.training.step import Stepper, prepare_llm
+from affectgpt.training.step import TrainStep, prepare_llm
 
 # Of the published step on the medium model (batch 3, 153 tokens, two threads), ms: the shape that its arm must have.
 PUBLISHED_STAGES = {"encode video": 606, "encode audio": 2278, "LLM forward": 225, "backward": 4246, "optimizer": 7}
@@ -175,15 +175,15 @@ class PublishedWay:
     """The published step, stage by stage. ``costs`` has each stage's, step for step."""
 
     def __init__(
-        self, model: AffectGPTForConditionalGeneration, optimizer: torch.optim.Optimizer, stepper: Stepper
+        self, model: AffectGPTForConditionalGeneration, optimizer: torch.optim.Optimizer, train_step: TrainStep
     ) -> None:
-        self.model, self.optimizer, self.stepper = model, optimizer, stepper
+        self.model, self.optimizer, self.train_step = model, optimizer, train_step
         self.costs: dict[str, list[Cost]] = {stage: [] for stage in PUBLISHED_STAGES}
 
     def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
-        began = Cost.now(self.stepper.device)
+        began = Cost.now(self.train_step.device)
         result = work()
-        self.costs[stage].append(Cost.now(self.stepper.device) - began)
+        self.costs[stage].append(Cost.now(self.train_step.device) - began)
         return result
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -203,7 +203,7 @@ class PublishedWay:
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
         self.model.acoustic_encoder.model.train()  # type: ignore[union-attr]
-        with self.stepper.autocast():
+        with self.train_step.autocast():
             loss = self.forward(batch)
         self._timed("backward", loss.backward)
         self._timed("optimizer", self.optimizer.step)
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     batches = make_batches(model, count=args.steps, size=args.batch, vocabulary=size.llm["vocab_size"], device=device)
     optimizer = build_optimizer(((n, p) for n, p in model.named_parameters() if p.requires_grad), run=run)
-    ours = Stepper(SupervisedObjective(model, run), optimizer=optimizer, run=run, device=device)
+    ours = TrainStep(SupervisedObjective(model, run), optimizer=optimizer, run=run, device=device)
     published = PublishedWay(model, optimizer, ours)
     real, padded, learnt = mean_tokens(batches)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

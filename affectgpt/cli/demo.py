@@ -250,6 +250,8 @@ def evaluate(place: Place, name: str) -> RecipeResult:
         found = json.loads(numbers.read_text(encoding="utf-8"))["datasets"]
         result.scores[question] = {key: found[key]["best"][metric] for key, metric, _ in COLUMNS}
         answers = _answers(place, question, "MER2023", run, config)
+        if answers is None:
+            raise AffectGPTError(f"{place.results(question)}: no answers of {run.name} for MER2023")
         result.answers[question] = read_npz(answers)["name2reason"]
         items = read_npz(answers.with_name(f"{answers.stem}-openset-direct.npz"))["fileitems"]
         result.n_labels[question] = mean_labels(items)

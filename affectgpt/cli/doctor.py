@@ -91,7 +91,7 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
         stages = run_stages(session, Path(folder), trained=trained)
     found = {name: fingerprint(values) for name, values in stages.items()}
-    dtype = str(session.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    dtype = str(next(session.model.llm.parameters()).dtype).removeprefix("torch.")
     reached = "" if trained else " (those that need no checkpoint)"
     _line(Finding(OK, "probe clip", f"{len(found)} stages in {dtype} on {device_name(session.device)}{reached}"))
     if args.record and not trained:

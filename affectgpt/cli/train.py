@@ -6,13 +6,23 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from affectgpt.cli.common import add_config_arguments, run_cli
+from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+    from affectgpt.processing.loader import BatchStream
+    from affectgpt.training.run_state import Resumed
+    from affectgpt.training.validation import HeldOut, Score
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,8 +55,8 @@ def new_job_folder(root: Path, name: str) -> Path:
             raise ConfigError(f"paths.output_root or run.output_dir: cannot make {folder}: {error.strerror}") from error
 
 
-def hold(folder: Path, held: ExitStack) -> None:
-    """Lock a folder for this training until ``held`` is closed; the first rank does it for all.
+def lock_folder(folder: Path, *, locks: ExitStack) -> None:
+    """Lock a folder for this training until ``locks`` is closed; the first rank does it for all.
 
     Raises ConfigError, on every rank, when another process has it.
     """
@@ -57,7 +67,7 @@ def hold(folder: Path, held: ExitStack) -> None:
     refused = None
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        if not held.enter_context(locked(folder, wait=False)):
+        if not locks.enter_context(locked(folder, wait=False)):
             holder = lock_holder(folder)
             refused = (
                 f"{folder}: another process{'' if holder is None else f' (pid {holder})'} trains there; wait for it or "
@@ -88,148 +98,211 @@ def check_data_root(root: Path) -> None:
             raise DataError(f"paths.dataset_root: no folder {root}; the demo's are made by `make demo`")
         raise DataError(
             f"paths.dataset_root: no folder {root}; the data sets go there, or set it to where they are (affectgpt "
-            "check_data tells what is missing)"
+            "check_data reports what is missing)"
         )
 
 
+@dataclass
+class Job:
+    """Everything that a command needs, built."""
+
+    config: Config
+    device: torch.device
+    dry_run: bool
+    resumed: Resumed | None
+    model: AffectGPTForConditionalGeneration
+    batches: BatchStream
+    held_out: HeldOut
+    score: Score | None
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Parse, check what can be checked before weights are loaded, build, train."""
+    """Check, build, run."""
     args = build_parser().parse_args(argv)
 
     from affectgpt.config.load import load_config
-    from affectgpt.core.runtime import logger, pick_device, rank, seed_everything, setup_logging, world_size
+    from affectgpt.core.runtime import setup_logging
 
     setup_logging()
     config = load_config(args.cfg_path, args.options)
+    device = check(config, source=args.cfg_path, dry_run=args.dry_run)
+
+    from affectgpt.training.distributed import process_group
+    from affectgpt.training.stopping import explained
+
+    with process_group(config.run, device), explained(), ExitStack() as locks:
+        job = build(config, device=device, dry_run=args.dry_run, locks=locks)
+        return run(job, locks=locks) if job is not None else 0
+
+
+def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
+    """What can be checked before anything is read: the device to use. ``source``: the configuration's file.
+
+    Raises ConfigError and DataError naming file or key.
+    """
+    from affectgpt.core.runtime import pick_device
+
+    run = config.run
     if not config.datasets:
-        raise ConfigError(f"{args.cfg_path}: names no data set under datasets:")
-    if config.run.train_splits != ("train",):
-        raise ConfigError(f"run.train_splits is {list(config.run.train_splits)}; allowed: ['train']")
-    device = pick_device(config.run.device)
+        raise ConfigError(f"{source}: names no data set under datasets:")
+    if run.train_splits != ("train",):
+        raise ConfigError(f"run.train_splits is {list(run.train_splits)}; allowed: ['train']")
+    device = pick_device(run.device)
     check_data_root(Path(config.paths.dataset_root))
-    writes = not args.dry_run and not config.run.evaluate
-    if writes:
-        if config.run.output_dir:
-            check_writable(Path(config.run.output_dir), key="run.output_dir")
+    if _writes(config, dry_run):
+        if run.output_dir:
+            check_writable(Path(run.output_dir), key="run.output_dir")
         else:
             check_writable(Path(config.paths.output_root))
 
+    from affectgpt.training.optim import get_schedule
+    from affectgpt.training.preflight import check_attention, check_compiler, check_precision
+    from affectgpt.training.progress import tensorboard_writer
+
+    get_schedule(run)
+    check_precision(config, device)
+    check_compiler(run, device)
+    check_attention(run, device)
+    if run.tensorboard:
+        tensorboard_writer()
+    return device
+
+
+def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitStack) -> Job | None:
+    """What is resumed, the data, the model; None when nothing is left to train.
+
+    What can be wrong with files is found before the weights are loaded. Raises ConfigError, DataError, CheckpointError.
+    """
     import torch
 
     from affectgpt.cli.training_scores import training_scores
-    from affectgpt.media.video import video_reader
+    from affectgpt.core.runtime import logger, rank, seed_everything
     from affectgpt.modeling.build import build_model
     from affectgpt.processing.loader import training_batches
     from affectgpt.processing.processor import AffectGPTProcessor
     from affectgpt.processing.validation import validation_batches
-    from affectgpt.training.distributed import lost_peer, process_group
-    from affectgpt.training.evaluate import evaluate
-    from affectgpt.training.interrupt import Interrupted
-    from affectgpt.training.loop import train
-    from affectgpt.training.optim import get_schedule
-    from affectgpt.training.preflight import check_attention, check_compiler, check_memory, out_of_memory
-    from affectgpt.training.progress import draw_training, tensorboard_writer
-    from affectgpt.training.record import Record
-    from affectgpt.training.rehearsal import rehearse
-    from affectgpt.training.resume import find_resume, revisions_of
+    from affectgpt.training.preflight import check_memory
 
-    get_schedule(config.run)
-    check_compiler(config.run, device)
-    check_attention(config.run, device)
-    if config.run.tensorboard:
-        tensorboard_writer()
-    with process_group(config.run, device), ExitStack() as held:
-        resumed = None
-        if not args.dry_run:
-            take = partial(hold, held=held) if writes else None
-            resumed = find_resume(config, world_size=world_size(), hold=take)
-        if writes and resumed is not None and resumed.position.epoch > config.run.max_epoch:
-            done = (
-                f"{resumed.path} is of epoch {resumed.position.epoch - 1}, and run.max_epoch is {config.run.max_epoch}"
-            )
-            if config.run.resume_ckpt_path != "auto":
-                raise ConfigError(f"run.resume_ckpt_path: {done}: nothing is left to train")
-            logger.info("%s: nothing is left to train", done)
-            return 0
-        processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
-        batches = training_batches(config, processor=processor)
-        held_out = validation_batches(config, processor=AffectGPTProcessor.from_config(config, training=True))
-        for name, count in batches.counts.items():
-            logger.info("%s: %d training samples", name, count)
-        for name, part in held_out.items():
-            logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
-        scored = None
-        if not args.dry_run:
-            scored = training_scores(config, processor=AffectGPTProcessor.from_config(config), device=device)
-        if config.run.evaluate and not held_out and scored is None:
-            raise ConfigError(
-                "run.evaluate: nothing to measure; set run.valid_splits, or run.score_every with run.score_datasets"
-            )
-        check_memory(config, device)
-        seed_everything(config.run.seed)  # the same connectors on every rank
-        place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
-        # With stored features for everything, the encoders are not even loaded.
-        needed = batches.media.union(*(part.media for part in held_out.values()))
-        model = build_model(
-            config, device=device, tokenizer=processor.tokenizer, place=place,
-            encoders=bool(needed) or config.run.score_every > 0,
-        )  # fmt: skip
-        seed_everything(config.run.seed + rank())
-        score = scored(model) if scored is not None else None
-        held_out_batches = {name: part.__iter__ for name, part in held_out.items()}
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
-        if args.dry_run:
-            try:
-                report = rehearse(model=model, config=config, batches=batches, device=device)
-            except RuntimeError as error:
-                if (told := out_of_memory(error)) is None:
-                    raise
-                raise told from error
-            if rank() == 0:
-                print(report)
-            return 0
-        if config.run.evaluate:
-            values = evaluate(
-                model=model, config=config, device=device, resumed=resumed, held_out=held_out_batches, score=score
-            )
-            if rank() == 0:
-                print("\n".join(f"{name:<40} {value:.4f}" for name, value in values.items()))
-            return 0
+    resumed = None if dry_run else _find_resume(config, locks=locks)
+    if resumed is not None and not config.run.evaluate and _is_finished(config, resumed):
+        return None
+    processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
+    batches = training_batches(config, processor=processor)
+    held_out = validation_batches(config, processor=AffectGPTProcessor.from_config(config, training=True))
+    for name, count in batches.counts.items():
+        logger.info("%s: %d training samples", name, count)
+    for name, part in held_out.items():
+        logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
+    scored = None
+    if not dry_run:
+        scored = training_scores(config, processor=AffectGPTProcessor.from_config(config), device=device)
+    if config.run.evaluate and not held_out and scored is None:
+        raise ConfigError(
+            "run.evaluate: nothing to measure; set run.valid_splits, or run.score_every with run.score_datasets"
+        )
+    # With stored features for everything, the encoders are not even loaded.
+    needed = batches.media.union(*(part.media for part in held_out.values()))
+    encoders = bool(needed) or config.run.score_every > 0
+    check_memory(config, device, encoders=encoders)
+    seed_everything(config.run.seed)  # the same connectors on every rank
+    place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
+    model = build_model(config, device=device, tokenizer=processor.tokenizer, place=place, encoders=encoders)
+    seed_everything(config.run.seed + rank())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
+    return Job(
+        config=config, device=device, dry_run=dry_run, resumed=resumed, model=model, batches=batches,
+        held_out={name: part.__iter__ for name, part in held_out.items()},
+        score=scored(model) if scored is not None else None,
+    )  # fmt: skip
 
-        output_dir = _job_folder(config, resumed, held)
-        logger.info("writing to %s", output_dir)
-        main_rank = rank() == 0
-        # What run.on_error: skip leaves out; each rank has samples of its own.
-        batches.failures.path = output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv")
-        record = Record(
-            output_dir / "run.json" if main_rank else None,
-            config=config, device=device, counts=batches.counts, video_reader=video_reader(), world_size=world_size(),
-            revisions=revisions_of(resumed),
+
+def run(job: Job, *, locks: ExitStack) -> int:
+    """Dry run, evaluation (``run.evaluate``) or training; the exit status."""
+    from affectgpt.core.runtime import rank
+    from affectgpt.training.dry_run import dry_run
+    from affectgpt.training.validation import evaluate
+
+    if job.dry_run:
+        report = dry_run(model=job.model, config=job.config, batches=job.batches, device=job.device)
+    elif job.config.run.evaluate:
+        values = evaluate(
+            model=job.model, config=job.config, device=job.device, resumed=job.resumed, held_out=job.held_out,
+            score=job.score,
         )  # fmt: skip
-        try:
-            latest = train(
-                model=model, config=config, batches=batches, output_dir=output_dir, device=device, resumed=resumed,
-                held_out=held_out_batches, score=score,
-            )  # fmt: skip
-        except Interrupted as interrupted:
-            record.end("stopped")
-            logger.info("%s", interrupted)
-            return interrupted.status
-        except Exception as error:
-            record.end("failed", error=str(error))
-            told = (out_of_memory(error) or lost_peer(error)) if isinstance(error, RuntimeError) else None
-            if told is None:
-                raise
-            raise told from error
-        record.end("finished", checkpoint=latest.name)
-        if main_rank:
-            draw_training(output_dir)
-        logger.info("done: %s", latest)
+        report = "\n".join(f"{name:<40} {value:.4f}" for name, value in values.items())
+    else:
+        return _train(job, output_dir=_job_folder(job.config, job.resumed, locks))
+    if rank() == 0:
+        print(report)
     return 0
 
 
-def _job_folder(config: Any, resumed: Any, held: ExitStack) -> Path:
+def _train(job: Job, *, output_dir: Path) -> int:
+    """Train, with a record of how it ended."""
+    from affectgpt.core.runtime import logger, rank, world_size
+    from affectgpt.media.video import video_reader
+    from affectgpt.training.loop import train
+    from affectgpt.training.progress import draw_training
+    from affectgpt.training.run_state import Record, revisions_of
+    from affectgpt.training.stopping import Interrupted
+
+    logger.info("writing to %s", output_dir)
+    main_rank = rank() == 0
+    # What run.on_error: skip leaves out; each rank has samples of its own.
+    job.batches.failures.path = output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv")
+    record = Record(
+        output_dir / "run.json" if main_rank else None,
+        config=job.config, device=job.device, counts=job.batches.counts, video_reader=video_reader(),
+        world_size=world_size(), revisions=revisions_of(job.resumed),
+    )  # fmt: skip
+    try:
+        latest = train(
+            model=job.model, config=job.config, batches=job.batches, output_dir=output_dir, device=job.device,
+            resumed=job.resumed, held_out=job.held_out, score=job.score,
+        )  # fmt: skip
+    except Interrupted as interrupted:
+        record.end("stopped")
+        logger.info("%s", interrupted)
+        return interrupted.status
+    except Exception as error:
+        record.end("failed", error=str(error))
+        raise
+    record.end("finished", checkpoint=latest.name)
+    if main_rank:
+        draw_training(output_dir)
+    logger.info("done: %s", latest)
+    return 0
+
+
+def _writes(config: Config, dry_run: bool) -> bool:
+    """Whether a command makes files: training does."""
+    return not dry_run and not config.run.evaluate
+
+
+def _find_resume(config: Config, *, locks: ExitStack) -> Resumed | None:
+    """What is resumed; where training writes, nobody else does from here on."""
+    from affectgpt.core.runtime import world_size
+    from affectgpt.training.run_state import find_resume
+
+    hold = partial(lock_folder, locks=locks) if _writes(config, dry_run=False) else None
+    return find_resume(config, world_size=world_size(), hold=hold)
+
+
+def _is_finished(config: Config, resumed: Resumed) -> bool:
+    """Whether nothing is left to train: an error where a file was asked for by name."""
+    from affectgpt.core.runtime import logger
+
+    if resumed.position.epoch <= config.run.max_epoch:
+        return False
+    done = f"{resumed.path} is of epoch {resumed.position.epoch - 1}, and run.max_epoch is {config.run.max_epoch}"
+    if config.run.resume_ckpt_path != "auto":
+        raise ConfigError(f"run.resume_ckpt_path: {done}: nothing is left to train")
+    logger.info("%s: nothing is left to train", done)
+    return True
+
+
+def _job_folder(config: Config, resumed: Resumed | None, locks: ExitStack) -> Path:
     """The folder of this run, locked, the same on every rank; holds the resolved configuration."""
     from affectgpt.config.paths import runs_folder
     from affectgpt.config.schema import to_dict
@@ -241,7 +314,7 @@ def _job_folder(config: Any, resumed: Any, held: ExitStack) -> Path:
     if folder is None:
         made = new_job_folder(runs_folder(config), config.name) if rank() == 0 else None
         folder = gather(made)[0]
-        hold(folder, held)
+        lock_folder(folder, locks=locks)
     if rank() == 0:
         write_json(folder / "config.json", to_dict(config))
     return folder

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from affectgpt.config.schema import Config
 from affectgpt.config.tree import Origins, lay_options, read_tree
@@ -23,7 +23,11 @@ _SECTION = re.compile(r"(model|datasets|run|inference|paths|captioning)\.[\w.]+=
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[AnyConfig] = Config) -> AnyConfig:  # type: ignore[assignment]
+@overload
+def load_config(path: str | Path, options: Iterable[str] = ()) -> Config: ...
+@overload
+def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[AnyConfig]) -> AnyConfig: ...
+def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any] = Config) -> Any:
     """Read a configuration file and lay options over it: ``a.b=c`` items, or pairs of items ``a.b``, ``c``.
 
     ``kind``: the schema of the whole file.

@@ -92,7 +92,9 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
     settings = hf_config(config, text_config=_architecture(config, "llama_model", row.architecture))
     with torch.device(device):
         encoders = _empty_encoders(config)
-        llm = add_lora(AutoModelForCausalLM.from_config(settings.text_config), row=row, rank=config.model.lora_r)
+        trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
+        llm = AutoModelForCausalLM.from_config(settings.text_config, **trusted)
+        llm = add_lora(llm, row=row, rank=config.model.lora_r)
         return _assemble(config, settings, llm=llm, encoders=encoders)
 
 

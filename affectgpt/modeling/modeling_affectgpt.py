@@ -160,7 +160,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The LLM's."""
         self.llm.set_output_embeddings(new_embeddings)
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> Any:
         """The LLM without its output embeddings."""
         return self.llm.get_decoder()
 

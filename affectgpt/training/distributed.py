@@ -13,10 +13,10 @@ import torch
 from torch import distributed, nn
 
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import world_size
 
-_PATIENCE = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
+_TIMEOUT = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
 
 
 def world() -> int:
@@ -31,28 +31,41 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
-    """The group that torchrun asked for, for as long as the block lasts; nothing without torchrun.
+    """The group that torchrun asked for, for as long as the block lasts; none without torchrun.
 
-    Numbers on the CPU travel over gloo, GPU tensors over NCCL.
+    Numbers on the CPU travel over gloo, GPU tensors over NCCL. Raises ConfigError where the processes that there are
+    and the configuration do not fit.
     """
+    if world_size() == 1 and run.parallel == "fsdp2":
+        raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
+    if world_size() > 1:
+        _check_launch(run)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels of other libraries run on the current device
     if world_size() == 1:
-        if run.parallel == "fsdp2":
-            raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
         yield
         return
-    if not run.distributed:
-        raise ConfigError(f"run.distributed is False, but torchrun started {world_size()} processes")
-    if "MASTER_ADDR" not in os.environ:
-        raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR is not: start it with torchrun")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_PATIENCE)
+        distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_TIMEOUT)
     else:
-        distributed.init_process_group("gloo", timeout=_PATIENCE)
+        distributed.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _check_launch(run: RunConfig) -> None:
+    if not run.distributed:
+        raise ConfigError(f"run.distributed is False, but torchrun started {world_size()} processes")
+    if "MASTER_ADDR" not in os.environ:
+        raise ConfigError("WORLD_SIZE is set, but MASTER_ADDR is not: start it with torchrun")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    if run.device.startswith("cuda:") and here > 1:
+        raise ConfigError(
+            f"run.device is {run.device}, which {here} processes of this machine would share: set run.device=cuda, of "
+            "which each takes a GPU of its own"
+        )
 
 
 def sum_over_ranks(*values: float) -> list[float]:
@@ -79,7 +92,9 @@ def shard(objective: nn.Module, *, layers: Iterable[nn.Module], run: RunConfig, 
     from torch.distributed.fsdp import fully_shard
 
     if run.amp and run.amp_dtype == "float16" and device.type == "cuda":
-        raise ConfigError("run.parallel is fsdp2, which has no gradient scaling: set run.amp_dtype=bfloat16")
+        raise ConfigError(
+            "run.parallel is fsdp2, which has no gradient scaling: set run.amp_dtype and model.llm_dtype to bfloat16"
+        )
     if run.on_error == "skip":
         raise ConfigError("run.parallel is fsdp2, whose ranks must all have a batch: set run.on_error=raise")
     mesh = init_device_mesh(device.type, (world(),))
@@ -95,23 +110,13 @@ def wrap(objective: nn.Module, run: RunConfig, device: torch.device) -> nn.Modul
     # No buffer changes in training. torch renamed the argument that leaves them alone.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {leave_buffers: False}
     return nn.parallel.DistributedDataParallel(
         objective,
         device_ids=[device] if device.type == "cuda" else None,
-        **{leave_buffers: False},
         # Which branches a batch uses depends on its mode; a branch without a gradient on any rank keeps none.
         find_unused_parameters=True,
-    )
-
-
-def lost_peer(error: RuntimeError) -> AffectGPTError | None:
-    """What to say when an error means that another process of the group is gone; None for any other error."""
-    kinds = (distributed.DistBackendError, distributed.DistNetworkError)
-    if world() == 1 or not (isinstance(error, kinds) or "gloo" in str(error)):
-        return None
-    return AffectGPTError(
-        f"another process of the group ended ({str(error).splitlines()[0]}); its own message says why. "
-        "run.resume_ckpt_path=auto resumes from the last state that was saved"
+        **options,
     )
 
 
@@ -122,6 +127,6 @@ def last_backward(objective: nn.Module, is_last: bool) -> AbstractContextManager
     return nullcontext()
 
 
-def whole(tensor: Any) -> Any:
-    """A shard's full tensor on the CPU (all ranks must call it), or the tensor itself."""
+def full_tensor(tensor: Any) -> Any:
+    """A shard's full tensor on the CPU (all ranks must call this), or the tensor itself."""
     return tensor.full_tensor().detach().cpu() if hasattr(tensor, "full_tensor") else tensor

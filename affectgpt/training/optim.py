@@ -1,14 +1,16 @@
-"""Parameter groups and learning-rate schedules (SPEC section 4)."""
+"""Parameter groups, the optimizer and its saved state, learning-rate schedules (SPEC section 4)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.errors import CheckpointError, ConfigError, did_you_mean
 
 _NO_DECAY = ("bias", "ln", "bn")
 
@@ -20,7 +22,8 @@ def parameter_groups(
 
     Frozen parameters are in no group. The order within a group is the model's (an optimizer state refers to it).
     """
-    decay, no_decay = [], []
+    decay: list[torch.nn.Parameter] = []
+    no_decay: list[torch.nn.Parameter] = []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             exempt = parameter.ndim < 2 or any(mark in name for mark in _NO_DECAY)
@@ -35,6 +38,49 @@ def build_optimizer(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], 
     """AdamW over the groups; ``run.fused_adamw`` takes torch's one-kernel implementation."""
     groups = parameter_groups(named_parameters, weight_decay=run.weight_decay)
     return torch.optim.AdamW(groups, lr=run.init_lr, betas=(0.9, run.beta2), fused=True if run.fused_adamw else None)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, *, source: Path) -> None:
+    """Lay a saved optimizer state over a fresh one. Raises CheckpointError when it is of other parameters."""
+    if not state or not state.get("state"):
+        return
+    ours = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    found = [len(group["params"]) for group in state["param_groups"]]
+    if sizes != found:
+        raise CheckpointError(f"{source}: its optimizer has groups of {found} parameters, this model of {sizes}")
+    order = [index for group in state["param_groups"] for index in group["params"]]
+    for parameter, index in zip(ours, order, strict=True):
+        moment = state["state"].get(index, {}).get("exp_avg")
+        if moment is not None and moment.shape != parameter.shape:
+            raise CheckpointError(
+                f"{source}: the optimizer's parameter {index} has shape {list(moment.shape)}, the model's "
+                f"{list(parameter.shape)}"
+            )
+    # Learning rates, decay and kernels are this configuration's; the kernel decides where torch puts the step counts.
+    groups = [
+        {**group, "params": saved["params"]}
+        for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": _sharded(state["state"], ours, order), "param_groups": groups})
+
+
+def _sharded(state: Mapping[int, Any], parameters: list[Any], order: list[int]) -> dict[int, Any]:
+    """An optimizer state of full tensors, sharded where its parameters are."""
+    if not any(hasattr(p, "device_mesh") for p in parameters):
+        return dict(state)
+    from torch.distributed.tensor import distribute_tensor
+
+    return {
+        index: {
+            key: distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            if key != "step"
+            else value
+            for key, value in state[index].items()
+        }
+        for parameter, index in zip(parameters, order, strict=True)
+        if index in state
+    }
 
 
 def published_cosine(run: RunConfig, epoch: int, step: int) -> float:

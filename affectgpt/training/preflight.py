@@ -1,60 +1,63 @@
-"""What can be told before gigabytes are loaded: whether the weights fit, and whether code can be compiled."""
+"""What can be found before gigabytes are loaded: whether the weights fit, and whether code can be compiled."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import struct
 from pathlib import Path
 
 import torch
 
 from affectgpt.config.schema import Config, RunConfig
-from affectgpt.core.errors import AffectGPTError, ConfigError
-from affectgpt.encoders.llm import weights_folder
+from affectgpt.core.errors import ConfigError
+from affectgpt.modeling.build import build_empty_model
 from affectgpt.training.distributed import world
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-ADVICE = (
-    "lower run.batch_size_train (and raise run.accum_grad_iters by as much), set run.gradient_checkpointing=True, "
-    "lower model.max_length, or spread the model over several GPUs with torchrun and run.parallel=fsdp2"
-)
 
 
-def count_weights(folder: Path) -> int:
-    """Numbers in a model folder's safetensors files, from their headers; 0 for other formats."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as handle:
-            header = json.loads(handle.read(struct.unpack("<Q", handle.read(8))[0]))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                total += torch.Size(tensor["shape"]).numel()
-    return total
+def check_memory(config: Config, device: torch.device, *, encoders: bool = True) -> None:
+    """Raises ConfigError when the weights alone are more than the free memory of ``device``.
 
-
-def check_memory(config: Config, device: torch.device) -> None:
-    """Raises ConfigError when the frozen weights alone are more than the free memory of ``device``."""
+    ``encoders``: whether they are loaded. Weights are counted of the model as it is built, from the configurations in
+    the model folders: their files have parts that are not kept, in formats of many kinds.
+    """
     model = config.model
     needed = 0
-    for key, dtype in (
-        ("llama_model", model.llm_dtype),
-        ("visual_encoder", model.encoder_dtype),
-        ("acoustic_encoder", model.encoder_dtype),
-    ):
-        weights = count_weights(weights_folder(config, key))
-        needed += weights * (4 if device.type == "cpu" else _BYTES[dtype])
+    for name, parameter in build_empty_model(config).named_parameters():
+        dtype = "float32"  # what trains, and everything on a CPU
+        if name.startswith(("visual_encoder.", "acoustic_encoder.")):
+            if not encoders:
+                continue
+            dtype = model.encoder_dtype
+        elif name.startswith("llm.") and not parameter.requires_grad:
+            dtype = model.llm_dtype
+        needed += parameter.numel() * (4 if device.type == "cpu" else _BYTES[dtype])
     if config.run.parallel == "fsdp2":
         needed //= world()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_cpu()
     if free is not None and needed > free:
+        loaded = [model.llama_model, *([model.visual_encoder, model.acoustic_encoder] if encoders else [])]
         where = "float32 on a CPU" if device.type == "cpu" else f"model.llm_dtype {model.llm_dtype}"
         raise ConfigError(
-            f"the weights of {model.llama_model}, {model.visual_encoder} and {model.acoustic_encoder} need "
-            f"{needed / 1e9:.1f} GB in {where}, and {free / 1e9:.1f} GB are free on {device}. "
-            "Set model.llama_model to a smaller LLM, "
+            f"the weights of a model of {', '.join(loaded)} need {needed / 1e9:.1f} GB in {where}, and "
+            f"{free / 1e9:.1f} GB are free on {device}. Set model.llama_model to a smaller LLM, "
             + ("use a GPU (run.device=cuda)." if device.type == "cpu" else "or spread it: run.parallel=fsdp2.")
+        )
+
+
+def check_precision(config: Config, device: torch.device) -> None:
+    """Raises ConfigError when the LLM's weights have another half precision than the arithmetic on a GPU.
+
+    Autocast would convert every weight at every use, and backward would keep the converted copies. Weights in float32
+    are converted too, which is what somebody who asks for them wants.
+    """
+    run, dtype = config.run, config.model.llm_dtype
+    if device.type == "cuda" and run.amp and dtype not in ("float32", run.amp_dtype):
+        raise ConfigError(
+            f"{config.where('run.amp_dtype')} is {run.amp_dtype}, but model.llm_dtype is {dtype}: each use of a weight "
+            "would convert it, and the copies (13 GB of a 7B LLM) would stay until backward. Set both alike: --options "
+            f'"model.llm_dtype={run.amp_dtype}"'
         )
 
 
@@ -96,10 +99,3 @@ def _free_cpu() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def out_of_memory(error: RuntimeError) -> AffectGPTError | None:
-    """What to say when memory ran out during a step; None for any other error."""
-    if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):  # the latter on a CPU
-        return None
-    return AffectGPTError(f"memory ran out ({str(error).splitlines()[0]}); {ADVICE}")

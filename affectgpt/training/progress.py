@@ -16,7 +16,7 @@ from affectgpt.core.errors import ConfigError
 from affectgpt.core.files import atomic_path, naming, write_text
 from affectgpt.core.runtime import logger
 from affectgpt.training.distributed import is_main
-from affectgpt.training.resume import Position
+from affectgpt.training.run_state import Position
 from affectgpt.training.step import Step
 
 LOG = "log.txt"

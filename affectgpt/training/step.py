@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from affectgpt.config.schema import RunConfig
+from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
-from affectgpt.training.distributed import last_backward, sum_over_ranks, world
-from affectgpt.training.objectives.base import Objective
+from affectgpt.modeling.checkpoint import load_state, trained_parameters
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.training.distributed import last_backward, shard, sum_over_ranks, world, wrap
+from affectgpt.training.objectives.base import OBJECTIVES, Objective
+from affectgpt.training.optim import build_optimizer, load_optimizer
+from affectgpt.training.run_state import Resumed
 
 
 @dataclass
@@ -30,14 +33,9 @@ class Step:
     tokens: int  # of prompt and answer, padding not counted
     stop: bool  # some rank was asked to stop
 
-    @property
-    def is_number(self) -> bool:
-        """Whether the loss is one."""
-        return math.isfinite(self.loss)
 
-
-class Stepper:
-    """Runs steps. ``wrapped``: the objective as several ranks need it; the objective itself where not given."""
+class TrainStep:
+    """Takes optimizer steps. ``wrapped``: the objective as several ranks need it; not given: the objective itself."""
 
     def __init__(
         self,
@@ -65,7 +63,7 @@ class Stepper:
         """Forward and backward over the micro-batches, one optimizer step.
 
         The loss is the mean over all terms of the global batch (learnt tokens), whatever the ranks and micro-batches
-        that they are in. A step whose loss or gradient is no number changes no weight.
+        that they are in. A step whose loss or gradient is not a number changes no weight.
         """
         terms, samples, tokens, stops = sum_over_ranks(
             sum(self.objective.terms(batch) for batch in fetched),
@@ -98,11 +96,39 @@ class Stepper:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if self.scaler is not None:
-            self.scaler.step(self.optimizer)  # leaves out steps whose gradients overflowed, and lowers the scale
+            self.scaler.step(self.optimizer)  # skips a step whose gradients overflowed; update() then lowers the scale
             self.scaler.update()
         elif math.isfinite(loss) and math.isfinite(length):
             self.optimizer.step()
         return length
+
+
+def build_train_step(
+    model: AffectGPTForConditionalGeneration, config: Config, device: torch.device, *, resumed: Resumed | None
+) -> TrainStep:
+    """Model, optimizer and scaler, ready for steps: on one process or several, with what ``resumed`` holds laid over.
+
+    Raises ConfigError and CheckpointError naming key or file.
+    """
+    run = config.run
+    if resumed is not None:
+        content = resumed.content
+        report = load_state(model, content["model"], source=str(resumed.path), config=content.get("config"))
+        if not report.complete:
+            raise ConfigError(f"run.resume_ckpt_path: {resumed.path} was made by another recipe: {report}")
+        logger.info("resuming from %s: %s", resumed.path, report)
+    prepare_llm(model, run)
+    with config.naming("run.objective"):
+        objective = OBJECTIVES.get(run.objective)(model, run)
+    if run.parallel == "fsdp2":
+        shard(objective, layers=model.get_decoder().layers, run=run, device=device)
+    optimizer = build_optimizer(trained_parameters(model), run=run)
+    train_step = TrainStep(objective, wrapped=wrap(objective, run, device), optimizer=optimizer, run=run, device=device)
+    if resumed is not None:
+        load_optimizer(optimizer, resumed.content.get("optimizer"), source=resumed.path)
+        if train_step.scaler is not None and resumed.content.get("scaler"):
+            train_step.scaler.load_state_dict(resumed.content["scaler"])
+    return train_step
 
 
 def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype | None:
@@ -119,14 +145,14 @@ def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype | None:
     return getattr(torch, run.amp_dtype)
 
 
-def prepare_llm(model: AffectGPT, run: RunConfig) -> None:
+def prepare_llm(model: AffectGPTForConditionalGeneration, run: RunConfig) -> None:
     """Attention kernel, recomputation and compilation of the LLM, as the configuration asks.
 
     Raises ConfigError when the kernel is not installed.
     """
-    llm = model.llm
+    llm: Any = model.llm
+    decoder = model.get_decoder()
     if run.attention != "sdpa":
-        decoder = llm.get_decoder()
         try:
             if hasattr(decoder, "set_attn_implementation"):
                 decoder.set_attn_implementation(run.attention)
@@ -137,5 +163,5 @@ def prepare_llm(model: AffectGPT, run: RunConfig) -> None:
     if run.gradient_checkpointing:
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if run.compile:
-        for layer in llm.get_decoder().layers:  # layer by layer: they are alike, so one compilation serves all
+        for layer in decoder.layers:  # layer by layer: they are alike, so one compilation serves all
             layer.compile()

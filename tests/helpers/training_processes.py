@@ -85,14 +85,13 @@ def _child(
     from affectgpt.cli.common import run_cli
     from affectgpt.cli.train import main
     from affectgpt.modeling import lora
-    from affectgpt.training import saving
-    from affectgpt.training.step import Step, Stepper
+    from affectgpt.training.step import Step, TrainStep
 
     torch.set_num_threads(1)
     if trouble.no_dropout:
         lora.LORA_DROPOUT = 0.0
     steps, saves = [0], [0]
-    plain_run, plain_save = Stepper.run, torch.save
+    plain_run, plain_save = TrainStep.run, torch.save
 
     def run(self, fetched, **options) -> Step:
         steps[0] += 1
@@ -123,6 +122,6 @@ def _child(
             os.kill(os.getpid(), signal.SIGKILL)
         return plain_save(content, handle)
 
-    Stepper.run = run
-    saving.torch.save = save
+    TrainStep.run = run
+    torch.save = save
     sys.exit(run_cli(main, list(arguments)))

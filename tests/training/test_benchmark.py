@@ -16,13 +16,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_tiny_compares_three_ways_of_one_loss():
-    told = run("--size", "tiny", "--steps", "1")
-    assert told.returncode == 0, told.stderr
-    losses = re.search(r"ours (\S+), from the store (\S+), published way (\S+)", told.stdout)
+    result = run("--size", "tiny", "--steps", "1")
+    assert result.returncode == 0, result.stderr
+    losses = re.search(r"ours (\S+), from the store (\S+), published way (\S+)", result.stdout)
     assert len({round(float(loss), 4) for loss in losses.groups()}) == 1
     for stage in ("encode video", "encode audio", "LLM forward", "backward", "optimizer"):
-        assert re.search(rf"{stage} +\d+ +\d+\.\d", told.stdout), told.stdout
-    speeds = re.findall(r"^(published way|ours, .*?) {2,}\S+ +(\S+) ", told.stdout, re.MULTILINE)
+        assert re.search(rf"{stage} +\d+ +\d+\.\d", result.stdout), result.stdout
+    speeds = re.findall(r"^(published way|ours, .*?) {2,}\S+ +(\S+) ", result.stdout, re.MULTILINE)
     assert [name for name, _ in speeds] == ["published way", "ours, encoders in the step", "ours, feature store"]
     assert float(speeds[2][1]) > float(speeds[0][1]) > 0
 

@@ -63,7 +63,7 @@ def test_curve_equals_that_of_one_process_with_the_whole_batch(recipe, whole, ra
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_two_ranks_stop_together_and_go_on(recipe, parallel):
+def test_two_ranks_stop_together_and_resume(recipe, parallel):
     run = {"mode": "face_text", "batch_size_train": 2, "save_state_every": 0, "parallel": parallel}
     undisturbed = recipe(name="undisturbed", **run)
     assert [o.status for o in run_ranks(2, "--cfg-path", str(undisturbed))] == [0, 0]
@@ -77,7 +77,7 @@ def test_two_ranks_stop_together_and_go_on(recipe, parallel):
     assert alone.status == 1 and "it was made by 2 processes, now there are 1" in alone.stderr
 
 
-def test_a_rank_that_is_gone_is_told_by_the_others(recipe):
+def test_a_rank_that_is_gone_is_reported_by_the_others(recipe):
     path = recipe(mode="face_text", batch_size_train=2, save_state_every=2)
     left, gone = run_ranks(2, "--cfg-path", str(path), of_last=Trouble(kill_after_step=3))
     assert (left.status, gone.status) == (1, -signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_ranks_end_together_where_another_process_trains(recipe):
 
 
 @pytest.mark.slow
-def test_killed_ranks_go_on_as_if_nothing_had_happened(recipe):
+def test_killed_ranks_resume_as_if_nothing_had_happened(recipe):
     """Bit for bit, as one process does it."""
     run = {"mode": "face_text", "batch_size_train": 2, "save_state_every": 2, "resume_ckpt_path": "auto"}
     quiet, disturbed = recipe(name="quiet", **run), recipe(name="disturbed", **run)
@@ -117,11 +117,11 @@ def test_killed_ranks_go_on_as_if_nothing_had_happened(recipe):
 def test_torchrun_takes_the_published_command(recipe):
     path = recipe(mode="face_text", batch_size_train=2, iters_per_epoch=3, max_epoch=1)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *command, str(ROOT / "train.py"), f"--cfg-path={path}", "--options", "run.max_epoch=2"],
         capture_output=True, text=True, check=False, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
     assert len(curve(path)) == 6
     record = json.loads((run_folder(path) / "run.json").read_text())
     assert record["processes"] == 2 and record["seeds"]["ranks"] == [42, 43]

@@ -23,7 +23,7 @@ from affectgpt.cli.train import main
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.modeling.build import build_model
 from affectgpt.processing.processor import AffectGPTProcessor
-from affectgpt.training.loop import build_stepper
+from affectgpt.training.step import build_train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +35,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def take(tmp_path, tiny_models, training_set):
-    """``take(device, **run)``: five steps without dropout: the stepper and its steps. All begin with one model."""
+    """``take(device, **run)``: five steps without dropout: the train_step and its steps. All begin with one model."""
     weights: dict[str, torch.Tensor] = {}
 
     def five(device: torch.device, *, llm_dtype: str = "float32", **run):
@@ -49,10 +49,10 @@ def take(tmp_path, tiny_models, training_set):
         for module in made.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        stepper = build_stepper(made, config, device, resumed=None)
-        if stepper.scaler is not None:  # torch's first scale overflows and is lowered by steps that change nothing
-            stepper.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**8)
-        return stepper, [stepper.run([batch], lr=1e-3) for batch in parts.batches]
+        train_step = build_train_step(made, config, device, resumed=None)
+        if train_step.scaler is not None:  # torch's first scale overflows and is lowered by steps that change nothing
+            train_step.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**8)
+        return train_step, [train_step.run([batch], lr=1e-3) for batch in parts.batches]
 
     return five
 
@@ -74,22 +74,22 @@ def test_losses_are_those_of_a_cpu_in_float32(take, run, tolerance):
     if run.get("amp_dtype") == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bfloat16")
     _, expected = take(CPU)
-    stepper, found = take(GPU, **run)
+    train_step, found = take(GPU, **run)
     assert [step.loss for step in found] == pytest.approx([step.loss for step in expected], rel=tolerance)
     assert [step.tokens for step in found] == [step.tokens for step in expected]
-    assert all(p.dtype == torch.float32 and p.device.type == "cuda" for p in stepper.parameters)
-    assert (stepper.scaler is not None) == (run.get("amp_dtype") == "float16")
-    assert bool(stepper.optimizer.defaults["fused"]) == ("fused_adamw" in run)
+    assert all(p.dtype == torch.float32 and p.device.type == "cuda" for p in train_step.parameters)
+    assert (train_step.scaler is not None) == (run.get("amp_dtype") == "float16")
+    assert bool(train_step.optimizer.defaults["fused"]) == ("fused_adamw" in run)
 
 
 def test_a_float16_overflow_changes_no_weight_and_lowers_the_scale(take):
-    stepper, _ = take(GPU, amp_dtype="float16", llm_dtype="float16")
-    before = [p.detach().clone() for p in stepper.parameters]
-    scale = stepper.scaler.get_scale()
-    stepper.parameters[0].grad = torch.full_like(stepper.parameters[0], math.inf)
-    assert not math.isfinite(stepper._update(1.0))
-    assert stepper.scaler.get_scale() < scale
-    assert all(torch.equal(a, b) for a, b in zip(before, stepper.parameters, strict=True))
+    train_step, _ = take(GPU, amp_dtype="float16", llm_dtype="float16")
+    before = [p.detach().clone() for p in train_step.parameters]
+    scale = train_step.scaler.get_scale()
+    train_step.parameters[0].grad = torch.full_like(train_step.parameters[0], math.inf)
+    assert not math.isfinite(train_step._update(1.0))
+    assert train_step.scaler.get_scale() < scale
+    assert all(torch.equal(a, b) for a, b in zip(before, train_step.parameters, strict=True))
 
 
 def test_bfloat16_is_refused_where_the_gpu_lacks_it(take, monkeypatch):
@@ -98,7 +98,7 @@ def test_bfloat16_is_refused_where_the_gpu_lacks_it(take, monkeypatch):
         take(GPU, amp_dtype="bfloat16")
 
 
-def test_flash_attention_is_sdpas_or_told_to_be_missing(take, tmp_path, tiny_models, training_set):
+def test_flash_attention_is_sdpas_or_reported_missing(take, tmp_path, tiny_models, training_set):
     if importlib.util.find_spec("flash_attn") is None:
         path = write_recipe(
             tmp_path, models=tiny_models, dataset=training_set, attention="flash_attention_2", device="cuda"
@@ -128,7 +128,7 @@ def test_a_run_is_stopped_continued_and_read_on_a_cpu(tmp_path, tiny_models, tra
     )  # fmt: skip
     assert run_train("--cfg-path", str(path), "--options", "run.max_epoch=1").status == 0
     outcome = run_train("--cfg-path", str(path))
-    assert outcome.status == 0 and "going on from" in outcome.stderr, outcome.stderr
+    assert outcome.status == 0 and "resuming from" in outcome.stderr, outcome.stderr
     folder = run_folder(path)
     state = torch.load(folder / "last.state", weights_only=True)
     assert (state["scaler"] is not None) == (dtype == "float16")
@@ -140,12 +140,12 @@ def test_a_run_is_stopped_continued_and_read_on_a_cpu(tmp_path, tiny_models, tra
     # The losses of the held-out samples, measured on a CPU in float32 with the checkpoint of the last epoch.
     [held_out] = [k for k in lines[-1] if k.startswith("valid_loss")]
     [checkpoint] = folder.glob("checkpoint_000002*")
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "--cfg-path", str(path), "--options", "run.evaluate=True",
          "run.device=cpu", "run.resume_ckpt_path=null", f"model.ckpt={checkpoint}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert float(told.stdout.split()[1]) == pytest.approx(lines[-1][held_out], rel=5e-2)
+    assert float(result.stdout.split()[1]) == pytest.approx(lines[-1][held_out], rel=5e-2)
 
 
 def test_memory_that_runs_out_names_what_to_lower(tmp_path, tiny_models, training_set):
@@ -161,7 +161,7 @@ def test_memory_that_runs_out_names_what_to_lower(tmp_path, tiny_models, trainin
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_the_benchmark_tells_memory_and_utilisation():
+def test_the_benchmark_reports_memory_and_utilisation():
     command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--size", "tiny", "--steps", "2"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert re.search(r"ours, feature store: \d+\.\d GB at most, LLM \d+ TFLOP/s", told), told
+    result = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"ours, feature store: \d+\.\d GB at most, LLM \d+ TFLOP/s", result), result

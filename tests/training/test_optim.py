@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
-from affectgpt.training.optim import build_optimizer, get_schedule, parameter_groups
+from affectgpt.training.optim import build_optimizer, get_schedule, load_optimizer, parameter_groups
 
 RUN = replace(
     RunConfig(), init_lr=1e-3, min_lr=1e-5, warmup_lr=1e-4, warmup_steps=4, max_epoch=3, iters_per_epoch=10
@@ -71,3 +72,21 @@ def test_fused_adamw_takes_the_same_step():
         optimizer.step()
         weights.append(layer.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_saved_state_takes_the_kernel_and_device_of_the_run_that_resumes(fused):
+    """Meta tensors stand in for a GPU. The fused kernel counts steps beside the parameters, the plain one on the CPU,
+    where reading a count waits for nothing."""
+    layer = torch.nn.Linear(4, 3)
+    saved = build_optimizer(layer.named_parameters(), run=replace(RUN, fused_adamw=not fused, init_lr=1.0))
+    layer(torch.ones(2, 4)).sum().backward()
+    saved.step()
+    layer = torch.nn.Linear(4, 3, device="meta")
+    optimizer = build_optimizer(layer.named_parameters(), run=replace(RUN, fused_adamw=fused))
+    load_optimizer(optimizer, saved.state_dict(), source=Path("last.state"))
+    for state in optimizer.state.values():
+        assert state["exp_avg"].device.type == "meta"
+        assert state["step"].device.type == ("meta" if fused else "cpu") and state["step"].dtype == torch.float32
+    assert {bool(group["fused"]) for group in optimizer.param_groups} == {fused}
+    assert {group["lr"] for group in optimizer.param_groups} == {RUN.init_lr}

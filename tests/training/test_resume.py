@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or out of disk goes on as if nothing had happened."""
+"""A run that is killed, stopped or out of disk resumes as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from affectgpt.modeling.checkpoint import face_channels_unknown
 from affectgpt.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
+# What an earlier version wrote: the state after three steps of this recipe, and the losses of all ten.
+STOPPED_RUN = ROOT / "tests" / "golden" / "stopped_run"
 EPOCHS, STEPS = 5, 12  # an epoch is one pass over the 12 samples
 
 
@@ -104,7 +107,7 @@ def check_kills(sixty_steps, kills: int, seed: int) -> None:
         names = [name for step in seen[epoch * STEPS : (epoch + 1) * STEPS] for name in step]
         assert sorted(names) == sorted(NAMES)
     newest = max((disturbed.parent / "output" / "disturbed").iterdir(), key=lambda folder: folder.name)
-    for folder in newest.parent.iterdir():  # one killed before its first state has nothing to go on with
+    for folder in newest.parent.iterdir():  # one killed before its first state has nothing to resume
         if folder != newest:
             assert not (folder / "last.state").exists()
             for path in folder.iterdir():
@@ -158,18 +161,18 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused_and_disturbs_nothi
     path = recipe(mode="textonly", max_epoch=10_000, save_state_every=1, keep_last=1, num_workers=1)
     auto = ["--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto"]
     command = [sys.executable, str(ROOT / "train.py"), *auto]
-    both, told = [], {}
+    both, logs = [], {}
     for number in range(2):  # neither finds a state, and only one may begin
         log = path.with_suffix(f".stderr{number}")
         with log.open("w") as handle:
             both.append(subprocess.Popen(command, stderr=handle, start_new_session=True))
-        told[both[-1]] = log
+        logs[both[-1]] = log
     try:
         deadline = time.monotonic() + 120
         while all(process.poll() is None for process in both) and time.monotonic() < deadline:
             time.sleep(0.05)
         first, refused = sorted(both, key=lambda process: process.poll() is not None)
-        assert_refused(refused.wait(10), told[refused].read_text(), by=first)
+        assert_refused(refused.wait(10), logs[refused].read_text(), by=first)
         output = path.parent / "output" / path.stem
         while not list(output.glob("*/last.state")) and time.monotonic() < deadline:
             assert first.poll() is None
@@ -220,19 +223,19 @@ def test_a_damaged_state_names_the_checkpoint_to_resume(recipe):
     assert len(list(folder.parent.glob("*/checkpoint_000003*"))) == 1
 
 
-def test_full_disk_is_told_and_the_previous_checkpoint_stays(recipe):
+def test_full_disk_is_reported_and_the_previous_checkpoint_stays(recipe):
     path = recipe(mode="face_text", save_state_every=2, resume_ckpt_path="auto")
     outcome = run_train("--cfg-path", str(path), trouble=Trouble(max_file_size=(4, 200_000)))
     folder = run_folder(path)
     assert outcome.status == 1
     assert "last.state could not be written" in outcome.stderr and "Traceback" not in outcome.stderr
-    assert "checkpoint_000000_loss_0.000.pth and last.state stayed as before" in outcome.stderr
+    assert "no earlier file has changed (there: checkpoint_000000_loss_0.000.pth, last.state)" in outcome.stderr
     assert torch.load(folder / "last.state", weights_only=True)["position"]["step"] == 2
     assert not list(folder.glob(".*"))
-    assert run_train("--cfg-path", str(path)).status == 0  # room again: it goes on
+    assert run_train("--cfg-path", str(path)).status == 0  # room again: it resumes
 
 
-def test_a_loss_that_is_no_number_stops_with_the_names(recipe, tmp_path):
+def test_a_loss_that_is_not_a_number_stops_with_the_names(recipe, tmp_path):
     path = recipe(mode="face_text", batch_size_train=2)
     seen = tmp_path / "seen"
     outcome = run_train("--cfg-path", str(path), seen=seen, trouble=Trouble(nan_from_step=3))
@@ -277,7 +280,7 @@ def test_a_state_of_another_recipe_is_refused_before_the_model_is_loaded(recipe,
     path = recipe(mode="textonly", max_epoch=1, iters_per_epoch=1)
     assert run_train("--cfg-path", str(path)).status == 0
     state = run_folder(path) / "last.state"
-    for option, told in (
+    for option, difference in (
         ("model.face_channels=rgb", "model.face_channels was 'bgr', is 'rgb'"),
         ("model.lora_r=8", "model.lora_r was 4, is 8"),
         ("run.batch_size_train=2", "run.batch_size_train was 3, is 2"),
@@ -287,7 +290,7 @@ def test_a_state_of_another_recipe_is_refused_before_the_model_is_loaded(recipe,
             "--cfg-path", str(path), "--options", f"run.resume_ckpt_path={state}", "run.max_epoch=2", option
         )
         assert outcome.status == 1
-        assert "is of another recipe" in outcome.stderr and told in outcome.stderr
+        assert "was made by another recipe" in outcome.stderr and difference in outcome.stderr
         assert "trained parameters" not in outcome.stderr
 
 
@@ -307,7 +310,21 @@ def test_a_state_of_an_earlier_version_says_nothing_of_channels(recipe):
     assert "gave face crops to the encoder as they were stored; from here on it gets them as bgr" in outcome.stderr
 
 
-def test_a_resumed_run_tells_in_which_ways_it_began(recipe):
+def test_a_state_that_an_earlier_version_wrote_resumes_on_its_curve(recipe):
+    path = recipe(mode="face_text")
+    shutil.copytree(STOPPED_RUN, path.parent / "output" / "tiny" / "tiny_20260101000")
+    outcome = run_train("--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto")
+    assert outcome.status == 0, outcome.stderr
+    lines = [json.loads(line) for line in (run_folder(path) / "log.txt").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 4), (1, 5), *((2, step) for step in range(1, 6))]
+    losses = json.loads((STOPPED_RUN / "losses.json").read_text())
+    assert [line["loss"] for line in lines] == pytest.approx(losses[3:], abs=2e-4)
+    before, after = (torch.load(folder / "last.state", weights_only=True) for folder in (STOPPED_RUN, run_folder(path)))
+    assert list(after) == list(before) and list(after["model"]) == list(before["model"])
+    assert list(after["optimizer"]["state"]) == list(before["optimizer"]["state"])
+
+
+def test_a_resumed_run_records_in_which_ways_it_began(recipe):
     """A step that was taken otherwise before a stop stays in the records of all that follows."""
     path = recipe(mode="face_text", max_epoch=1, iters_per_epoch=1)
     assert run_train("--cfg-path", str(path)).status == 0

@@ -15,11 +15,10 @@ from training_recipe import load_parts
 
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import IGNORE_INDEX
-from affectgpt.training.loop import build_stepper
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.packing import pack, row_of_each
-from affectgpt.training.step import prepare_llm
+from affectgpt.training.step import build_train_step, prepare_llm
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "training_curve.json"
 CPU = torch.device("cpu")
@@ -150,16 +149,16 @@ def test_clipping_shortens_the_gradient_and_reports_the_whole(parts, tiny_models
     lengths = {}
     for clip in (None, 0.01):
         fresh = load_parts(tmp_path, tiny_models, training_set, clip_grad_norm=clip)
-        stepper = build_stepper(fresh.model.train(), fresh.config, CPU, resumed=None)
+        train_step = build_train_step(fresh.model.train(), fresh.config, CPU, resumed=None)
         seen = []
-        stepper.optimizer.register_step_pre_hook(
+        train_step.optimizer.register_step_pre_hook(
             lambda optimizer, *_, seen=seen: seen.append(
                 math.sqrt(sum(float(p.grad.square().sum()) for g in optimizer.param_groups for p in g["params"]
                               if p.grad is not None))
             )
         )  # fmt: skip
         torch.manual_seed(0)
-        lengths[clip] = (stepper.run(fresh.batches[:1], lr=1e-3).grad_norm, seen[0])
+        lengths[clip] = (train_step.run(fresh.batches[:1], lr=1e-3).grad_norm, seen[0])
     whole, used = lengths[None]
     assert whole == pytest.approx(used, rel=1e-4) and whole > 0.1
     assert lengths[0.01] == (pytest.approx(whole, rel=1e-5), pytest.approx(0.01, rel=1e-3))
@@ -167,20 +166,20 @@ def test_clipping_shortens_the_gradient_and_reports_the_whole(parts, tiny_models
 
 def test_a_wholly_unreadable_batch_is_a_step_of_the_others(parts, tiny_models, training_set, tmp_path):
     fresh = load_parts(tmp_path, tiny_models, training_set)
-    stepper = build_stepper(fresh.model, fresh.config, CPU, resumed=None)
+    train_step = build_train_step(fresh.model, fresh.config, CPU, resumed=None)
     fresh.model.eval()
     expected = float(objective_of(fresh.model)(fresh.batches[0])) / terms(fresh.batches[0])
-    step = stepper.run([None, fresh.batches[0]], lr=0.0)
+    step = train_step.run([None, fresh.batches[0]], lr=0.0)
     assert step.loss == pytest.approx(expected, rel=1e-5)
-    assert stepper.run([None], lr=0.0).samples == 0
+    assert train_step.run([None], lr=0.0).samples == 0
 
 
 def five_steps(folder, tiny_models, training_set) -> list[float]:
     fresh = load_parts(folder, tiny_models, training_set, init_lr=5e-3)
-    stepper = build_stepper(fresh.model.train(), fresh.config, CPU, resumed=None)
+    train_step = build_train_step(fresh.model.train(), fresh.config, CPU, resumed=None)
     schedule = get_schedule(fresh.config.run)
     torch.manual_seed(42)
-    return [stepper.run([batch], lr=schedule(1, i)).loss for i, batch in enumerate(fresh.batches)]
+    return [train_step.run([batch], lr=schedule(1, i)).loss for i, batch in enumerate(fresh.batches)]
 
 
 def test_five_steps_are_golden_and_repeatable(tmp_path, tiny_models, training_set):
@@ -189,22 +188,22 @@ def test_five_steps_are_golden_and_repeatable(tmp_path, tiny_models, training_se
     assert curve == pytest.approx(json.loads(GOLDEN.read_text())["loss"], abs=2e-4)
 
 
-def steps(parts, tiny_models, training_set, folder, *, prepare=lambda stepper: None):
-    """Two steps of a fresh model without dropout: the stepper, its steps, its trained weights."""
+def steps(parts, tiny_models, training_set, folder, *, prepare=lambda train_step: None):
+    """Two steps of a fresh model without dropout: the train_step, its steps, its trained weights."""
     fresh = load_parts(folder, tiny_models, training_set)
     fresh.model.load_state_dict(parts.model.state_dict())
-    stepper = build_stepper(fresh.model.eval(), fresh.config, CPU, resumed=None)
-    prepare(stepper)
-    taken = [stepper.run([batch], lr=1e-3) for batch in fresh.batches[:2]]
-    return stepper, taken, [p.detach().clone() for p in stepper.parameters]
+    train_step = build_train_step(fresh.model.eval(), fresh.config, CPU, resumed=None)
+    prepare(train_step)
+    taken = [train_step.run([batch], lr=1e-3) for batch in fresh.batches[:2]]
+    return train_step, taken, [p.detach().clone() for p in train_step.parameters]
 
 
 def test_scaled_losses_take_the_same_steps(parts, tiny_models, training_set, tmp_path):
     """What float16 needs on a GPU: the loss is scaled up, the gradient down again before it is measured and used."""
     _, plain, weights = steps(parts, tiny_models, training_set, tmp_path)
 
-    def scale(stepper):
-        stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    def scale(train_step):
+        train_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
 
     _, scaled, scaled_weights = steps(parts, tiny_models, training_set, tmp_path, prepare=scale)
     for one, other in zip(plain, scaled, strict=True):
@@ -216,23 +215,23 @@ def test_scaled_losses_take_the_same_steps(parts, tiny_models, training_set, tmp
 def test_an_overflow_changes_no_weight_and_lowers_the_scale(parts, tiny_models, training_set, tmp_path):
     before = []
 
-    def overflow(stepper):
-        stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-        stepper.parameters[0].register_hook(lambda gradient: gradient * math.inf)
-        before.extend(p.detach().clone() for p in stepper.parameters)
+    def overflow(train_step):
+        train_step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        train_step.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+        before.extend(p.detach().clone() for p in train_step.parameters)
 
-    stepper, taken, weights = steps(parts, tiny_models, training_set, tmp_path, prepare=overflow)
+    train_step, taken, weights = steps(parts, tiny_models, training_set, tmp_path, prepare=overflow)
     assert all(math.isfinite(step.loss) and not math.isfinite(step.grad_norm) for step in taken)
-    assert stepper.scaler.get_scale() == 2.0**10  # halved by each of the two steps
+    assert train_step.scaler.get_scale() == 2.0**10  # halved by each of the two steps
     assert all(torch.equal(one, other) for one, other in zip(before, weights, strict=True))
 
 
 def test_bfloat16_arithmetic_is_near_float32(parts, tiny_models, training_set, tmp_path):
-    def bfloat16(stepper):
-        stepper.amp_dtype = torch.bfloat16
+    def bfloat16(train_step):
+        train_step.amp_dtype = torch.bfloat16
 
     _, plain, _ = steps(parts, tiny_models, training_set, tmp_path)
-    stepper, taken, weights = steps(parts, tiny_models, training_set, tmp_path, prepare=bfloat16)
+    train_step, taken, weights = steps(parts, tiny_models, training_set, tmp_path, prepare=bfloat16)
     assert [s.loss for s in taken] == pytest.approx([s.loss for s in plain], rel=2e-2)
     assert [s.loss for s in taken] != [s.loss for s in plain]
-    assert all(w.dtype == torch.float32 for w in weights) and stepper.scaler is None
+    assert all(w.dtype == torch.float32 for w in weights) and train_step.scaler is None

@@ -45,7 +45,7 @@ def test_a_run_leaves_checkpoints_logs_and_a_record(recipe):
 
 
 def test_scores_are_taken_during_training_and_change_nothing(recipe, monkeypatch):
-    """The model in training answers; dropout goes on where it was."""
+    """The model in training answers; dropout's random stream stays where it was."""
     from affectgpt.inference.engines.base import Answer
     from affectgpt.inference.engines.transformers import TransformersEngine
 
@@ -120,7 +120,7 @@ def test_tensorboard_gets_the_lines(recipe):
     assert len(shown) == 4
 
 
-def test_tensorboard_that_is_not_installed_is_told(recipe, monkeypatch):
+def test_tensorboard_that_is_not_installed_is_an_error(recipe, monkeypatch):
     monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     path = recipe(mode="textonly", tensorboard=True)
@@ -128,10 +128,10 @@ def test_tensorboard_that_is_not_installed_is_told(recipe, monkeypatch):
         main(["--cfg-path", str(path)])
 
 
-def test_dry_run_tells_and_leaves_nothing(recipe, capsys):
+def test_dry_run_reports_and_leaves_nothing(recipe, capsys):
     path = recipe(mode="face_text", iters_per_epoch=1000)
     assert main(["--cfg-path", str(path), "--dry-run"]) == 0
-    told = capsys.readouterr().out
+    report = capsys.readouterr().out
     for expected in (
         "llama_model",
         "affectgpt_proj",
@@ -140,11 +140,11 @@ def test_dry_run_tells_and_leaves_nothing(recipe, capsys):
         "memory: ",
         "2,000 steps",
     ):
-        assert expected in told
+        assert expected in report
     assert not (path.parent / "output").exists()
 
 
-def test_an_epochs_checkpoint_is_gone_on_with_in_a_new_folder(recipe):
+def test_an_epochs_checkpoint_is_resumed_in_a_new_folder(recipe):
     path = recipe(mode="face_text", max_epoch=1)
     assert run_train("--cfg-path", str(path)).status == 0
     first = run_folder(path)
@@ -160,7 +160,7 @@ def test_an_epochs_checkpoint_is_gone_on_with_in_a_new_folder(recipe):
 
 
 @pytest.mark.parity
-def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
+def test_a_published_checkpoint_is_resumed(golden, recipe):
     [checkpoint] = (golden / "attention").glob("checkpoint_*.pth")
     path = recipe(mode="face_text", max_epoch=6, iters_per_epoch=2)
     options = [f"run.resume_ckpt_path={checkpoint}", f"paths.models_root={golden / 'models'}", "model.lora_r=16"]
@@ -170,7 +170,7 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         (["run.lr_sched=linear_warmup_cosin_lr"], ConfigError, "Did you mean 'linear_warmup_cosine_lr'"),
         (["run.device=cuda"], ConfigError, "torch sees no GPU"),
@@ -201,16 +201,16 @@ def test_a_published_checkpoint_is_gone_on_with(golden, recipe):
     ],
     ids=lambda value: "-".join(option.partition("=")[0] for option in value) if isinstance(value, list) else "",
 )
-def test_what_cannot_work_is_told_before_the_model_is_loaded(recipe, monkeypatch, options, error, told):
+def test_what_cannot_work_is_refused_before_the_model_is_loaded(recipe, monkeypatch, options, error, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("affectgpt.modeling.build.load_llm", lambda *_, **__: pytest.fail("a model was loaded"))
     path = recipe(mode="face_text")
     with pytest.raises(error) as raised:
         main(["--cfg-path", str(path), "--options", *options])
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_too_little_memory_is_told_before_the_model_is_loaded(recipe, monkeypatch):
+def test_too_little_memory_is_reported_before_the_model_is_loaded(recipe, monkeypatch):
     monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setattr("affectgpt.training.preflight._free_cpu", lambda: 100_000)
     with pytest.raises(ConfigError, match=r"need 0\.\d GB in float32 on a CPU, and 0\.0 GB are free"):
@@ -218,7 +218,7 @@ def test_too_little_memory_is_told_before_the_model_is_loaded(recipe, monkeypatc
 
 
 @pytest.mark.parametrize("variable", [None, "/nowhere/g++"])
-def test_compiling_without_a_compiler_is_told_before_the_model_is_loaded(recipe, monkeypatch, variable):
+def test_compiling_without_a_compiler_is_refused_before_the_model_is_loaded(recipe, monkeypatch, variable):
     monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("CXX", variable) if variable else monkeypatch.delenv("CXX", raising=False)
@@ -238,7 +238,7 @@ def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch,
     def run(*_, **__):
         raise error
 
-    monkeypatch.setattr("affectgpt.training.step.Stepper.run", run)
+    monkeypatch.setattr("affectgpt.training.step.TrainStep.run", run)
     path = recipe(mode="textonly")
     for dry in (["--dry-run"], []):
         with pytest.raises(AffectGPTError, match=r"lower run\.batch_size_train"):
@@ -246,8 +246,17 @@ def test_memory_that_runs_out_in_a_step_names_what_to_lower(recipe, monkeypatch,
     assert json.loads((run_folder(path) / "run.json").read_text())["state"] == "failed"
 
 
+def test_memory_that_runs_out_while_the_model_is_built_names_what_to_do(recipe, monkeypatch):
+    def build_model(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("affectgpt.modeling.build.build_model", build_model)
+    with pytest.raises(AffectGPTError, match=r"memory ran out \(CUDA out of memory.*run\.parallel=fsdp2"):
+        main(["--cfg-path", str(recipe(mode="textonly"))])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_output_folder_is_told(recipe, tmp_path):
+def test_a_read_only_output_folder_is_an_error(recipe, tmp_path):
     (tmp_path / "output").mkdir(mode=0o500)
     with pytest.raises(ConfigError, match="cannot be written to"):
         main(["--cfg-path", str(recipe(mode="textonly"))])

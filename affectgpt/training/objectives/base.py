@@ -8,7 +8,7 @@ from torch import nn
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Batch
-from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 
 OBJECTIVES = Registry("training objective", "affectgpt.training.objectives")
 
@@ -19,7 +19,7 @@ class Objective(nn.Module):
     A step minimises the mean over all terms of the global batch: over micro-batches and ranks, whatever their sizes.
     """
 
-    def __init__(self, model: AffectGPT, run: RunConfig) -> None:
+    def __init__(self, model: AffectGPTForConditionalGeneration, run: RunConfig) -> None:
         super().__init__()
         self.model = model
 

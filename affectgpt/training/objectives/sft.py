@@ -6,7 +6,7 @@ import torch
 
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import IGNORE_INDEX, Batch
-from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as AffectGPT
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.training.objectives.base import OBJECTIVES, Objective
 from affectgpt.training.packing import pack
 
@@ -18,7 +18,7 @@ class SupervisedObjective(Objective):
     Logits are made for learnt tokens alone: of a vocabulary of 152,000 they are most of the memory of a step.
     """
 
-    def __init__(self, model: AffectGPT, run: RunConfig) -> None:
+    def __init__(self, model: AffectGPTForConditionalGeneration, run: RunConfig) -> None:
         super().__init__(model, run)
         self.packing = run.packing
         self.attention = run.attention

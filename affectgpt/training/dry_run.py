@@ -1,4 +1,4 @@
-"""``--dry-run``: two real steps, and what they say of the whole run."""
+"""``--dry-run``: two steps on real data, and what they say of the whole run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import nn
 from affectgpt.config.schema import Config
 from affectgpt.core.types import Batch
 from affectgpt.modeling.checkpoint import published_name
-from affectgpt.training.loop import Batches, build_stepper
+from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.training.loop import Batches
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.progress import memory_gb
+from affectgpt.training.step import build_train_step
 
 _STEPS = 2
 
@@ -27,18 +29,18 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
     return [(part, trained, frozen) for part, (trained, frozen) in rows.items()]
 
 
-def rehearse(*, model: nn.Module, config: Config, batches: Batches, device: torch.device) -> str:
-    """Run two steps on real data and tell what a run would take: parameters, memory, hours."""
+def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches: Batches, device: torch.device) -> str:
+    """Run two steps on real data and report what a run would take: parameters, memory, hours."""
     run = config.run
     table = parameter_table(model)
-    stepper = build_stepper(model, config, device, resumed=None)  # type: ignore[arg-type]
+    train_step = build_train_step(model, config, device, resumed=None)
     schedule = get_schedule(run)
     model.train()
     stream = batches(1)
     lines = [f"{'part':<28}{'trained':>16}{'frozen':>18}"]
     lines += [f"{part:<28}{trained:>16,}{frozen:>18,}" for part, trained, frozen in table]
-    lines.append(f"{'in all':<28}{sum(r[1] for r in table):>16,}{sum(r[2] for r in table):>18,}")
-    groups = [(group["weight_decay"], group["params"]) for group in stepper.optimizer.param_groups]
+    lines.append(f"{'total':<28}{sum(r[1] for r in table):>16,}{sum(r[2] for r in table):>18,}")
+    groups = [(group["weight_decay"], group["params"]) for group in train_step.optimizer.param_groups]
     for decay, parameters in groups:
         lines.append(
             f"weight decay {decay:g}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} numbers"
@@ -48,7 +50,7 @@ def rehearse(*, model: nn.Module, config: Config, batches: Batches, device: torc
         began = time.perf_counter()
         fetched: list[Batch | None] = [next(stream) for _ in range(run.accum_grad_iters)]
         waited = time.perf_counter() - began
-        step = stepper.run(fetched, lr=schedule(1, number))
+        step = train_step.run(fetched, lr=schedule(1, number))
         seconds.append(time.perf_counter() - began)
         lines.append(
             f"step {number + 1}: loss {step.loss:.4f}, gradient {step.grad_norm:.3g}, {step.samples} samples, "
