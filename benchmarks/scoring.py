@@ -2,8 +2,9 @@
 
 A benchmark of the published sizes (nine data sets, seven checkpoints each) is made in a temporary folder and scored by
 the command line, each time in a new process. Beside it, on the same files: a straightforward implementation that reads
-each file and maps every label anew for every wheel, as sets. It has to give the same numbers. ``--scale 5`` is the same
-with five times the samples, to see how cost grows. With ``--real`` given folders of the published layout are scored.
+each file and maps every label again for every wheel, as sets. It has to give the same numbers. ``--scale 5`` is the
+same with five times the samples, to see how cost grows. With ``--real`` the given folders of the published layout are
+scored.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ def straightforward(output: str, dataset: str, lexicon_choice: str) -> dict[str,
     def group(labels, wheel):
         found = set()
         for label in labels:
-            homes = wheel.homes(1)
-            word = next((w for w in lexicon.wheel_words(label) if w in homes), None)
+            groups = wheel.groups(1)
+            word = next((w for w in lexicon.wheel_words(label) if w in groups), None)
             if word is not None:
-                found.add(homes[word])
+                found.add(groups[word])
         return found
 
     scores: dict[str, dict[str, float]] = {}

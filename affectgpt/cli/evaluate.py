@@ -14,9 +14,9 @@ from affectgpt.cli.common import run_cli
 
 if TYPE_CHECKING:
     from affectgpt.datasets.table import DatasetRow
-    from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.extract import Extractor
     from affectgpt.evaluation.results import ResultFile
+    from affectgpt.evaluation.run_scores import ScoringPaths
 
 EXTRACTORS = ("vllm", "transformers", "openai", "direct")
 DIRECT = "direct"
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     with open_extractor(args) as extractor:
         for run in args.compare or [args.run]:
             extract_run(args, rows, places, extractor, run=run)
-    how = results.DIRECT if args.extractor == DIRECT else results.LLM
-    return scoring.score(args, rows, places, lexicon, how=how)
+    extraction = results.DIRECT if args.extractor == DIRECT else results.LLM
+    return scoring.score(args, rows, places, lexicon, extraction=extraction)
 
 
 def open_extractor(args: argparse.Namespace) -> Extractor:
@@ -92,7 +92,7 @@ def open_extractor(args: argparse.Namespace) -> Extractor:
     return get_extractor(args.extractor, sampling=Sampling(seed=args.seed), **settings)
 
 
-def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places) -> None:
+def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths) -> None:
     """Put ``--answers FILE`` among the results as a run of its own, so that its labels are kept and can be compared."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.names import check_name
@@ -114,12 +114,12 @@ def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Pla
 
 
 def extract_run(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, extractor: Extractor, *, run: str | None
+    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths, extractor: Extractor, *, run: str | None
 ) -> None:
     """Extract labels of a run's answers, data set by data set, where they are missing."""
-    from affectgpt.evaluation.board import pick_files
     from affectgpt.evaluation.extract import extract_file
     from affectgpt.evaluation.results import CheckpointChoice
+    from affectgpt.evaluation.run_scores import pick_files
 
     checkpoints = args.checkpoints
     if args.compare and run:

@@ -13,15 +13,15 @@ from affectgpt.cli.common import add_imports_argument, run_cli
 if TYPE_CHECKING:
     from affectgpt.config.schema import DatasetConfig
     from affectgpt.datasets.table import DatasetRow
-    from affectgpt.evaluation.board import Board, Places
     from affectgpt.evaluation.lexicon import Lexicon
+    from affectgpt.evaluation.run_scores import RunScores, ScoringPaths
 
 ALL = "all"
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that both evaluation commands have."""
-    where = parser.add_argument_group("where things lie")
+    where = parser.add_argument_group("where things are")
     where.add_argument(
         "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets (task: says how they "
         "are scored), and where data and results are",
@@ -87,17 +87,17 @@ def main(argv: list[str] | None = None) -> int:
     rows, places, lexicon = open_inputs(args)
     if args.answers:
         return report(args, score_answers(args, rows, places, lexicon))
-    return score(args, rows, places, lexicon, how=args.extractor)
+    return score(args, rows, places, lexicon, extraction=args.extractor)
 
 
-def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lexicon]:
+def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPaths, Lexicon]:
     """Data set rows, places and lexicon that the arguments name."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.registry import import_files
     from affectgpt.datasets.table import DATASETS, get_row, parse_names
-    from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.grouping import check_grouping
     from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.run_scores import ScoringPaths
 
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
@@ -118,7 +118,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lex
         own_scoring_row(name, own[name]) if name in own else get_row(name)
         for name in parse_names(args.datasets, own=own)
     ]
-    places = Places(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
+    places = ScoringPaths(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
     return rows, places, find_lexicon(args.lexicon)
 
 
@@ -141,34 +141,41 @@ def named_one_by_one(args: argparse.Namespace) -> bool:
 
 
 def score(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon, *, how: str | None
+    args: argparse.Namespace,
+    rows: Sequence[DatasetRow],
+    places: ScoringPaths,
+    lexicon: Lexicon,
+    *,
+    extraction: str | None,
 ) -> int:
     """Score a run, or compare two, and report."""
     if args.compare:
-        return compare(args, rows, places, lexicon, how=how)
-    from affectgpt.evaluation.board import score_run
+        return compare(args, rows, places, lexicon, extraction=extraction)
     from affectgpt.evaluation.results import CheckpointChoice
+    from affectgpt.evaluation.run_scores import score_run
 
-    board = score_run(
+    run_scores = score_run(
         rows,
         places,
         lexicon,
         run=args.run,
         choice=CheckpointChoice.parse(args.checkpoints),
-        how=how,
+        extraction=extraction,
         grouping=args.grouping,
         allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
         draws=args.bootstrap,
     )
-    return report(args, board)
+    return report(args, run_scores)
 
 
-def score_answers(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon) -> Board:
+def score_answers(
+    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths, lexicon: Lexicon
+) -> RunScores:
     """Score one file of answers without writing anything, labels read directly."""
     from affectgpt.evaluation import answers as tables
-    from affectgpt.evaluation import board as boards
     from affectgpt.evaluation import extraction_file as files
+    from affectgpt.evaluation import run_scores as runs
     from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.score import Truth, make_metric, score_items
 
@@ -189,11 +196,11 @@ def score_answers(args: argparse.Namespace, rows: Sequence[DatasetRow], places: 
             )
     found = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
     found.extractor, found.answers = extractor, answers
-    board = boards.Board(path.name, lexicon, args.grouping, {row.name: [found]}, notes)
-    board.notes += boards.sample_notes(row, truth, [found])
+    run_scores = runs.RunScores(path.name, lexicon, args.grouping, {row.name: [found]}, notes)
+    run_scores.notes += runs.sample_notes(row, truth, [found])
     if args.bootstrap:
-        boards.add_intervals([found], draws=args.bootstrap)
-    return board
+        runs.add_intervals([found], draws=args.bootstrap)
+    return run_scores
 
 
 def one_dataset(args: argparse.Namespace, rows: Sequence[DatasetRow]) -> DatasetRow:
@@ -206,7 +213,12 @@ def one_dataset(args: argparse.Namespace, rows: Sequence[DatasetRow]) -> Dataset
 
 
 def compare(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon, *, how: str | None
+    args: argparse.Namespace,
+    rows: Sequence[DatasetRow],
+    places: ScoringPaths,
+    lexicon: Lexicon,
+    *,
+    extraction: str | None,
 ) -> int:
     """Paired test between two runs."""
     from affectgpt.core.files import write_json
@@ -215,7 +227,7 @@ def compare(
 
     found = compare_runs(
         args.compare, rows, places, lexicon,
-        checkpoints=args.checkpoints, how=how, grouping=args.grouping, allow_missing=args.allow_missing,
+        checkpoints=args.checkpoints, extraction=extraction, grouping=args.grouping, allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
     )  # fmt: skip
     print(report_text.comparison_table(found))
@@ -224,34 +236,34 @@ def compare(
     return 0
 
 
-def report(args: argparse.Namespace, board: Board) -> int:
+def report(args: argparse.Namespace, run_scores: RunScores) -> int:
     """Print the table and write the files asked for."""
     from affectgpt.core.files import write_json, write_text
     from affectgpt.evaluation import report_text
     from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.score import unknown_labels
 
-    grouping = grouping_of(board.lexicon, board.grouping)
-    unknown = unknown_labels((s for scores in board.scores.values() for s in scores), grouping)
-    print(report_text.table(board))
+    grouping = grouping_of(run_scores.lexicon, run_scores.grouping)
+    unknown = unknown_labels((s for scores in run_scores.scores.values() for s in scores), grouping)
+    print(report_text.table(run_scores))
     if unknown.counts:
         print(report_text.unknown_line(unknown))
     if args.all_metrics:
-        print(report_text.all_metrics(board))
+        print(report_text.all_metrics(run_scores))
     if args.json:
         from affectgpt.evaluation.report_json import as_dict
 
-        write_json(args.json, as_dict(board))
+        write_json(args.json, as_dict(run_scores))
     if args.html:
         from affectgpt.evaluation.report_html import page
 
-        write_text(args.html, page(board))
+        write_text(args.html, page(run_scores))
     if args.latex == "-":
-        print("\n" + report_text.latex(board))
+        print("\n" + report_text.latex(run_scores))
     elif args.latex:
-        write_text(args.latex, report_text.latex(board) + "\n")
+        write_text(args.latex, report_text.latex(run_scores) + "\n")
     if args.unknown_labels:
-        write_text(args.unknown_labels, report_text.unknown_csv(unknown, board.lexicon))
+        write_text(args.unknown_labels, report_text.unknown_csv(unknown, run_scores.lexicon))
     return 0
 
 

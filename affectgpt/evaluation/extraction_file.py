@@ -53,13 +53,13 @@ def read_answers(path: Path) -> dict[str, str]:
     answers = values.get("name2reason")
     if not isinstance(answers, dict):
         found = ", ".join(values) or "none"
-        raise DataError(f"{path}: no answers file: it should hold a dict under the key name2reason; keys: {found}")
+        raise DataError(f"{path}: not an answers file: it should hold a dict under the key name2reason; keys: {found}")
     if not answers:
         raise DataError(f"{path}: name2reason is empty, there is no answer to read")
     wrong = [name for name, answer in answers.items() if not isinstance(name, str) or not isinstance(answer, str)]
     if wrong:
         first = ", ".join(f"{shortened(name)} ({shortened(answers[name])})" for name in wrong[:3])
-        raise DataError(f"{path}: {len(wrong)} of {len(answers)} answers are no text: {first}; answer these again")
+        raise DataError(f"{path}: {len(wrong)} of {len(answers)} answers are not text: {first}; answer these again")
     return {str(name): str(answer) for name, answer in answers.items()}
 
 

@@ -45,10 +45,14 @@ class Grouping:
         check_grouping(name)
         self.lexicon, self.name = lexicon, name
         level = {"wheel": 1, "wheel-level2": 2}.get(name)
-        self._homes = [wheel.homes(level) for wheel in lexicon.wheels] if level else None
+        self._wheel_groups = [wheel.groups(level) for wheel in lexicon.wheels] if level else None
         self.views = tuple(wheel.name for wheel in lexicon.wheels) if level else (name,)
         self._bits: list[dict[str, int]] = [{} for _ in self.views]  # per view: group → bit within that view
-        self._width = max(len(set(homes.values())) for homes in self._homes) if self._homes else self._vocabulary_size()
+        self._width = (
+            max(len(set(groups.values())) for groups in self._wheel_groups)
+            if self._wheel_groups
+            else self._vocabulary_size()
+        )
         self._of_label: dict[str, int] = {}
         self._of_item: dict[str, tuple[tuple[str, ...], int]] = {}
 
@@ -58,13 +62,13 @@ class Grouping:
 
     def groups(self, label: str) -> tuple[str | None, ...]:
         """The group of one label in each view; None where it has none."""
-        if self._homes is None:
+        if self._wheel_groups is None:
             form = min(self.lexicon.forms.get(clean(label), ()), default=None)
             if self.name == "l1" or form is None:
                 return (form,)
             return (min(self.lexicon.synonyms.get(form, ()), default=None),)
         words = self.lexicon.wheel_words(label)
-        return tuple(next((homes[word] for word in words if word in homes), None) for homes in self._homes)
+        return tuple(next((groups[word] for word in words if word in groups), None) for groups in self._wheel_groups)
 
     def label_mask(self, label: str) -> int:
         """The bits of one label, all views side by side; 0 for a label that no view knows."""

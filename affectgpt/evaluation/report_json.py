@@ -15,40 +15,40 @@ from typing import Any
 
 from affectgpt import __version__
 from affectgpt.evaluation import published
-from affectgpt.evaluation.board import Board
 from affectgpt.evaluation.compare import PairedResult
+from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import Score
 
 VERSION = 1
 
 
-def as_dict(board: Board) -> dict[str, Any]:
-    """A board as plain data, see above."""
+def as_dict(run_scores: RunScores) -> dict[str, Any]:
+    """The scores of a run as plain data, see above."""
     value: dict[str, Any] = {
         "version": VERSION,
         "affectgpt": __version__,
-        "run": board.run,
-        "lexicon": {"source": board.lexicon.source, "comparable": board.lexicon.comparable},
-        "grouping": board.grouping,
-        "extractors": board.extractors,
+        "run": run_scores.run,
+        "lexicon": {"source": run_scores.lexicon.source, "comparable": run_scores.lexicon.comparable},
+        "grouping": run_scores.grouping,
+        "extractors": run_scores.extractors,
         "datasets": {},
-        "mean_best": board.mean_best,
-        "mean_of": len(board.datasets),
-        "single": {c: dict(zip(("mean", "mean_of"), board.mean(c), strict=True)) for c in board.checkpoints},
-        "best_single": board.best_single,
-        "notes": board.caveats(),
+        "mean_best": run_scores.mean_best,
+        "mean_of": len(run_scores.datasets),
+        "single": {c: dict(zip(("mean", "mean_of"), run_scores.mean(c), strict=True)) for c in run_scores.checkpoints},
+        "best_single": run_scores.best_single,
+        "notes": run_scores.caveats(),
     }
-    for dataset, scores in board.scores.items():
-        metric, best = scores[0].metric, board.best[dataset]
+    for dataset, scores in run_scores.scores.items():
+        metric, best = scores[0].metric, run_scores.best[dataset]
         value["datasets"][dataset.lower()] = {
             "task": scores[0].task,
             "metric": metric.keys[0],
             "checkpoints": {score.checkpoint: _score(score) for score in scores},
             "best": {"checkpoint": best.checkpoint, **best.values},
         }
-    if board.comparable:
-        known = {d.lower(): published.PRIMARY[d] / 100 for d in board.datasets if d in published.PRIMARY}
-        mean = published.mean_of(board.datasets)
+    if run_scores.comparable:
+        known = {d.lower(): published.PRIMARY[d] / 100 for d in run_scores.datasets if d in published.PRIMARY}
+        mean = published.mean_of(run_scores.datasets)
         value["published"] = {"model": published.MODEL, "datasets": known, "mean": None if mean is None else mean / 100}
     return value
 

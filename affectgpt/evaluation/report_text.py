@@ -7,53 +7,54 @@ import io
 from collections.abc import Sequence
 
 from affectgpt.core.printable import printable
-from affectgpt.evaluation.board import Board
 from affectgpt.evaluation.compare import PairedResult
 from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import UnknownLabels, why_unknown
 from affectgpt.evaluation.summary import percent, summarise
 
 
-def table(board: Board) -> str:
+def table(run_scores: RunScores) -> str:
     """The scores of one run: a row per checkpoint, then the best single one, the oracle row and the published one."""
-    summary, n = summarise(board), len(board.datasets)
-    titles = [scores[0].metric.titles[0] for scores in board.scores.values()]
-    head = [["checkpoint", *board.datasets, f"mean of {n}"], ["", *titles, ""], ["clips", *_clips(board), ""]]
+    summary, n = summarise(run_scores), len(run_scores.datasets)
+    titles = [scores[0].metric.titles[0] for scores in run_scores.scores.values()]
+    head = [["checkpoint", *run_scores.datasets, f"mean of {n}"], ["", *titles, ""], ["clips", *_clips(run_scores), ""]]
     body = [[row.name, *row.cells, row.mean] for row in summary.checkpoints]
     last = (summary.single, summary.low, summary.high, summary.best, summary.published)
     foot = [[row.name, *row.cells, row.mean] for row in last if row is not None]
-    lines = [*_heading(board), "", *_grid([head, body, foot]), ""]
+    lines = [*_heading(run_scores), "", *_grid([head, body, foot]), ""]
     if summary.single is not None:
         lines.append(
-            f"best single checkpoint: {printable(str(board.best_single))} (mean of {n}: {summary.single.mean})"
+            f"best single checkpoint: {printable(str(run_scores.best_single))} (mean of {n}: {summary.single.mean})"
         )
-    if len(board.checkpoints) > 1:
+    if len(run_scores.checkpoints) > 1:
         lines.append(
             "The row best per data set picks each checkpoint on the test set itself, as the paper does.\n"
             "A single checkpoint scores lower as a rule; to compare models, take one checkpoint of each."
         )
-    lines += [f"note: {printable(words)}" for words in board.caveats()]
+    lines += [f"note: {printable(words)}" for words in run_scores.caveats()]
     return "\n".join(lines)
 
 
-def _clips(board: Board) -> list[str]:
+def _clips(run_scores: RunScores) -> list[str]:
     """How many samples were scored, of how many in the split, by data set; from fewest to most over checkpoints."""
     cells = []
-    for scores in board.scores.values():
+    for scores in run_scores.scores.values():
         counts = sorted({len(score.names) for score in scores})
         scored = "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
         cells.append(f"{scored} of {scores[0].split_size}")
     return cells
 
 
-def _heading(board: Board) -> list[str]:
+def _heading(run_scores: RunScores) -> list[str]:
     made = "; ".join(
-        how if len(board.extractors) == 1 else f"{how} ({', '.join(sets)})" for how, sets in board.extractors.items()
+        extractor if len(run_scores.extractors) == 1 else f"{extractor} ({', '.join(sets)})"
+        for extractor, sets in run_scores.extractors.items()
     )
     lines = [
-        f"run        {board.run}",
+        f"run        {run_scores.run}",
         f"labels     {made}",
-        f"lexicon    {board.lexicon.source}",
+        f"lexicon    {run_scores.lexicon.source}",
         "values     percent",
     ]
     return [printable(line) for line in lines]
@@ -74,10 +75,10 @@ def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
     return lines
 
 
-def all_metrics(board: Board) -> str:
+def all_metrics(run_scores: RunScores) -> str:
     """Secondary metrics of every checkpoint with their intervals, a table per data set."""
     lines: list[str] = []
-    for dataset, scores in board.scores.items():
+    for dataset, scores in run_scores.scores.items():
         metric = scores[0].metric
         rows = []
         for score in scores:
@@ -131,14 +132,14 @@ def comparison_table(result: PairedResult) -> str:
     return "\n".join(lines + [f"note: {printable(words)}" for words in result.notes])
 
 
-def latex(board: Board) -> str:
+def latex(run_scores: RunScores) -> str:
     """Rows for a LaTeX table: best single checkpoint, then the oracle row; a comment says what the columns are."""
-    datasets = board.datasets
-    lines = [f"% {printable(words)}" for words in (board.run, *board.caveats())]
+    datasets = run_scores.datasets
+    lines = [f"% {printable(words)}" for words in (run_scores.run, *run_scores.caveats())]
     lines.append(f"% columns: model & {' & '.join(datasets)} & mean of {len(datasets)}")
-    summary = summarise(board)
+    summary = summarise(run_scores)
     if summary.single is not None:
-        name = f"Best single checkpoint ({board.best_single})"
+        name = f"Best single checkpoint ({run_scores.best_single})"
         lines.append(_latex_row(name, [*summary.single.cells, summary.single.mean]))
     lines.append(_latex_row("Best per data set (paper's protocol)", [*summary.best.cells, summary.best.mean]))
     return "\n".join(lines)

@@ -38,17 +38,17 @@ class ResultFile:
         """The answers file, there or not."""
         return self.folder / f"{self.stem}.npz"
 
-    def extracted(self, how: str, *, polarity: bool) -> Path:
+    def extracted(self, extraction: str, *, polarity: bool) -> Path:
         """The extraction file that a metric reads, there or not."""
-        return (files.sentiment_path if polarity else files.labels_path)(self.answers, SUFFIXES[how])
+        return (files.sentiment_path if polarity else files.labels_path)(self.answers, SUFFIXES[extraction])
 
-    def has(self, how: str, *, polarity: bool) -> bool:
+    def has(self, extraction: str, *, polarity: bool) -> bool:
         """Whether that file is there."""
-        return f"-openset{SUFFIXES[how]}{'-sentiment' if polarity else ''}" in self.kinds
+        return f"-openset{SUFFIXES[extraction]}{'-sentiment' if polarity else ''}" in self.kinds
 
 
 def results_folder(base_root: str | os.PathLike[str], row: DatasetRow) -> Path:
-    """Where all runs on one data set lie."""
+    """The folder that holds all runs on one data set."""
     return Path(f"{os.fspath(base_root)}-{row.name.lower()}")
 
 
@@ -125,7 +125,7 @@ class CheckpointChoice:
                 continue
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
-                raise ConfigError(f"--checkpoints {part}: the range is empty, its end lies before its beginning")
+                raise ConfigError(f"--checkpoints {part}: the range is empty, its end is before its beginning")
             epochs.append(range(first, last + 1, int(match[3] or 1)))
         return cls(tuple(epochs), tuple(names))
 

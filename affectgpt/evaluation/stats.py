@@ -30,14 +30,14 @@ def resamples(n: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarr
 
 
 def intervals(
-    metric: Metric, rows: list[np.ndarray], *, draws: int = DRAWS, seed: int = 0
+    metric: Metric, summands: list[np.ndarray], *, draws: int = DRAWS, seed: int = 0
 ) -> list[dict[str, tuple[float, float]]]:
-    """95 % percentile bootstrap intervals of several checkpoints on the same N samples, rows ``[N, C]`` each."""
-    stacked = np.concatenate(rows, axis=1).astype(np.float32)  # [N, K * C]
+    """95 % percentile bootstrap intervals of several checkpoints on the same N samples, summands ``[N, C]`` each."""
+    stacked = np.concatenate(summands, axis=1).astype(np.float32)  # [N, K * C]
     sums = np.concatenate([weights @ stacked for weights in resamples(len(stacked), draws=draws, seed=seed)])
     found = []
-    for part in np.split(sums.astype(np.float64), len(rows), axis=1):
-        values = metric.formula(part)
+    for part in np.split(sums.astype(np.float64), len(summands), axis=1):
+        values = metric.aggregate(part)
         tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
         found.append({key: _quantiles(values[key], tails) for key in metric.keys})
     return found
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def compare(metric: Metric, a: np.ndarray, b: np.ndarray, *, draws: int = TEST_DRAWS, seed: int = 0) -> Comparison:
-    """Paired test of the primary metric on rows ``[N, C]`` of two systems.
+    """Paired test of the primary metric on summands ``[N, C]`` of two systems.
 
     p: approximate randomisation (Noreen 1989): how often swapping the two systems' outputs on random samples moves
     them at least as far apart. Interval: paired bootstrap.
@@ -76,7 +76,7 @@ def compare(metric: Metric, a: np.ndarray, b: np.ndarray, *, draws: int = TEST_D
     key = metric.keys[0]
 
     def difference(sums_a: np.ndarray, sums_b: np.ndarray) -> np.ndarray:
-        return metric.formula(sums_b)[key] - metric.formula(sums_a)[key]
+        return metric.aggregate(sums_b)[key] - metric.aggregate(sums_a)[key]
 
     total_a, total_b = a.sum(axis=0), b.sum(axis=0)
     observed = abs(float(difference(total_a, total_b)))
@@ -90,8 +90,8 @@ def compare(metric: Metric, a: np.ndarray, b: np.ndarray, *, draws: int = TEST_D
     pairs = [difference(w @ a, w @ b) for w in resamples(n, seed=seed)]
     interval = _quantiles(np.concatenate(pairs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Comparison(
-        a=float(metric.formula(total_a)[key]),
-        b=float(metric.formula(total_b)[key]),
+        a=float(metric.aggregate(total_a)[key]),
+        b=float(metric.aggregate(total_b)[key]),
         interval=interval,
         p=(as_far + 1) / (draws + 1),
         n=n,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from affectgpt.evaluation import published
-from affectgpt.evaluation.board import Board
+from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import Score
 
 BEST_PER_SET = "best per data set (paper's protocol)"
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """All rows of a board. ``single`` and ``published`` are None where there is no such row."""
+    """All rows of a run. ``single`` and ``published`` are None where there is no such row."""
 
     checkpoints: list[Row]
     single: Row | None
@@ -46,20 +46,20 @@ def cell(score: Score | None) -> str:
     return NONE if score is None else percent(score.primary) + ("*" if score.left_out else "")
 
 
-def summarise(board: Board) -> Summary:
-    """The rows of a board: checkpoints, the best single one, the oracle row and the published one."""
-    datasets, best = board.datasets, board.best
+def summarise(run_scores: RunScores) -> Summary:
+    """The rows of a run: checkpoints, the best single one, the oracle row and the published one."""
+    datasets, best = run_scores.datasets, run_scores.best
     checkpoints = []
-    for checkpoint in board.checkpoints:
-        scores = [board.cell(dataset, checkpoint) for dataset in datasets]
-        value, over = board.mean(checkpoint)
+    for checkpoint in run_scores.checkpoints:
+        scores = [run_scores.cell(dataset, checkpoint) for dataset in datasets]
+        value, over = run_scores.mean(checkpoint)
         mean = percent(value) if over == len(datasets) else f"{percent(value)} of {over}"
         marks = tuple(score is not None and score is best[score.dataset] for score in scores)
         checkpoints.append(Row(checkpoint, [cell(score) for score in scores], mean, marks))
     single = low = high = None
-    if board.best_single is not None:
-        found = board.of_checkpoint(board.best_single)
-        single = Row(BEST_SINGLE, [cell(score) for score in found], percent(board.mean(board.best_single)[0]))
+    if run_scores.best_single is not None:
+        found = run_scores.of_checkpoint(run_scores.best_single)
+        single = Row(BEST_SINGLE, [cell(score) for score in found], percent(run_scores.mean(run_scores.best_single)[0]))
         if all(score.interval for score in found):
             low = Row("  95 % interval, from", _bounds(found, 0), "")
             high = Row("  to", _bounds(found, 1), "")
@@ -68,8 +68,8 @@ def summarise(board: Board) -> Summary:
         single=single,
         low=low,
         high=high,
-        best=Row(BEST_PER_SET, [cell(best[dataset]) for dataset in datasets], percent(board.mean_best)),
-        published=_published(board),
+        best=Row(BEST_PER_SET, [cell(best[dataset]) for dataset in datasets], percent(run_scores.mean_best)),
+        published=_published(run_scores),
     )
 
 
@@ -77,9 +77,9 @@ def _bounds(scores: Iterable[Score], side: int) -> list[str]:
     return [percent(score.interval[score.metric.keys[0]][side]) for score in scores]
 
 
-def _published(board: Board) -> Row | None:
-    if not board.comparable or not any(dataset in published.PRIMARY for dataset in board.datasets):
+def _published(run_scores: RunScores) -> Row | None:
+    if not run_scores.comparable or not any(dataset in published.PRIMARY for dataset in run_scores.datasets):
         return None
-    cells = [f"{published.PRIMARY[d]:.2f}" if d in published.PRIMARY else NONE for d in board.datasets]
-    mean = published.mean_of(board.datasets)
+    cells = [f"{published.PRIMARY[d]:.2f}" if d in published.PRIMARY else NONE for d in run_scores.datasets]
+    mean = published.mean_of(run_scores.datasets)
     return Row(published.MODEL, cells, NONE if mean is None else f"{mean:.2f}")

@@ -16,7 +16,7 @@ def polarity_rows(right: list[bool]) -> np.ndarray:
     """Samples of alternating truth that are met or not."""
     truth = [1.0 if i % 2 else -1.0 for i in range(len(right))]
     words = ["positive" if (t > 0) == ok else "negative" for t, ok in zip(truth, right, strict=True)]
-    return Polarity().rows(truth, words)
+    return Polarity().summands(truth, words)
 
 
 def test_resamples_draw_n_of_n() -> None:
@@ -46,7 +46,7 @@ def test_checkpoints_together_or_alone_have_the_same_interval() -> None:
 
 def test_resamples_without_a_counted_sample_are_no_number() -> None:
     metric = HitRate(grouping_of(load_builtin()))
-    rows = metric.rows([("happy",), ("neutral",), ("neutral",)], ["[happy]", "[]", "[]"])
+    rows = metric.summands([("happy",), ("neutral",), ("neutral",)], ["[happy]", "[]", "[]"])
     assert intervals(metric, [rows], draws=200)[0]["hit"] == (1.0, 1.0)
 
 

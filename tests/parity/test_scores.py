@@ -12,9 +12,9 @@ import pytest
 
 from affectgpt.datasets.table import get_row
 from affectgpt.evaluation import published
-from affectgpt.evaluation.board import Places, score_run
 from affectgpt.evaluation.lexicon import load_folder
 from affectgpt.evaluation.report_text import table
+from affectgpt.evaluation.run_scores import ScoringPaths, score_run
 from affectgpt.evaluation.summary import BEST_PER_SET, percent
 
 pytestmark = pytest.mark.parity
@@ -31,12 +31,12 @@ def lexicon(merunibench: Path):
 
 
 @pytest.fixture(scope="module")
-def places(merunibench: Path) -> Places:
-    return Places(merunibench / "output" / "results", merunibench / "dataset")
+def places(merunibench: Path) -> ScoringPaths:
+    return ScoringPaths(merunibench / "output" / "results", merunibench / "dataset")
 
 
 @pytest.fixture(scope="module")
-def boards(places: Places, lexicon) -> list:
+def all_runs(places: ScoringPaths, lexicon) -> list:
     face = score_run([get_row(n) for n in ("MER2023", "CMUMOSI", "SIMS")], places, lexicon, draws=0)
     others = [
         score_run([get_row("OVMERDPlus")], places, lexicon, run=run, draws=0)
@@ -45,12 +45,12 @@ def boards(places: Places, lexicon) -> list:
     return [face, *others]
 
 
-def test_every_published_number(boards: list, expected: dict) -> None:
+def test_every_published_number(all_runs: list, expected: dict) -> None:
     found = {}
-    for board in boards:
-        for dataset, scores in board.scores.items():
+    for run_scores in all_runs:
+        for dataset, scores in run_scores.scores.items():
             for score in scores:
-                run = f"{board.run}/" if dataset == "OVMERDPlus" else ""
+                run = f"{run_scores.run}/" if dataset == "OVMERDPlus" else ""
                 found[f"{dataset.lower()}/{run}{score.checkpoint}"] = score
     assert found.keys() == expected.keys()
     for key, numbers in expected.items():
@@ -61,19 +61,19 @@ def test_every_published_number(boards: list, expected: dict) -> None:
             assert found[key].detail["counted"] == numbers["counted"], key
 
 
-def test_best_per_data_set_is_the_published_row(boards: list) -> None:
-    best = {dataset: percent(score.primary) for dataset, score in boards[0].best.items()}
+def test_best_per_data_set_is_the_published_row(all_runs: list) -> None:
+    best = {dataset: percent(score.primary) for dataset, score in all_runs[0].best.items()}
     assert best == {"MER2023": "78.54", "CMUMOSI": "81.30", "SIMS": "88.49"}
     assert all(best[dataset] == f"{published.PRIMARY[dataset]:.2f}" for dataset in best)
 
 
-def test_the_mean_of_nine_stands_beside_nine_only(boards: list) -> None:
-    text = table(boards[0])
+def test_the_mean_of_nine_stands_beside_nine_only(all_runs: list) -> None:
+    text = table(all_runs[0])
     assert BEST_PER_SET in text and "mean of 3" in text and f"{published.MEAN_OF_NINE}" not in text
     assert published.mean_of(list(published.PRIMARY)) == published.MEAN_OF_NINE
 
 
-def test_level_two_is_stricter_than_level_one(places: Places, lexicon) -> None:
+def test_level_two_is_stricter_than_level_one(places: ScoringPaths, lexicon) -> None:
     # Sectors of the middle ring split those of the inner ring, so fewer answers can agree.
     by_grouping = {
         grouping: score_run(

@@ -1,7 +1,7 @@
-"""What a metric is: numbers per sample that add up, and a formula on their sums.
+"""What a metric is: numbers per sample that add up, and an aggregate of their sums.
 
 That split gives a score, its bootstrap interval and a paired test with the same few lines: a resample only weighs the
-rows differently.
+summands differently.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Metric(Protocol):
     titles: tuple[str, ...]
     polarity: bool
 
-    def rows(self, truth: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
+    def summands(self, truth: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
         """Summands ``[N, C]`` (float64) of N samples; a sample that does not count is a row of zeros."""
         ...
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         """Sums ``[..., C]`` → each key's value ``[...]`` (0..1; NaN where nothing counts)."""
         ...
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """How well each sample was met, ``[N]`` (0..1; NaN: it does not count), for showing the worst ones."""
         ...
 

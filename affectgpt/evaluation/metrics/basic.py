@@ -29,7 +29,7 @@ class HitRate:
         """The true labels of a sample, None where it has none."""
         return None if labels.emotion is None else (labels.emotion,)
 
-    def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
+    def summands(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
         """``[N, 2V]`` for V views: hits per view, then samples counted per view."""
         sizes, mask = self.grouping.sizes, self.grouping.mask
         rows = []
@@ -39,14 +39,14 @@ class HitRate:
         # the truth is one label, so both numbers are 0 or 1
         return np.minimum(np.array(rows, dtype=np.float64).reshape(len(rows), -1), 1.0)
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         hits, counted = np.split(sums, 2, axis=-1)
         with np.errstate(invalid="ignore"):
             return {"hit": (hits / counted).mean(axis=-1)}
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """The share of the wheels that know the truth in which the sample is a hit."""
-        hits, counted = np.split(rows, 2, axis=1)
+        hits, counted = np.split(summands, 2, axis=1)
         with np.errstate(invalid="ignore"):
             return hits.sum(axis=1) / counted.sum(axis=1)
 

@@ -29,7 +29,7 @@ class SetF:
         """The true labels of a sample, None where it has none."""
         return labels.ovlabels
 
-    def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
+    def summands(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
         """``[N, 3V]`` for V views: precisions, recalls, samples counted."""
         sizes, mask = self.grouping.sizes, self.grouping.mask
         both, predicted_sizes, true_sizes = [], [], []
@@ -46,7 +46,7 @@ class SetF:
         precision, recall = inter / np.maximum(of_pred, 1), inter / np.maximum(of_true, 1)
         return np.concatenate([precision, recall, of_true > 0], axis=1)
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         precision, recall, f = self._per_view(sums)
         return {"f": f.mean(axis=-1), "precision": precision.mean(axis=-1), "recall": recall.mean(axis=-1)}
 
@@ -59,9 +59,9 @@ class SetF:
             f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
         return precision, recall, f
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """F of the sample's own precision and recall, mean over the wheels that know the truth."""
-        precision, recall, counted = np.split(rows, 3, axis=1)
+        precision, recall, counted = np.split(summands, 3, axis=1)
         both = precision + recall
         f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
         with np.errstate(invalid="ignore"):

@@ -30,7 +30,7 @@ class Polarity:
         """The true value of a sample, None where it has none."""
         return labels.valence
 
-    def rows(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
+    def summands(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
         """``[N, 4]``: true positive, false positive, false negative, true negative."""
         value = np.asarray(truth, dtype=np.float64)
         guess = np.array([word == POSITIVE for word in predicted], dtype=bool)
@@ -39,7 +39,7 @@ class Polarity:
             [counts & true & guess, counts & ~true & guess, counts & true & ~guess, counts & ~true & ~guess], axis=1
         ).astype(np.float64)
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
         total = tp + fp + fn + tn
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -48,10 +48,10 @@ class Polarity:
             waf = ((tp + fn) * f_positive + (tn + fp) * f_negative) / total
             return {"waf": waf, "acc": (tp + tn) / total}
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """1 where the polarity is right, else 0."""
         with np.errstate(invalid="ignore"):
-            return (rows[:, 0] + rows[:, 3]) / rows.sum(axis=1)
+            return (summands[:, 0] + summands[:, 3]) / summands.sum(axis=1)
 
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         return {

@@ -27,7 +27,7 @@ SHOWN = 3
 
 
 @dataclass
-class Board:
+class RunScores:
     """Scores of one run: data set → scores by checkpoint, with what a reader must know of them in ``notes``."""
 
     run: str
@@ -108,21 +108,21 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where results and labels lie."""
+class ScoringPaths:
+    """Where results and labels are stored."""
 
     base_root: Path  # folders are {base_root}-{data set, lower case}
     dataset_root: Path
 
 
-def find_runs(rows: Sequence[DatasetRow], places: Places) -> dict[str, dict[str, list[ResultFile]]]:
+def find_runs(rows: Sequence[DatasetRow], places: ScoringPaths) -> dict[str, dict[str, list[ResultFile]]]:
     """Data set → run → result files."""
     return {row.name: list_runs(places.base_root, row) for row in rows}
 
 
 def pick_files(
     rows: Sequence[DatasetRow],
-    places: Places,
+    places: ScoringPaths,
     *,
     run: str | None,
     choice: CheckpointChoice,
@@ -157,64 +157,68 @@ def pick_files(
 
 def score_run(
     rows: Sequence[DatasetRow],
-    places: Places,
+    places: ScoringPaths,
     lexicon: Lexicon,
     *,
     run: str | None = None,
     choice: CheckpointChoice | None = None,
-    how: str | None = None,
+    extraction: str | None = None,
     grouping: str = "wheel",
     allow_missing: bool = False,
     optional: bool = False,
     draws: int = stats.DRAWS,
     flag: str = "--run",
     truths: dict[str, Truth] | None = None,
-) -> Board:
+) -> RunScores:
     """Score one run on data sets from labels that are already extracted.
 
-    ``run``, ``choice``, ``optional``: see pick_files. ``how``: results.LLM or DIRECT; None: LLM where there is any such
-    file, else direct. ``draws``: bootstrap resamples, 0 for no intervals. ``truths`` keeps loaded truths.
+    ``run``, ``choice``, ``optional``: see pick_files. ``extraction``: results.LLM or DIRECT; None: LLM where there is
+    any such file, else direct. ``draws``: bootstrap resamples, 0 for no intervals. ``truths`` keeps loaded truths.
     Raises DataError.
     """
     name, files, notes = pick_files(
         rows, places, run=run, choice=choice or CheckpointChoice(), optional=optional, flag=flag
     )
     chosen = [row for row in rows if row.name in files]
-    board = Board(name, lexicon, grouping, notes=notes)
+    run_scores = RunScores(name, lexicon, grouping, notes=notes)
     metrics = {row.name: make_metric(row, grouping_of(lexicon, grouping)) for row in chosen}
-    how = how or _how(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
+    extraction = extraction or _extraction_of(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
     truths = {} if truths is None else truths
     for row in chosen:
         metric = metrics[row.name]
-        ready = [file for file in files[row.name] if file.has(how, polarity=metric.polarity)]
+        ready = [file for file in files[row.name] if file.has(extraction, polarity=metric.polarity)]
         if len(ready) < len(files[row.name]):
             names = [file.stem for file in files[row.name] if file not in ready]
-            board.notes.append(
+            run_scores.notes.append(
                 f"{row.name}: {len(names)} of {len(files[row.name])} checkpoints have no labels extracted "
-                f"({_HOW[how]}): {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}; evaluation.py does it"
+                f"({_EXTRACTED[extraction]}): {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}; "
+                "evaluation.py extracts them"
             )
         if not ready:
             continue
         if row.name not in truths:
             truths[row.name] = Truth.load(row, dataset_root=places.dataset_root)
-        scores = [score_file(f, truths[row.name], metric, how=how, allow_missing=allow_missing) for f in ready]
-        board.scores[row.name] = scores
-        board.notes += sample_notes(row, truths[row.name], scores)
+        scores = [
+            score_file(f, truths[row.name], metric, extraction=extraction, allow_missing=allow_missing) for f in ready
+        ]
+        run_scores.scores[row.name] = scores
+        run_scores.notes += sample_notes(row, truths[row.name], scores)
         if draws:
             add_intervals(scores, draws=draws)
-    if not board.scores:
+    if not run_scores.scores:
         raise DataError(
-            f"run {name}: no labels extracted yet ({_HOW[how]}). Run evaluation.py, which extracts and scores"
+            f"run {name}: no labels extracted yet ({_EXTRACTED[extraction]}). "
+            "Run evaluation.py, which extracts and scores"
         )
-    return board
+    return run_scores
 
 
-_HOW = {LLM: "by a language model", DIRECT: "directly"}
+_EXTRACTED = {LLM: "by a language model", DIRECT: "directly"}
 
 
-def _how(files: Mapping[str, Sequence[ResultFile]], polarity: Mapping[str, bool]) -> str:
-    def any_has(how: str) -> bool:
-        return any(file.has(how, polarity=polarity[ds]) for ds, found in files.items() for file in found)
+def _extraction_of(files: Mapping[str, Sequence[ResultFile]], polarity: Mapping[str, bool]) -> str:
+    def any_has(extraction: str) -> bool:
+        return any(file.has(extraction, polarity=polarity[ds]) for ds, found in files.items() for file in found)
 
     return DIRECT if any_has(DIRECT) and not any_has(LLM) else LLM
 
@@ -262,6 +266,6 @@ def add_intervals(scores: Sequence[Score], *, draws: int) -> None:
     for score in scores:
         by_names.setdefault(tuple(score.names), []).append(score)
     for group in by_names.values():
-        found = stats.intervals(group[0].metric, [score.rows for score in group], draws=draws)
+        found = stats.intervals(group[0].metric, [score.summands for score in group], draws=draws)
         for score, interval in zip(group, found, strict=True):
             score.interval = interval
