@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from affectgpt.evaluation.run_scores import RunScores, ScoringPaths
 
 ALL = "all"
+FEWEST_DEALS = 20  # below, the floor depends on luck
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +67,10 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (1000; 0: none)"
     )
+    report.add_argument(
+        "--deals", type=int, default=50, metavar="N",
+        help="times that the answers are dealt to other clips, for the floors beside each score (50; 0: no floors)",
+    )  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,6 +106,8 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPath
 
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
+    if args.deals < 0 or 0 < args.deals < FEWEST_DEALS:
+        raise ConfigError(f"--deals {args.deals}: {FEWEST_DEALS} or more, or 0 for no floors")
     check_grouping(args.grouping)
     import_files(args.imports)
     own: dict[str, DatasetConfig] = {}
@@ -165,6 +172,7 @@ def score(
         allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
         draws=args.bootstrap,
+        deals=args.deals,
     )
     return report(args, run_scores)
 
@@ -196,10 +204,9 @@ def score_answers(
             )
     found = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
     found.extractor, found.answers = extractor, answers
-    run_scores = runs.RunScores(path.name, lexicon, args.grouping, {row.name: [found]}, notes)
+    run_scores = runs.RunScores(path.name, lexicon, args.grouping, notes=notes)
     run_scores.notes += runs.sample_notes(row, truth, [found])
-    if args.bootstrap:
-        runs.add_intervals([found], draws=args.bootstrap)
+    run_scores.add_dataset(row.name, [found], draws=args.bootstrap, deals=args.deals)
     return run_scores
 
 

@@ -44,7 +44,7 @@ def compare_runs(
         run, _, checkpoint = text.strip("/").partition("/")
         run_scores = score_run(
             rows, places, lexicon, run=run, choice=CheckpointChoice.parse(checkpoint or checkpoints),
-            extraction=extraction, grouping=grouping, allow_missing=allow_missing, optional=optional, draws=0,
+            extraction=extraction, grouping=grouping, allow_missing=allow_missing, optional=optional, draws=0, deals=0,
             flag="--compare", truths=truths,
         )  # fmt: skip
         best = run_scores.best_single

@@ -7,10 +7,11 @@ from typing import Any
 
 from affectgpt import __version__
 from affectgpt.evaluation import analysis, plots
+from affectgpt.evaluation.floors import above
 from affectgpt.evaluation.grouping import GROUPINGS, grouping_of
 from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import Score
-from affectgpt.evaluation.summary import percent, summarise
+from affectgpt.evaluation.summary import FLOOR_TITLES, floor_cells, percent, summarise
 
 TEMPLATE = Path(__file__).with_name("report.html")
 SHOWN = 200  # mistakes listed per data set
@@ -29,11 +30,30 @@ def page(run_scores: RunScores) -> str:
         grouping=GROUPINGS[run_scores.grouping],
         titles=[scores[0].metric.titles[0] for scores in run_scores.scores.values()],
         summary=summarise(run_scores),
+        floor_titles=FLOOR_TITLES,
+        floor_rows=_floor_rows(run_scores),
         several=several,
         over_checkpoints=plots.over_checkpoints(run_scores) if several else None,
         sections=[_section(run_scores, shown) for shown in shown_scores(run_scores)],
         shown_limit=SHOWN,
     )
+
+
+def _floor_rows(run_scores: RunScores) -> dict[str, list[dict[str, Any]]]:
+    """Data set → every score with what it is worth, where floors were asked for."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for dataset, scores in run_scores.scores.items():
+        for score in scores:
+            if score.floors is not None:
+                row = {
+                    "checkpoint": score.checkpoint,
+                    "value": percent(score.primary),
+                    "cells": floor_cells(score),
+                    "low": (above(score) or 0.0) < 0,
+                    "answers": [", ".join(answer) for answer in dict.fromkeys(score.floors.answers)],
+                }
+                rows.setdefault(dataset, []).append(row)
+    return rows
 
 
 def shown_scores(run_scores: RunScores) -> list[Score]:

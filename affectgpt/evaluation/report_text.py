@@ -11,18 +11,17 @@ from affectgpt.evaluation.compare import PairedResult
 from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import UnknownLabels, why_unknown
-from affectgpt.evaluation.summary import percent, summarise
+from affectgpt.evaluation.summary import FLOOR_TITLES, floor_cells, percent, summarise
 
 
 def table(run_scores: RunScores) -> str:
-    """The scores of one run: a row per checkpoint, then the best single one, the oracle row and the published one."""
+    """The scores of one run: a row per checkpoint, then with and without a choice, published, and the floors."""
     summary, n = summarise(run_scores), len(run_scores.datasets)
     titles = [scores[0].metric.titles[0] for scores in run_scores.scores.values()]
     head = [["checkpoint", *run_scores.datasets, f"mean of {n}"], ["", *titles, ""], ["clips", *_clips(run_scores), ""]]
     body = [[row.name, *row.cells, row.mean] for row in summary.checkpoints]
-    last = (summary.single, summary.low, summary.high, summary.best, summary.published)
-    foot = [[row.name, *row.cells, row.mean] for row in last if row is not None]
-    lines = [*_heading(run_scores), "", *_grid([head, body, foot]), ""]
+    foot, floors = ([[row.name, *row.cells, row.mean] for row in rows] for rows in (summary.foot, summary.floors))
+    lines = [*_heading(run_scores), "", *_grid([head, body, foot, *([floors] if floors else [])]), ""]
     if summary.single is not None:
         lines.append(
             f"best single checkpoint: {printable(str(run_scores.best_single))} (mean of {n}: {summary.single.mean})"
@@ -30,7 +29,7 @@ def table(run_scores: RunScores) -> str:
     if len(run_scores.checkpoints) > 1:
         lines.append(
             "The row best per data set picks each checkpoint on the test set itself, as the paper does.\n"
-            "A single checkpoint scores lower as a rule; to compare models, take one checkpoint of each."
+            "A single checkpoint scores lower as a rule; to compare models, take one checkpoint of each, or the mean."
         )
     lines += [f"note: {printable(words)}" for words in run_scores.caveats()]
     return "\n".join(lines)
@@ -88,8 +87,9 @@ def all_metrics(run_scores: RunScores) -> str:
                 cells.append(
                     percent(score.values[key]) + (f" [{percent(low)}, {percent(high)}]" if low is not None else "")
                 )
-            rows.append([score.checkpoint, *cells, str(len(score.names))])
-        lines += ["", *_grid([[[dataset, *metric.titles, "samples"]], rows])]
+            rows.append([score.checkpoint, *cells, str(len(score.names)), *floor_cells(score)])
+        titles = FLOOR_TITLES if any(score.floors for score in scores) else ()
+        lines += ["", *_grid([[[dataset, *metric.titles, "samples", *titles]], rows])]
     return "\n".join(lines)
 
 
@@ -133,11 +133,20 @@ def comparison_table(result: PairedResult) -> str:
 
 
 def latex(run_scores: RunScores) -> str:
-    """Rows for a LaTeX table: best single checkpoint, then the oracle row; a comment says what the columns are."""
+    """Rows for a LaTeX table: floors, scores without a choice, the best single checkpoint, the oracle row.
+
+    A comment says what the columns are.
+    """
     datasets = run_scores.datasets
     lines = [f"% {printable(words)}" for words in (run_scores.run, *run_scores.caveats())]
     lines.append(f"% columns: model & {' & '.join(datasets)} & mean of {len(datasets)}")
     summary = summarise(run_scores)
+    lines += [_latex_row(row.name.capitalize(), [*row.cells, row.mean]) for row in summary.floors]
+    lines += [
+        _latex_row(row.name.capitalize(), [*row.cells, row.mean])
+        for row in (summary.mean, summary.halves)
+        if row is not None
+    ]
     if summary.single is not None:
         name = f"Best single checkpoint ({run_scores.best_single})"
         lines.append(_latex_row(name, [*summary.single.cells, summary.single.mean]))

@@ -10,6 +10,7 @@ from affectgpt.config.paths import beside_answers
 from affectgpt.core.errors import DataError
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import published, stats
+from affectgpt.evaluation.floors import DEALS, above, add_floors, floors_of
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import NOT_COMPARABLE, Lexicon
 from affectgpt.evaluation.results import (
@@ -22,6 +23,7 @@ from affectgpt.evaluation.results import (
     results_folder,
 )
 from affectgpt.evaluation.score import FIRST, Score, Truth, make_metric, score_file
+from affectgpt.evaluation.selection import Selection, select
 
 SHOWN = 3
 
@@ -35,6 +37,21 @@ class RunScores:
     grouping: str
     scores: dict[str, list[Score]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    selections: dict[str, Selection] = field(default_factory=dict)  # of data sets with several checkpoints
+
+    def add_dataset(self, dataset: str, scores: list[Score], *, draws: int, deals: int) -> None:
+        """Take in one data set's scores, with intervals, floors and what they are without a choice on the test set.
+
+        ``draws``: bootstrap resamples, 0 for no intervals; ``deals``: of the dealt floor, 0 for no floors.
+        """
+        self.scores[dataset] = scores
+        if draws:
+            add_intervals(scores, draws=draws)
+        if deals:
+            add_floors(scores, deals=deals)
+            self.notes += floor_notes(dataset, scores)
+        if len(scores) > 1:
+            self.selections[dataset] = select(scores, draws=draws)
 
     @property
     def datasets(self) -> list[str]:
@@ -167,13 +184,14 @@ def score_run(
     allow_missing: bool = False,
     optional: bool = False,
     draws: int = stats.DRAWS,
+    deals: int = DEALS,
     flag: str = "--run",
     truths: dict[str, Truth] | None = None,
 ) -> RunScores:
     """Score one run on data sets from labels that are already extracted.
 
     ``run``, ``choice``, ``optional``: see pick_files. ``extraction``: results.LLM or DIRECT; None: LLM where there is
-    any such file, else direct. ``draws``: bootstrap resamples, 0 for no intervals. ``truths`` keeps loaded truths.
+    any such file, else direct. ``draws``, ``deals``: see RunScores.add_dataset. ``truths`` keeps loaded truths.
     Raises DataError.
     """
     name, files, notes = pick_files(
@@ -201,10 +219,8 @@ def score_run(
         scores = [
             score_file(f, truths[row.name], metric, extraction=extraction, allow_missing=allow_missing) for f in ready
         ]
-        run_scores.scores[row.name] = scores
         run_scores.notes += sample_notes(row, truths[row.name], scores)
-        if draws:
-            add_intervals(scores, draws=draws)
+        run_scores.add_dataset(row.name, scores, draws=draws, deals=deals)
     if not run_scores.scores:
         raise DataError(
             f"run {name}: no labels extracted yet ({_EXTRACTED[extraction]}). "
@@ -252,6 +268,24 @@ def sample_notes(row: DatasetRow, truth: Truth, scores: Sequence[Score]) -> list
             f"{row.name}: {odd} of {total} polarity words are not positive, negative or neutral; they count as neutral"
         )
     return notes
+
+
+def floor_notes(dataset: str, scores: Sequence[Score]) -> list[str]:
+    """A note where answers that never met the clips score as high as checkpoints do."""
+    below = [score for score in scores if (margin := above(score)) is not None and margin <= 0]
+    if not below:
+        return []
+    score = min(below, key=lambda score: above(score) or 0.0)
+    title, key, floors = score.metric.titles[0], score.metric.keys[0], floors_of(score)
+    what = "the same answers dealt to other clips"
+    if floors.constant is not None and floors.constant[key] == floors.higher(key):
+        what = f"one answer for every clip ({' or '.join(dict.fromkeys(', '.join(a) for a in floors.answers))})"
+    reach = 100 * (floors.higher(key) or 0.0)
+    count = "it does not exceed" if len(scores) == 1 else f"{len(below)} of {len(scores)} checkpoints do not exceed"
+    return [
+        f"{dataset}: {what} reaches {title} {reach:.2f}, which {count}. "
+        "Compare runs at equal numbers of groups per answer only"
+    ]
 
 
 def failures_of(score: Score) -> Path:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.metrics.base import METRICS, Metric
 from affectgpt.evaluation.metrics.sentiment import POLARITIES
 from affectgpt.evaluation.results import ResultFile
+
+if TYPE_CHECKING:
+    from affectgpt.evaluation.floors import Floors
 
 FIRST = 5  # names that an error lists
 
@@ -72,6 +75,7 @@ class Score:
     values: dict[str, float] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+    floors: Floors | None = None  # where they were asked for
 
     @property
     def left_out(self) -> int:

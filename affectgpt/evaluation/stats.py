@@ -38,16 +38,16 @@ def intervals(
     found = []
     for part in np.split(sums.astype(np.float64), len(summands), axis=1):
         values = metric.aggregate(part)
-        tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-        found.append({key: _quantiles(values[key], tails) for key in metric.keys})
+        found.append({key: interval_of(values[key]) for key in metric.keys})
     return found
 
 
-def _quantiles(values: np.ndarray, tails: list[float]) -> tuple[float, float]:
+def interval_of(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled values ``[D]``; NaN twice where none is finite."""
     values = values[np.isfinite(values)]  # a resample may hold no sample that counts
     if not len(values):
         return (float("nan"), float("nan"))
-    low, high = np.quantile(values, tails)
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -88,7 +88,7 @@ def compare(metric: Metric, a: np.ndarray, b: np.ndarray, *, draws: int = TEST_D
         swapped = rng.integers(0, 2, (min(block, draws - start), n), dtype=np.int8).astype(np.float32) @ apart
         as_far += int((np.abs(difference(total_a + swapped, total_b - swapped)) >= observed - 1e-9).sum())
     pairs = [difference(w @ a, w @ b) for w in resamples(n, seed=seed)]
-    interval = _quantiles(np.concatenate(pairs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    interval = interval_of(np.concatenate(pairs))
     return Comparison(
         a=float(metric.aggregate(total_a)[key]),
         b=float(metric.aggregate(total_b)[key]),

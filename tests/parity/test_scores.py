@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from affectgpt.datasets.table import get_row
 from affectgpt.evaluation import published
+from affectgpt.evaluation.floors import above
 from affectgpt.evaluation.lexicon import load_folder
 from affectgpt.evaluation.report_text import table
 from affectgpt.evaluation.run_scores import ScoringPaths, score_run
@@ -99,3 +101,23 @@ def test_three_data_sets_are_scored_in_a_second_or_so(merunibench: Path) -> None
     assert process.returncode == 0 and "82.78" in text
     # processor time: on a machine that is busy with other things the clock says nothing
     assert usage.ru_utime + usage.ru_stime <= 1.5
+
+
+def test_three_constant_words_exceed_the_mean_of_the_released_checkpoints(all_runs: list) -> None:
+    """Measured: dealt answers give about 34 on MER2023, 50 on CMU-MOSI, 53 on SIMS and 31 on OV-MERD."""
+    scores = all_runs[0].scores
+    dealt = {d: 100 * np.mean([s.floors.dealt[s.metric.keys[0]] for s in found]) for d, found in scores.items()}
+    assert dealt == pytest.approx({"MER2023": 33.6, "CMUMOSI": 50.5, "SIMS": 53.6}, abs=0.8)
+    mer = scores["MER2023"]
+    assert all(s.floors.size == 3 and s.floors.constant["hit"] >= 0.777 and above(s) < 0 for s in mer)
+    assert np.mean([s.floors.groups for s in mer]) == pytest.approx(2.65, abs=0.005)
+    assert np.mean([s.floors.labels for s in mer]) == pytest.approx(3.16, abs=0.01)
+    assert all(above(s) > 0.25 for d in ("CMUMOSI", "SIMS") for s in scores[d])
+
+
+def test_what_is_left_of_the_published_row_without_its_choice(all_runs: list) -> None:
+    found = all_runs[0].selections
+    means = {d: round(100 * selection.mean.value, 2) for d, selection in found.items()}
+    assert means == {"MER2023": 75.05, "CMUMOSI": 79.92, "SIMS": 86.85}
+    for dataset, selection in found.items():
+        assert selection.halves.value < all_runs[0].best[dataset].primary - 0.01

@@ -30,14 +30,24 @@ class Polarity:
         """The true value of a sample, None where it has none."""
         return labels.valence
 
-    def summands(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
-        """``[N, 4]``: true positive, false positive, false negative, true negative."""
-        value = np.asarray(truth, dtype=np.float64)
-        guess = np.array([word == POSITIVE for word in predicted], dtype=bool)
-        true, counts = value > 0, value != 0
+    def encode_truth(self, truth: Sequence[float]) -> np.ndarray:
+        """The true values ``[N]``."""
+        return np.asarray(truth, dtype=np.float64)
+
+    def encode_items(self, items: Sequence[str]) -> np.ndarray:
+        """Whether each word is ``positive``, ``[N]``."""
+        return np.array([word == POSITIVE for word in items], dtype=bool)
+
+    def compare(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """``[..., 4]``: true positive, false positive, false negative, true negative."""
+        positive, negative = truth > 0, truth < 0
         return np.stack(
-            [counts & true & guess, counts & ~true & guess, counts & true & ~guess, counts & ~true & ~guess], axis=1
+            [positive & predicted, negative & predicted, positive & ~predicted, negative & ~predicted], axis=-1
         ).astype(np.float64)
+
+    def summands(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
+        """``[N, 4]``, see ``compare``."""
+        return self.compare(self.encode_truth(truth), self.encode_items(predicted))
 
     def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
