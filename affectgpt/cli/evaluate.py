@@ -63,11 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.evaluation import results
 
     setup_logging()
+    scoring.check_scoring_arguments(args)
     rows, places, lexicon = scoring.open_inputs(args)
     if args.answers:
         import_run(args, rows, places)
     with open_extractor(args) as extractor:
-        for run in args.compare or [args.run]:
+        for run in args.compare or args.seeds or [args.run]:
             extract_run(args, rows, places, extractor, run=run)
     extraction = results.DIRECT if args.extractor == DIRECT else results.LLM
     return scoring.score(args, rows, places, lexicon, extraction=extraction)
@@ -101,8 +102,10 @@ def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Sco
     from affectgpt.evaluation.results import results_folder
 
     path, row = Path(args.answers), scoring.one_dataset(args, rows)
-    if args.compare:
-        raise ConfigError("--answers and --compare: score the answers first, then compare the run that this makes")
+    if args.compare or args.seeds:
+        raise ConfigError(
+            "--answers and --compare or --seeds: score the answers first, then compare the run that this makes"
+        )
     if tables.holds_items(path):
         raise ConfigError(f"{path}: holds extracted labels already; score it with evaluation-scoreonly.py --answers")
     args.run = check_name(args.run or path.stem, source="--run" if args.run else path, what="run name", suffix="")
@@ -117,14 +120,15 @@ def extract_run(
     args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths, extractor: Extractor, *, run: str | None
 ) -> None:
     """Extract labels of a run's answers, data set by data set, where they are missing."""
+    from affectgpt.evaluation.compare import MEAN
     from affectgpt.evaluation.extract import extract_file
     from affectgpt.evaluation.results import CheckpointChoice
     from affectgpt.evaluation.run_scores import pick_files
 
     checkpoints = args.checkpoints
-    if args.compare and run:
+    if (args.compare or args.seeds) and run:
         run, _, checkpoint = run.strip("/").partition("/")
-        checkpoints = checkpoint or checkpoints
+        checkpoints = checkpoint if checkpoint not in ("", MEAN) else checkpoints
     _, files, _ = pick_files(
         rows, places, run=run, choice=CheckpointChoice.parse(checkpoints), optional=not scoring.named_one_by_one(args)
     )

@@ -20,8 +20,8 @@ ALL = "all"
 FEWEST_DEALS = 20  # below, the floor depends on luck
 
 
-def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that both evaluation commands have."""
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where results, data sets and lexicon are, for every command on result files."""
     where = parser.add_argument_group("where things are")
     where.add_argument(
         "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets (task: says how they "
@@ -40,7 +40,11 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--lexicon", metavar="DIR|builtin", help="default: emotion_wheel/ if it is there, else the built-in one"
     )
-    what = parser.add_argument_group("what is scored")
+
+
+def add_selection_arguments(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """Which result files are meant."""
+    what = parser.add_argument_group(title)
     what.add_argument(
         "--datasets",
         metavar="A,B|all",
@@ -52,12 +56,27 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--checkpoints", metavar="30-60", help="epochs (30-60, 30-60/5, 45) or file names, separated by commas"
     )
+    what.add_argument("--allow-missing", action="store_true", help="leave out samples without an answer, and say so")
+    return what
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that both evaluation commands have."""
+    add_place_arguments(parser)
+    what = add_selection_arguments(parser, "what is scored")
     what.add_argument("--answers", metavar="FILE", help="score this .csv, .jsonl or .npz of any model (one data set)")
-    what.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="paired test; RUN or RUN/CHECKPOINT")
+    what.add_argument(
+        "--compare", nargs=2, metavar=("RUN_A", "RUN_B"),
+        help="paired test; RUN (its best checkpoint), RUN/CHECKPOINT, or RUN/mean (the mean of its checkpoints)",
+    )  # fmt: skip
+    what.add_argument(
+        "--seeds", nargs="+", metavar="RUN",
+        help="mean and deviation over runs of several training seeds, paired by clip; RUN (its last checkpoint), "
+        "RUN/CHECKPOINT or RUN/mean",
+    )  # fmt: skip
     what.add_argument(
         "--grouping", default="wheel", metavar="NAME", help="wheel (default), wheel-level2, l1, l2 (no wheel)"
     )
-    what.add_argument("--allow-missing", action="store_true", help="leave out samples without an answer, and say so")
     report = parser.add_argument_group("reports")
     report.add_argument("--json", metavar="FILE", help="all numbers")
     report.add_argument("--html", metavar="FILE", help="one page with table, plots and the samples that went wrong")
@@ -89,26 +108,32 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse, score, report."""
     args = build_parser().parse_args(argv)
+    check_scoring_arguments(args)
     rows, places, lexicon = open_inputs(args)
     if args.answers:
         return report(args, score_answers(args, rows, places, lexicon))
     return score(args, rows, places, lexicon, extraction=args.extractor)
 
 
-def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPaths, Lexicon]:
-    """Data set rows, places and lexicon that the arguments name."""
+def check_scoring_arguments(args: argparse.Namespace) -> None:
+    """ConfigError for a value that no scoring can have."""
     from affectgpt.core.errors import ConfigError
-    from affectgpt.core.registry import import_files
-    from affectgpt.datasets.table import DATASETS, get_row, parse_names
     from affectgpt.evaluation.grouping import check_grouping
-    from affectgpt.evaluation.lexicon import find_lexicon
-    from affectgpt.evaluation.run_scores import ScoringPaths
 
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
     if args.deals < 0 or 0 < args.deals < FEWEST_DEALS:
         raise ConfigError(f"--deals {args.deals}: {FEWEST_DEALS} or more, or 0 for no floors")
     check_grouping(args.grouping)
+
+
+def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPaths, Lexicon]:
+    """Data set rows, places and lexicon that the arguments name."""
+    from affectgpt.core.registry import import_files
+    from affectgpt.datasets.table import DATASETS, get_row, parse_names
+    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.run_scores import ScoringPaths
+
     import_files(args.imports)
     own: dict[str, DatasetConfig] = {}
     base_root, dataset_root = f"{args.output_root or 'output'}/results", "../dataset"
@@ -155,8 +180,8 @@ def score(
     *,
     extraction: str | None,
 ) -> int:
-    """Score a run, or compare two, and report."""
-    if args.compare:
+    """Score a run, or compare several, and report."""
+    if args.compare or args.seeds:
         return compare(args, rows, places, lexicon, extraction=extraction)
     from affectgpt.evaluation.results import CheckpointChoice
     from affectgpt.evaluation.run_scores import score_run
@@ -227,19 +252,28 @@ def compare(
     *,
     extraction: str | None,
 ) -> int:
-    """Paired test between two runs."""
+    """Paired test between two runs, or the spread over training seeds."""
+    from affectgpt.core.errors import ConfigError
     from affectgpt.core.files import write_json
     from affectgpt.evaluation import report_json, report_text
-    from affectgpt.evaluation.compare import compare_runs
+    from affectgpt.evaluation.compare import Sources, compare_runs, compare_seeds
 
-    found = compare_runs(
-        args.compare, rows, places, lexicon,
+    if args.compare and args.seeds:
+        raise ConfigError("--compare and --seeds: give one of the two")
+    sources = Sources(
+        rows, places, lexicon,
         checkpoints=args.checkpoints, extraction=extraction, grouping=args.grouping, allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
     )  # fmt: skip
-    print(report_text.comparison_table(found))
+    if args.compare:
+        paired = compare_runs(args.compare, sources)
+        text, value = report_text.comparison_table(paired), report_json.comparison(paired)
+    else:
+        seeds = compare_seeds(args.seeds, sources, draws=args.bootstrap)
+        text, value = report_text.seeds_table(seeds), report_json.seeds(seeds)
+    print(text)
     if args.json:
-        write_json(args.json, report_json.comparison(found))
+        write_json(args.json, value)
     return 0
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from affectgpt import __version__
 from affectgpt.evaluation import published
-from affectgpt.evaluation.compare import PairedResult
+from affectgpt.evaluation.compare import PairedResult, SeedResult
 from affectgpt.evaluation.floors import above
 from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import Score
 from affectgpt.evaluation.selection import Estimate, mean_over
+from affectgpt.evaluation.stats import Spread
 
 VERSION = 1
 
@@ -119,8 +120,31 @@ def comparison(result: PairedResult) -> dict[str, Any]:
         "datasets": {
             dataset.lower(): {
                 "a": c.a, "b": c.b, "difference": c.difference, "interval": list(c.interval), "p": c.p, "samples": c.n,
+                "groups": dict(zip("ab", result.groups[dataset], strict=True)) if dataset in result.groups else None,
             }
             for dataset, c in result.datasets.items()
         },
         "notes": result.notes,
     }  # fmt: skip
+
+
+def seeds(result: SeedResult) -> dict[str, Any]:
+    """The spread over training seeds as plain data; values as fractions."""
+    return {
+        "version": VERSION,
+        "runs": result.runs,
+        "datasets": {dataset.lower(): _spread(found) for dataset, found in result.datasets.items()},
+        "mean": None if result.mean is None else _spread(result.mean),
+        "notes": result.notes,
+    }
+
+
+def _spread(found: Spread) -> dict[str, Any]:
+    return {
+        "values": list(found.values),
+        "mean": found.mean,
+        "deviation": found.deviation,
+        "interval": list(found.interval) if found.interval else None,
+        "samples": found.n,
+        "alike": found.same,
+    }

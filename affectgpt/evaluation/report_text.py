@@ -7,11 +7,11 @@ import io
 from collections.abc import Sequence
 
 from affectgpt.core.printable import printable
-from affectgpt.evaluation.compare import PairedResult
+from affectgpt.evaluation.compare import PairedResult, SeedResult
 from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import UnknownLabels, why_unknown
-from affectgpt.evaluation.summary import FLOOR_TITLES, floor_cells, percent, summarise
+from affectgpt.evaluation.summary import FLOOR_TITLES, NONE, floor_cells, percent, summarise
 
 
 def table(run_scores: RunScores) -> str:
@@ -21,7 +21,7 @@ def table(run_scores: RunScores) -> str:
     head = [["checkpoint", *run_scores.datasets, f"mean of {n}"], ["", *titles, ""], ["clips", *_clips(run_scores), ""]]
     body = [[row.name, *row.cells, row.mean] for row in summary.checkpoints]
     foot, floors = ([[row.name, *row.cells, row.mean] for row in rows] for rows in (summary.foot, summary.floors))
-    lines = [*_heading(run_scores), "", *_grid([head, body, foot, *([floors] if floors else [])]), ""]
+    lines = [*_heading(run_scores), "", *grid([head, body, foot, *([floors] if floors else [])]), ""]
     if summary.single is not None:
         lines.append(
             f"best single checkpoint: {printable(str(run_scores.best_single))} (mean of {n}: {summary.single.mean})"
@@ -59,7 +59,7 @@ def _heading(run_scores: RunScores) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
+def grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
     """Blocks of rows with a rule between them; first column to the left, the others to the right."""
     blocks = [[[printable(cell) for cell in row] for row in block] for block in blocks]
     rows = [row for block in blocks for row in block]
@@ -89,7 +89,7 @@ def all_metrics(run_scores: RunScores) -> str:
                 )
             rows.append([score.checkpoint, *cells, str(len(score.names)), *floor_cells(score)])
         titles = FLOOR_TITLES if any(score.floors for score in scores) else ()
-        lines += ["", *_grid([[[dataset, *metric.titles, "samples", *titles]], rows])]
+        lines += ["", *grid([[[dataset, *metric.titles, "samples", *titles]], rows])]
     return "\n".join(lines)
 
 
@@ -120,15 +120,43 @@ def comparison_table(result: PairedResult) -> str:
         [
             dataset, str(c.n), percent(c.a), percent(c.b), f"{100 * c.difference:+.2f}",
             f"[{100 * c.interval[0]:+.2f}, {100 * c.interval[1]:+.2f}]", f"{c.p:.4f}",
+            *(f"{groups:.2f}" for groups in result.groups.get(dataset, ())),
         ]
         for dataset, c in result.datasets.items()
     ]  # fmt: skip
-    head = [["data set", "samples", "A", "B", "B − A", "95 % interval", "p"]]
-    lines = [f"A  {printable(result.a)}", f"B  {printable(result.b)}", "", *_grid([head, rows]), ""]
+    head = ["data set", "samples", "A", "B", "B − A", "95 % interval", "p"]
+    head += ["groups A", "groups B"] if result.groups else []
+    rows = [row + [NONE] * (len(head) - len(row)) for row in rows]
+    lines = [f"A  {printable(result.a)}", f"B  {printable(result.b)}", "", *grid([[head], rows]), ""]
     lines.append(
         "p: paired randomisation test over samples, two-sided; interval: paired bootstrap. Neither covers another"
     )
     lines.append("training run or another extraction, and p is not corrected for the number of data sets.")
+    return "\n".join(lines + [f"note: {printable(words)}" for words in result.notes])
+
+
+def seeds_table(result: SeedResult) -> str:
+    """Training seeds of one recipe, paired by sample."""
+    names = [chr(ord("A") + at) if len(result.runs) <= 26 else str(at + 1) for at in range(len(result.runs))]
+    spreads = [*result.datasets.items()]
+    if result.mean is not None:
+        spreads.append((f"mean of {len(result.datasets)}", result.mean))
+    rows = [
+        [
+            dataset, str(found.n), *map(percent, found.values),
+            f"{percent(found.mean)} ± {percent(found.deviation)}",
+            f"[{percent(found.interval[0])}, {percent(found.interval[1])}]" if found.interval else NONE,
+            NONE if found.same is None else f"{100 * found.same:.1f}",
+        ]
+        for dataset, found in spreads
+    ]  # fmt: skip
+    head = ["data set", "samples", *names, "mean ± deviation", "95 % interval", "alike"]
+    lines = [printable(f"{name}  {run}") for name, run in zip(names, result.runs, strict=True)]
+    lines += ["", *grid([[head], rows]), ""]
+    lines.append(
+        "deviation: over the runs, with n - 1; interval: of their mean, bootstrap over samples, the same for all"
+    )
+    lines.append("runs; alike: percent of the samples that all runs meet equally well. Values in percent.")
     return "\n".join(lines + [f"note: {printable(words)}" for words in result.notes])
 
 

@@ -17,6 +17,7 @@ SUFFIXES = {LLM: "", DIRECT: "-direct"}
 
 _FILE = re.compile(r"(?P<stem>.+?)(?P<kind>-openset(?:-direct)?(?:-sentiment)?)?\.npz")
 _EPOCH = re.compile(r"checkpoint_(\d+)(?:_|$)")
+_SAMPLE = re.compile(r"sample_\d+_(?P<stem>.+)")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class ResultFile:
         """The epoch in a name such as ``checkpoint_000030_loss_0.602``; None for any other name."""
         match = _EPOCH.match(self.stem)
         return int(match[1]) if match else None
+
+    @property
+    def sample_of(self) -> str | None:
+        """The checkpoint of a name such as ``sample_02_checkpoint_000030_loss_0.602``: one of several answers that were
+        sampled from it, in a run of their own. None for any other name."""
+        match = _SAMPLE.fullmatch(self.stem)
+        return match["stem"] if match else None
 
     @property
     def answers(self) -> Path:
@@ -128,6 +136,12 @@ class CheckpointChoice:
                 raise ConfigError(f"--checkpoints {part}: the range is empty, its end is before its beginning")
             epochs.append(range(first, last + 1, int(match[3] or 1)))
         return cls(tuple(epochs), tuple(names))
+
+    def lacking(self, found: Sequence[ResultFile]) -> list[int]:
+        """Epochs that were asked for one by one (``45``, ``30-60/5``; a plain range is a filter) and are not there."""
+        there = {file.epoch for file in found}
+        exact = [epoch for epochs in self.epochs if len(epochs) == 1 or epochs.step > 1 for epoch in epochs]
+        return sorted({epoch for epoch in exact if epoch not in there})
 
     def pick(self, found: Sequence[ResultFile], *, where: str) -> list[ResultFile]:
         """The chosen ones of a run's files. Raises DataError when there is none, or a name is unknown."""

@@ -200,7 +200,7 @@ def score_run(
     chosen = [row for row in rows if row.name in files]
     run_scores = RunScores(name, lexicon, grouping, notes=notes)
     metrics = {row.name: make_metric(row, grouping_of(lexicon, grouping)) for row in chosen}
-    extraction = extraction or _extraction_of(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
+    extraction = extraction or extraction_of(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
     truths = {} if truths is None else truths
     for row in chosen:
         metric = metrics[row.name]
@@ -232,7 +232,9 @@ def score_run(
 _EXTRACTED = {LLM: "by a language model", DIRECT: "directly"}
 
 
-def _extraction_of(files: Mapping[str, Sequence[ResultFile]], polarity: Mapping[str, bool]) -> str:
+def extraction_of(files: Mapping[str, Sequence[ResultFile]], polarity: Mapping[str, bool]) -> str:
+    """LLM where any file (data set → files) has labels of it, else DIRECT where any has, else LLM."""
+
     def any_has(extraction: str) -> bool:
         return any(file.has(extraction, polarity=polarity[ds]) for ds, found in files.items() for file in found)
 

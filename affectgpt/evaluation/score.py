@@ -178,6 +178,19 @@ def score_items(
     )
 
 
+def shared_summands(scores: Sequence[Score]) -> list[np.ndarray]:
+    """Summands ``[N, C]`` of each score on the samples that all of them have, in one order."""
+    if all(score.names == scores[0].names for score in scores):
+        return [score.summands for score in scores]
+    common = set(scores[0].names).intersection(*(score.names for score in scores))
+    names = [name for name in scores[0].names if name in common]
+    found = []
+    for score in scores:
+        at = {name: index for index, name in enumerate(score.names)}
+        found.append(score.summands[np.array([at[name] for name in names], dtype=np.int64)])
+    return found
+
+
 def _problem(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what} (first: {', '.join(names[:FIRST])})" if names else ""
 

@@ -6,14 +6,14 @@ the checkpoints, and the checkpoint that is best on one half of the samples, sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from affectgpt.evaluation import stats
 from affectgpt.evaluation.metrics.base import Metric
-from affectgpt.evaluation.score import Score
+from affectgpt.evaluation.score import Score, shared_summands
 
 SPLITS = 200  # random halves, whose mean is the value
 
@@ -44,14 +44,8 @@ def select(scores: Sequence[Score], *, draws: int, seed: int = 0) -> Selection:
     twice is in one half.
     """
     metric, key = scores[0].metric, scores[0].metric.keys[0]
-    names = list(scores[0].names)
-    if any(score.names != names for score in scores):
-        common = set(names).intersection(*(score.names for score in scores))
-        names = [name for name in names if name in common]
-    kept = [score.summands if score.names == names else _of_names(score, names) for score in scores]
-    # [N, K * C]
-    stacked = np.concatenate(kept, axis=1).astype(np.float32) if names else np.zeros((0, 1), np.float32)
-    n, k = len(names), len(scores)
+    stacked = np.concatenate(shared_summands(scores), axis=1).astype(np.float32)  # [N, K * C]
+    n, k = len(stacked), len(scores)
     mean = float(np.mean([score.primary for score in scores]))
     rng = np.random.default_rng(seed)
     if n < 2:
@@ -79,11 +73,6 @@ def mean_over(estimates: Sequence[Estimate | None], *, seed: int = 0) -> Estimat
     if len(known) < len(found):
         return Estimate(value)
     return _estimate(value, [np.mean([rng.permutation(draws) for draws in known], axis=0)])
-
-
-def _of_names(score: Score, names: Sequence[str]) -> np.ndarray:
-    at: Mapping[str, int] = {name: index for index, name in enumerate(score.names)}
-    return score.summands[[at[name] for name in names]]
 
 
 def _estimate(value: float, draws: list[np.ndarray]) -> Estimate:
