@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": ("sample", "answer for one video (inference_sample.py)"),
     "evaluate": ("evaluate", "extract labels and score (evaluation.py)"),
     "score": ("score", "score labels that are extracted already (evaluation-scoreonly.py)"),
+    "consensus": ("consensus", "labels that several checkpoints, runs or samples agree on, as a run"),
     "doctor": ("doctor", "why are my scores below the published ones?"),
     "check_data": ("check_data", "are the data sets complete and readable?"),
     "preprocess": ("preprocess", "face crops, sound and subtitles of raw clips"),
