@@ -57,6 +57,7 @@ class Grouping:
             else self._vocabulary_size()
         )
         self._bytes = (self._width * len(self.views) + 7) // 8
+        self._of_bases: dict[frozenset[str], tuple[str | None, ...]] = {}  # many forms have the same base words
         self._of_label: dict[str, int] = {}
         self._of_item: dict[str, tuple[tuple[str, ...], int]] = {}
 
@@ -66,11 +67,17 @@ class Grouping:
 
     def groups(self, label: str) -> tuple[str | None, ...]:
         """The group of one label in each view; None where it has none."""
+        bases = self.lexicon.forms.get(clean(label))
+        if not bases:
+            return (None,) * len(self.views)
+        found = self._of_bases.get(bases)
+        if found is None:
+            found = self._of_bases[bases] = self._groups(label, min(bases))
+        return found
+
+    def _groups(self, label: str, base: str) -> tuple[str | None, ...]:
         if self._wheel_groups is None:
-            form = min(self.lexicon.forms.get(clean(label), ()), default=None)
-            if self.name == "l1" or form is None:
-                return (form,)
-            return (min(self.lexicon.synonyms.get(form, ()), default=None),)
+            return (base if self.name == "l1" else min(self.lexicon.synonyms.get(base, ()), default=None),)
         words = self.lexicon.wheel_words(label)
         return tuple(next((groups[word] for word in words if word in groups), None) for groups in self._wheel_groups)
 
