@@ -155,14 +155,17 @@ def main() -> int:
         print(f"{files} result files, best of {args.repeat} processes")
         command = [sys.executable, "evaluation-scoreonly.py", *flags]
         times = [measure(command) for _ in range(args.repeat)]
-        without = [measure([*command, "--bootstrap", "0"]) for _ in range(args.repeat)]
+        without = [measure([*command, "--bootstrap", "0", "--deals", "0"]) for _ in range(args.repeat)]
         print(f"evaluation-scoreonly.py        {min(times)[0]:7.2f} s  {min(times)[1]:6.0f} MB")
-        print(f"  without intervals            {min(without)[0]:7.2f} s  {min(without)[1]:6.0f} MB")
+        print(f"  without intervals and floors {min(without)[0]:7.2f} s  {min(without)[1]:6.0f} MB")
+        if not args.real:  # votes are written beside the voters
+            vote = [sys.executable, "-m", "affectgpt.cli.main", "consensus", *flags[:-2]]
+            print(f"affectgpt consensus            {measure(vote)[0]:7.2f} s")
         if args.no_baseline:
             return 0
         seconds, memory = measure([sys.executable, __file__, "--baseline", *places, str(theirs)])
         print(f"straightforward                {seconds:7.2f} s  {memory:6.0f} MB")
-        print(f"ratio without intervals        {seconds / min(without)[0]:7.1f} x")
+        print(f"ratio without both             {seconds / min(without)[0]:7.1f} x")
         mine = json.loads(ours.read_text())["datasets"]
         worst = 0.0
         for dataset, scores in json.loads(theirs.read_text()).items():

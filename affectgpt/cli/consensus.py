@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.names import check_name
+    from affectgpt.core.printable import printable
     from affectgpt.evaluation import consensus
     from affectgpt.evaluation.grouping import grouping_of
 
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     ]  # fmt: skip
     print(table(made, args.name))
     for words in notes:
-        print(f"note: {words}")
+        print(printable(f"note: {words}"))
     given = [
         word for flag in ("cfg_path", "output_root", "base_root", "dataset_root", "lexicon")
         if (value := getattr(args, flag)) for word in (f"--{flag.replace('_', '-')}", value)

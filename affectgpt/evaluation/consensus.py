@@ -9,6 +9,7 @@ HIT whatever they are. Polarity words: the most frequent one, neutral where that
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,42 +55,64 @@ def vote_labels(voters: Sequence[Mapping[str, str]], grouping: Grouping, *, at_l
     """
     if at_least is not None and not 1 <= at_least <= len(voters):
         raise ConfigError(f"--at-least {at_least}: 1 to {len(voters)}, the number of voters")
-    ballots: dict[str, list[tuple[str, bool, int]]] = {}  # name → (label, known, votes) by votes, then as named
+    named = functools.cache(lambda item: tuple(_groups(item, grouping).items()))
+    ballots: dict[str, list[_Entry]] = {}
     answers = known_groups = 0
+    reached = [0] * (len(voters) + 2)  # by T: known groups that are kept, over all clips
     for name in dict.fromkeys(name for voter in voters for name in voter):
-        labels: dict[int | str, str] = {}
-        votes: Counter[int | str] = Counter()
-        for item in (voter[name] for voter in voters if not is_empty(voter.get(name))):
-            named: dict[int | str, str] = {}
-            for label in grouping.item(item)[0]:
-                named.setdefault(grouping.label_mask(label) or label, label)
+        entries: dict[int | str, _Entry] = {}
+        for voter in voters:
+            if is_empty(voter.get(name)):
+                continue
             answers += 1
-            known_groups += sum(not isinstance(group, str) for group in named)
-            for group, label in named.items():
-                labels.setdefault(group, label)
-                votes[group] += 1
-        ballots[name] = [(labels[g], not isinstance(g, str), n) for g, n in votes.most_common()]
-    single = known_groups / max(answers, 1)
-    mean_groups = {
-        needed: sum(known for ballot in ballots.values() for _, known, _ in _kept(ballot, needed))
-        / max(len(ballots), 1)
-        for needed in ([at_least] if at_least else range(1, len(voters) + 1))
-    }
+            for group, label in named(voter[name]):
+                known_groups += not isinstance(group, str)
+                entry = entries.get(group)
+                if entry is None:
+                    entry = entries[group] = _Entry(label, known=not isinstance(group, str))
+                entry.votes += 1
+        # stable: of those with as many votes the first that was named
+        ballot = ballots[name] = sorted(entries.values(), key=lambda entry: -entry.votes)
+        for entry in ballot:
+            reached[entry.votes] += entry.known
+        if ballot and ballot[0].known:  # kept, too, where more votes are needed than it has
+            reached[ballot[0].votes] -= 1
+            reached[-1] += 1
+    single, clips = known_groups / max(answers, 1), max(len(ballots), 1)
+    allowed = [at_least] if at_least else range(1, len(voters) + 1)
+    mean_groups = {needed: sum(reached[needed:]) / clips for needed in allowed}
     # of two that are as near, the one that asks for more votes
     chosen = min(mean_groups, key=lambda needed: (abs(mean_groups[needed] - single), -needed))
     items, cut = {}, []
     for name, ballot in ballots.items():
-        items[name] = f"[{', '.join(label for label, _, _ in _kept(ballot, chosen))}]"
+        items[name] = f"[{', '.join(entry.label for entry in _kept(ballot, chosen))}]"
         if len(items[name]) > MAX_ITEM:
             items[name] = items[name][:MAX_ITEM]
             cut.append(name)
-    undecided = [name for name, ballot in ballots.items() if ballot and ballot[0][2] < chosen]
+    undecided = [name for name, ballot in ballots.items() if ballot and ballot[0].votes < chosen]
     return Votes(items, undecided, chosen, single, mean_groups[chosen], cut)
 
 
-def _kept(ballot: Sequence[tuple[str, bool, int]], needed: int) -> Sequence[tuple[str, bool, int]]:
+@dataclass
+class _Entry:
+    """A group on a clip: the label that named it first, whether the lexicon knows it, and its votes."""
+
+    label: str
+    known: bool
+    votes: int = 0
+
+
+def _groups(item: str, grouping: Grouping) -> dict[int | str, str]:
+    """Group (the word itself, where the lexicon does not know it) → the first label of an item that names it."""
+    found: dict[int | str, str] = {}
+    for label in grouping.item(item)[0]:
+        found.setdefault(grouping.label_mask(label) or label, label)
+    return found
+
+
+def _kept(ballot: Sequence[_Entry], needed: int) -> Sequence[_Entry]:
     """The groups with enough votes, else the first of those with most."""
-    return [entry for entry in ballot if entry[2] >= needed] or ballot[:1]
+    return [entry for entry in ballot if entry.votes >= needed] or ballot[:1]
 
 
 def vote_polarity(voters: Sequence[Mapping[str, str]]) -> Votes:

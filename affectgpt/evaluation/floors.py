@@ -66,7 +66,7 @@ def add_floors(scores: Sequence[Score], *, deals: int = DEALS) -> None:
         by_names.setdefault(tuple(score.names), []).append(score)
     for same in by_names.values():
         first = same[0]
-        coded: Any = first.metric if hasattr(first.metric, "compare") else _Plain(first.metric)
+        coded: Any = first.metric if hasattr(first.metric, "encode_items") else _Plain(first.metric)
         truth = coded.encode_truth(first.truth)
         counts = [labels_and_groups(score) for score in same]
         sizes = [_size(labels, groups) for labels, groups in counts]
@@ -148,13 +148,14 @@ class _Constants:
         self.metric, self.coded = score.metric, coded
         self.values: list[dict[str, float]] = []  # by number of groups, the mean of both ways
         self.answers: list[tuple[tuple[str, ...], ...]] = []
-        unique: dict[Any, int] = {}
-        kinds = np.array([unique.setdefault(truth, len(unique)) for truth in score.truth])
-        self.truth = coded.encode_truth(list(unique))
+        unique: dict[str, int] = {}  # by text, as a metric's truth may be anything
+        kinds = np.array([unique.setdefault(repr(truth), len(unique)) for truth in score.truth])
+        truths = [score.truth[at] for at in np.unique(kinds, return_index=True)[1]]
+        self.truth = coded.encode_truth(truths)
         weights = [np.bincount(kinds[side], minlength=len(unique)).astype(float) for side in _halves(kinds)]
         self.candidates = list(POLARITIES) if score.metric.polarity else list(labels)
         if isinstance(score.metric, GroupMetric):
-            self.candidates = _known_labels(score.metric, list(unique))
+            self.candidates = _known_labels(score.metric, truths)
         largest = 1 if score.metric.polarity else min(largest, len(self.candidates))
         if not largest or not all(self._counts(side) for side in weights):
             return

@@ -30,8 +30,8 @@ class ResultFile:
 
     @property
     def epoch(self) -> int | None:
-        """The epoch in a name such as ``checkpoint_000030_loss_0.602``; None for any other name."""
-        match = _EPOCH.match(self.stem)
+        """The epoch in a name such as ``checkpoint_000030_loss_0.602``, or of what was sampled from it; else None."""
+        match = _EPOCH.match(self.sample_of or self.stem)
         return int(match[1]) if match else None
 
     @property

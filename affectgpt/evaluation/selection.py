@@ -79,7 +79,8 @@ def _estimate(value: float, draws: list[np.ndarray]) -> Estimate:
     if not draws:
         return Estimate(value)
     drawn = np.concatenate(draws)
-    return Estimate(value, stats.interval_of(drawn), drawn)
+    known = np.isfinite(drawn).any()  # few samples: no resample may hold one that counts
+    return Estimate(value, stats.interval_of(drawn) if known else None, drawn)
 
 
 def _values(metric: Metric, key: str, sums: np.ndarray, k: int) -> np.ndarray:

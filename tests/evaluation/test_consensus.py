@@ -196,6 +196,8 @@ def test_samples_of_one_checkpoint_vote_together(bench: Bench, capsys) -> None:
     names = sorted(path.name for path in folder.glob("*.npz"))
     assert names == [f"votes_checkpoint_{epoch:06d}_loss_0.500-openset.npz" for epoch in (30, 35)]
     assert set(read_items(folder / names[0]).values()) == {"[happy]"}
+    status, out, _ = call(capsys, command.main, *arguments, "--checkpoints", "35", "--name", "late")
+    assert status == 0 and out.count("MER2023") == 1
     # files of samples never outnumber a run's checkpoints where no run is named
     assert "run        run_a\n" in call(capsys, score.main, *bench.arguments("--datasets", "mer2023"))[1]
 

@@ -121,6 +121,7 @@ def test_a_metric_of_ones_own_has_floors_without_a_further_method() -> None:
     found = basic([f"[{word}]" for word in truth], truth)
     metric = FirstLetter()
     found.metric, found.summands = metric, metric.summands(found.truth, found.items)
+    found.truth = [list(truth) for truth in found.truth]  # no key of a dict
     found.values = {"letter": 1.0}
     add_floors([found])
     assert found.floors.labels == 1 and found.floors.groups is None
