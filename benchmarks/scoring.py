@@ -2,8 +2,9 @@
 
 A benchmark of the published sizes (nine data sets, seven checkpoints each) is made in a temporary folder and scored by
 the command line, each time in a new process. Beside it, on the same files: a straightforward implementation that reads
-each file and maps every label anew for every wheel, as sets. It has to give the same numbers. ``--scale 5`` is the same
-with five times the samples, to see how cost grows. With ``--real`` given folders of the published layout are scored.
+each file and maps every label again for every wheel, as sets. It has to give the same numbers. ``--scale 5`` is the
+same with five times the samples, to see how cost grows. With ``--real`` the given folders of the published layout are
+scored.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ def straightforward(output: str, dataset: str, lexicon_choice: str) -> dict[str,
     def group(labels, wheel):
         found = set()
         for label in labels:
-            homes = wheel.homes(1)
-            word = next((w for w in lexicon.wheel_words(label) if w in homes), None)
+            groups = wheel.groups(1)
+            word = next((w for w in lexicon.wheel_words(label) if w in groups), None)
             if word is not None:
-                found.add(homes[word])
+                found.add(groups[word])
         return found
 
     scores: dict[str, dict[str, float]] = {}
@@ -154,14 +155,17 @@ def main() -> int:
         print(f"{files} result files, best of {args.repeat} processes")
         command = [sys.executable, "evaluation-scoreonly.py", *flags]
         times = [measure(command) for _ in range(args.repeat)]
-        without = [measure([*command, "--bootstrap", "0"]) for _ in range(args.repeat)]
+        without = [measure([*command, "--bootstrap", "0", "--deals", "0"]) for _ in range(args.repeat)]
         print(f"evaluation-scoreonly.py        {min(times)[0]:7.2f} s  {min(times)[1]:6.0f} MB")
-        print(f"  without intervals            {min(without)[0]:7.2f} s  {min(without)[1]:6.0f} MB")
+        print(f"  without intervals and floors {min(without)[0]:7.2f} s  {min(without)[1]:6.0f} MB")
+        if not args.real:  # votes are written beside the voters
+            vote = [sys.executable, "-m", "affectgpt.cli.main", "consensus", *flags[:-2]]
+            print(f"affectgpt consensus            {measure(vote)[0]:7.2f} s")
         if args.no_baseline:
             return 0
         seconds, memory = measure([sys.executable, __file__, "--baseline", *places, str(theirs)])
         print(f"straightforward                {seconds:7.2f} s  {memory:6.0f} MB")
-        print(f"ratio without intervals        {seconds / min(without)[0]:7.1f} x")
+        print(f"ratio without both             {seconds / min(without)[0]:7.1f} x")
         mine = json.loads(ours.read_text())["datasets"]
         worst = 0.0
         for dataset, scores in json.loads(theirs.read_text()).items():

@@ -14,9 +14,9 @@ from affectgpt.cli.common import run_cli
 
 if TYPE_CHECKING:
     from affectgpt.datasets.table import DatasetRow
-    from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.extract import Extractor
     from affectgpt.evaluation.results import ResultFile
+    from affectgpt.evaluation.run_scores import ScoringPaths
 
 EXTRACTORS = ("vllm", "transformers", "openai", "direct")
 DIRECT = "direct"
@@ -63,14 +63,15 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.evaluation import results
 
     setup_logging()
+    scoring.check_scoring_arguments(args)
     rows, places, lexicon = scoring.open_inputs(args)
     if args.answers:
         import_run(args, rows, places)
     with open_extractor(args) as extractor:
-        for run in args.compare or [args.run]:
+        for run in args.compare or args.seeds or [args.run]:
             extract_run(args, rows, places, extractor, run=run)
-    how = results.DIRECT if args.extractor == DIRECT else results.LLM
-    return scoring.score(args, rows, places, lexicon, how=how)
+    extraction = results.DIRECT if args.extractor == DIRECT else results.LLM
+    return scoring.score(args, rows, places, lexicon, extraction=extraction)
 
 
 def open_extractor(args: argparse.Namespace) -> Extractor:
@@ -92,7 +93,7 @@ def open_extractor(args: argparse.Namespace) -> Extractor:
     return get_extractor(args.extractor, sampling=Sampling(seed=args.seed), **settings)
 
 
-def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places) -> None:
+def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths) -> None:
     """Put ``--answers FILE`` among the results as a run of its own, so that its labels are kept and can be compared."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.names import check_name
@@ -101,8 +102,10 @@ def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Pla
     from affectgpt.evaluation.results import results_folder
 
     path, row = Path(args.answers), scoring.one_dataset(args, rows)
-    if args.compare:
-        raise ConfigError("--answers and --compare: score the answers first, then compare the run that this makes")
+    if args.compare or args.seeds:
+        raise ConfigError(
+            "--answers and --compare or --seeds: score the answers first, then compare the run that this makes"
+        )
     if tables.holds_items(path):
         raise ConfigError(f"{path}: holds extracted labels already; score it with evaluation-scoreonly.py --answers")
     args.run = check_name(args.run or path.stem, source="--run" if args.run else path, what="run name", suffix="")
@@ -114,17 +117,18 @@ def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Pla
 
 
 def extract_run(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, extractor: Extractor, *, run: str | None
+    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths, extractor: Extractor, *, run: str | None
 ) -> None:
     """Extract labels of a run's answers, data set by data set, where they are missing."""
-    from affectgpt.evaluation.board import pick_files
+    from affectgpt.evaluation.compare import MEAN
     from affectgpt.evaluation.extract import extract_file
     from affectgpt.evaluation.results import CheckpointChoice
+    from affectgpt.evaluation.run_scores import pick_files
 
     checkpoints = args.checkpoints
-    if args.compare and run:
+    if (args.compare or args.seeds) and run:
         run, _, checkpoint = run.strip("/").partition("/")
-        checkpoints = checkpoint or checkpoints
+        checkpoints = checkpoint if checkpoint not in ("", MEAN) else checkpoints
     _, files, _ = pick_files(
         rows, places, run=run, choice=CheckpointChoice.parse(checkpoints), optional=not scoring.named_one_by_one(args)
     )

@@ -13,15 +13,16 @@ from affectgpt.cli.common import add_imports_argument, run_cli
 if TYPE_CHECKING:
     from affectgpt.config.schema import DatasetConfig
     from affectgpt.datasets.table import DatasetRow
-    from affectgpt.evaluation.board import Board, Places
     from affectgpt.evaluation.lexicon import Lexicon
+    from affectgpt.evaluation.run_scores import RunScores, ScoringPaths
 
 ALL = "all"
+FEWEST_DEALS = 20  # below, the floor depends on luck
 
 
-def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that both evaluation commands have."""
-    where = parser.add_argument_group("where things lie")
+def add_place_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where results, data sets and lexicon are, for every command on result files."""
+    where = parser.add_argument_group("where things are")
     where.add_argument(
         "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets (task: says how they "
         "are scored), and where data and results are",
@@ -39,7 +40,11 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--lexicon", metavar="DIR|builtin", help="default: emotion_wheel/ if it is there, else the built-in one"
     )
-    what = parser.add_argument_group("what is scored")
+
+
+def add_selection_arguments(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """Which result files are meant."""
+    what = parser.add_argument_group(title)
     what.add_argument(
         "--datasets",
         metavar="A,B|all",
@@ -51,12 +56,27 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--checkpoints", metavar="30-60", help="epochs (30-60, 30-60/5, 45) or file names, separated by commas"
     )
+    what.add_argument("--allow-missing", action="store_true", help="leave out samples without an answer, and say so")
+    return what
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that both evaluation commands have."""
+    add_place_arguments(parser)
+    what = add_selection_arguments(parser, "what is scored")
     what.add_argument("--answers", metavar="FILE", help="score this .csv, .jsonl or .npz of any model (one data set)")
-    what.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="paired test; RUN or RUN/CHECKPOINT")
+    what.add_argument(
+        "--compare", nargs=2, metavar=("RUN_A", "RUN_B"),
+        help="paired test; RUN (its best checkpoint), RUN/CHECKPOINT, or RUN/mean (the mean of its checkpoints)",
+    )  # fmt: skip
+    what.add_argument(
+        "--seeds", nargs="+", metavar="RUN",
+        help="mean and deviation over runs of several training seeds, paired by clip; RUN (its last checkpoint), "
+        "RUN/CHECKPOINT or RUN/mean",
+    )  # fmt: skip
     what.add_argument(
         "--grouping", default="wheel", metavar="NAME", help="wheel (default), wheel-level2, l1, l2 (no wheel)"
     )
-    what.add_argument("--allow-missing", action="store_true", help="leave out samples without an answer, and say so")
     report = parser.add_argument_group("reports")
     report.add_argument("--json", metavar="FILE", help="all numbers")
     report.add_argument("--html", metavar="FILE", help="one page with table, plots and the samples that went wrong")
@@ -66,6 +86,10 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (1000; 0: none)"
     )
+    report.add_argument(
+        "--deals", type=int, default=50, metavar="N",
+        help="times that the answers are dealt to other clips, for the floors beside each score (50; 0: no floors)",
+    )  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,24 +108,32 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse, score, report."""
     args = build_parser().parse_args(argv)
+    check_scoring_arguments(args)
     rows, places, lexicon = open_inputs(args)
     if args.answers:
         return report(args, score_answers(args, rows, places, lexicon))
-    return score(args, rows, places, lexicon, how=args.extractor)
+    return score(args, rows, places, lexicon, extraction=args.extractor)
 
 
-def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lexicon]:
-    """Data set rows, places and lexicon that the arguments name."""
+def check_scoring_arguments(args: argparse.Namespace) -> None:
+    """ConfigError for a value that no scoring can have."""
     from affectgpt.core.errors import ConfigError
-    from affectgpt.core.registry import import_files
-    from affectgpt.datasets.table import DATASETS, get_row, parse_names
-    from affectgpt.evaluation.board import Places
     from affectgpt.evaluation.grouping import check_grouping
-    from affectgpt.evaluation.lexicon import find_lexicon
 
     if args.bootstrap < 0:
         raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
+    if args.deals < 0 or 0 < args.deals < FEWEST_DEALS:
+        raise ConfigError(f"--deals {args.deals}: {FEWEST_DEALS} or more, or 0 for no floors")
     check_grouping(args.grouping)
+
+
+def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPaths, Lexicon]:
+    """Data set rows, places and lexicon that the arguments name."""
+    from affectgpt.core.registry import import_files
+    from affectgpt.datasets.table import DATASETS, get_row, parse_names
+    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.run_scores import ScoringPaths
+
     import_files(args.imports)
     own: dict[str, DatasetConfig] = {}
     base_root, dataset_root = f"{args.output_root or 'output'}/results", "../dataset"
@@ -118,7 +150,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], Places, Lex
         own_scoring_row(name, own[name]) if name in own else get_row(name)
         for name in parse_names(args.datasets, own=own)
     ]
-    places = Places(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
+    places = ScoringPaths(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
     return rows, places, find_lexicon(args.lexicon)
 
 
@@ -141,34 +173,42 @@ def named_one_by_one(args: argparse.Namespace) -> bool:
 
 
 def score(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon, *, how: str | None
+    args: argparse.Namespace,
+    rows: Sequence[DatasetRow],
+    places: ScoringPaths,
+    lexicon: Lexicon,
+    *,
+    extraction: str | None,
 ) -> int:
-    """Score a run, or compare two, and report."""
-    if args.compare:
-        return compare(args, rows, places, lexicon, how=how)
-    from affectgpt.evaluation.board import score_run
+    """Score a run, or compare several, and report."""
+    if args.compare or args.seeds:
+        return compare(args, rows, places, lexicon, extraction=extraction)
     from affectgpt.evaluation.results import CheckpointChoice
+    from affectgpt.evaluation.run_scores import score_run
 
-    board = score_run(
+    run_scores = score_run(
         rows,
         places,
         lexicon,
         run=args.run,
         choice=CheckpointChoice.parse(args.checkpoints),
-        how=how,
+        extraction=extraction,
         grouping=args.grouping,
         allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
         draws=args.bootstrap,
+        deals=args.deals,
     )
-    return report(args, board)
+    return report(args, run_scores)
 
 
-def score_answers(args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon) -> Board:
+def score_answers(
+    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths, lexicon: Lexicon
+) -> RunScores:
     """Score one file of answers without writing anything, labels read directly."""
     from affectgpt.evaluation import answers as tables
-    from affectgpt.evaluation import board as boards
     from affectgpt.evaluation import extraction_file as files
+    from affectgpt.evaluation import run_scores as runs
     from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.score import Truth, make_metric, score_items
 
@@ -189,11 +229,10 @@ def score_answers(args: argparse.Namespace, rows: Sequence[DatasetRow], places: 
             )
     found = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
     found.extractor, found.answers = extractor, answers
-    board = boards.Board(path.name, lexicon, args.grouping, {row.name: [found]}, notes)
-    board.notes += boards.sample_notes(row, truth, [found])
-    if args.bootstrap:
-        boards.add_intervals([found], draws=args.bootstrap)
-    return board
+    run_scores = runs.RunScores(path.name, lexicon, args.grouping, notes=notes)
+    run_scores.notes += runs.sample_notes(row, truth, [found])
+    run_scores.add_dataset(row.name, [found], draws=args.bootstrap, deals=args.deals)
+    return run_scores
 
 
 def one_dataset(args: argparse.Namespace, rows: Sequence[DatasetRow]) -> DatasetRow:
@@ -206,52 +245,66 @@ def one_dataset(args: argparse.Namespace, rows: Sequence[DatasetRow]) -> Dataset
 
 
 def compare(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: Places, lexicon: Lexicon, *, how: str | None
+    args: argparse.Namespace,
+    rows: Sequence[DatasetRow],
+    places: ScoringPaths,
+    lexicon: Lexicon,
+    *,
+    extraction: str | None,
 ) -> int:
-    """Paired test between two runs."""
+    """Paired test between two runs, or the spread over training seeds."""
+    from affectgpt.core.errors import ConfigError
     from affectgpt.core.files import write_json
     from affectgpt.evaluation import report_json, report_text
-    from affectgpt.evaluation.compare import compare_runs
+    from affectgpt.evaluation.compare import Sources, compare_runs, compare_seeds
 
-    found = compare_runs(
-        args.compare, rows, places, lexicon,
-        checkpoints=args.checkpoints, how=how, grouping=args.grouping, allow_missing=args.allow_missing,
+    if args.compare and args.seeds:
+        raise ConfigError("--compare and --seeds: give one of the two")
+    sources = Sources(
+        rows, places, lexicon,
+        checkpoints=args.checkpoints, extraction=extraction, grouping=args.grouping, allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
     )  # fmt: skip
-    print(report_text.comparison_table(found))
+    if args.compare:
+        paired = compare_runs(args.compare, sources)
+        text, value = report_text.comparison_table(paired), report_json.comparison(paired)
+    else:
+        seeds = compare_seeds(args.seeds, sources, draws=args.bootstrap)
+        text, value = report_text.seeds_table(seeds), report_json.seeds(seeds)
+    print(text)
     if args.json:
-        write_json(args.json, report_json.comparison(found))
+        write_json(args.json, value)
     return 0
 
 
-def report(args: argparse.Namespace, board: Board) -> int:
+def report(args: argparse.Namespace, run_scores: RunScores) -> int:
     """Print the table and write the files asked for."""
     from affectgpt.core.files import write_json, write_text
     from affectgpt.evaluation import report_text
     from affectgpt.evaluation.grouping import grouping_of
     from affectgpt.evaluation.score import unknown_labels
 
-    grouping = grouping_of(board.lexicon, board.grouping)
-    unknown = unknown_labels((s for scores in board.scores.values() for s in scores), grouping)
-    print(report_text.table(board))
+    grouping = grouping_of(run_scores.lexicon, run_scores.grouping)
+    unknown = unknown_labels((s for scores in run_scores.scores.values() for s in scores), grouping)
+    print(report_text.table(run_scores))
     if unknown.counts:
         print(report_text.unknown_line(unknown))
     if args.all_metrics:
-        print(report_text.all_metrics(board))
+        print(report_text.all_metrics(run_scores))
     if args.json:
         from affectgpt.evaluation.report_json import as_dict
 
-        write_json(args.json, as_dict(board))
+        write_json(args.json, as_dict(run_scores))
     if args.html:
         from affectgpt.evaluation.report_html import page
 
-        write_text(args.html, page(board))
+        write_text(args.html, page(run_scores))
     if args.latex == "-":
-        print("\n" + report_text.latex(board))
+        print("\n" + report_text.latex(run_scores))
     elif args.latex:
-        write_text(args.latex, report_text.latex(board) + "\n")
+        write_text(args.latex, report_text.latex(run_scores) + "\n")
     if args.unknown_labels:
-        write_text(args.unknown_labels, report_text.unknown_csv(unknown, board.lexicon))
+        write_text(args.unknown_labels, report_text.unknown_csv(unknown, run_scores.lexicon))
     return 0
 
 

@@ -36,8 +36,8 @@ def _read_member(data: bytes) -> Any:
     return array_of(data, code=code, shape=shape, fortran=fortran, start=start)
 
 
-def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and unpacked bytes. Raises ValueError beyond the bounds above."""
+def _entries(path: Path, key: str | None) -> Iterator[tuple[str, bytes]]:
+    """Keys and unpacked bytes, of one key or all. Raises ValueError beyond the bounds above."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")  # a pipe or a device has no end
@@ -49,6 +49,9 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
     left = MAX_BYTES
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         for info in archive.infolist():
+            found = info.filename.removesuffix(".npy")
+            if key is not None and found != key:
+                continue
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("compressed in another way than npz files are")
             # the size is a claim: reading stops one byte beyond what is left
@@ -59,11 +62,11 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
                 raise ValueError(
                     f"{info.filename} unpacks to {size} bytes, more than {MAX_BYTES} (all entries together)"
                 )
-            yield info.filename, data
+            yield found, data
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read an npz file, key → value.
+def read_npz(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, Any]:
+    """Read an npz file, key → value; with ``key`` that one alone (empty where it is absent), the others not unpacked.
 
     A 0-d array comes back as the object or number in it; arrays of numbers and strings are read-only.
     Raises DataError, naming the file, when it is missing, damaged, too large, or asks for anything but plain data.
@@ -71,10 +74,9 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     result: dict[str, Any] = {}
     try:
-        for member, data in _entries(path):
+        for found, data in _entries(path, key):
             value = _read_member(data)
-            key = member.removesuffix(".npy")
-            result[key] = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+            result[found] = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except RefusedError as refused:

@@ -181,10 +181,9 @@ def _present(cell: str) -> str:
 @LABEL_READERS.register("npz_word", "npz_index", "npz_valence")
 def _npz_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
     path, key = root / str(row.label_file), row.splits[split]
-    archive = read_npz(path)
-    corpus = archive.get(key)
+    corpus = read_npz(path, key=key).get(key)
     if not isinstance(corpus, Mapping):
-        raise DataError(f"{path}: no split {key!r}; it holds {', '.join(archive) or 'nothing'}")
+        raise DataError(f"{path}: no split {key!r}; it holds {', '.join(read_npz(path)) or 'nothing'}")
     allowed = row.split_rule.get(split)
     labels = {}
     for raw_name, entry in corpus.items():

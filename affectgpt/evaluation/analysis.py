@@ -105,7 +105,7 @@ def answers_of(score: Score) -> Mapping[str, str]:
 
 def mistakes(score: Score) -> list[Mistake]:
     """The samples that were not fully met, worst first, then in the split's order."""
-    values = score.metric.per_sample(score.rows)
+    values = score.metric.per_sample(score.summands)
     answers = answers_of(score)
     order = [int(i) for i in np.argsort(np.where(np.isnan(values), 2.0, values), kind="stable") if values[i] < 1]
     return [

@@ -51,7 +51,7 @@ def _read_jsonl(path: Path) -> dict[str, str]:
         try:
             entry = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{where}: no JSON ({error})") from error
+            raise DataError(f"{where}: not JSON ({error})") from error
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "answer")):
             raise DataError(f'{where}: expected {{"name": "…", "answer": "…"}}, both text; found {line[:80]}')
         name = check_name(entry["name"], source=where)

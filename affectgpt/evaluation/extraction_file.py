@@ -53,13 +53,13 @@ def read_answers(path: Path) -> dict[str, str]:
     answers = values.get("name2reason")
     if not isinstance(answers, dict):
         found = ", ".join(values) or "none"
-        raise DataError(f"{path}: no answers file: it should hold a dict under the key name2reason; keys: {found}")
+        raise DataError(f"{path}: not an answers file: it should hold a dict under the key name2reason; keys: {found}")
     if not answers:
         raise DataError(f"{path}: name2reason is empty, there is no answer to read")
     wrong = [name for name, answer in answers.items() if not isinstance(name, str) or not isinstance(answer, str)]
     if wrong:
         first = ", ".join(f"{shortened(name)} ({shortened(answers[name])})" for name in wrong[:3])
-        raise DataError(f"{path}: {len(wrong)} of {len(answers)} answers are no text: {first}; answer these again")
+        raise DataError(f"{path}: {len(wrong)} of {len(answers)} answers are not text: {first}; answer these again")
     return {str(name): str(answer) for name, answer in answers.items()}
 
 
@@ -135,8 +135,8 @@ def read_meta(path: Path) -> dict[str, Any] | None:
 def describe(path: str | Path) -> str:
     """Which extractor made a file, in a few words for a report.
 
-    ``direct``, ``transformers Qwen2.5-7B-Instruct, seed 42`` (and ``, earlier wording of the prompt`` where it was
-    not asked as published) or ``unknown extractor (no meta file)``.
+    ``direct``, ``votes of 7 files, at least 3``, ``transformers Qwen2.5-7B-Instruct, seed 42`` (and ``, earlier wording
+    of the prompt`` where it was not asked as published) or ``unknown extractor (no meta file)``.
     """
     meta = read_meta(Path(path))
     if meta is None:
@@ -145,6 +145,9 @@ def describe(path: str | Path) -> str:
     words = str(settings.get("extractor", "?"))
     if settings.get("model"):
         words += f" {settings['model']}"
+    if isinstance(settings.get("voters"), dict):
+        needed = f"at least {settings['at_least']}" if "at_least" in settings else "majority"
+        words += f" of {len(settings['voters'])} files, {needed}"
     if isinstance(settings.get("sampling"), dict):
         words += f", seed {settings['sampling'].get('seed')}"
     if settings.get("prompt_sha256") in EARLIER_PROMPTS:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from affectgpt.core.errors import ConfigError, did_you_mean
 from affectgpt.datasets.label_files import parse_label_list
@@ -45,10 +48,16 @@ class Grouping:
         check_grouping(name)
         self.lexicon, self.name = lexicon, name
         level = {"wheel": 1, "wheel-level2": 2}.get(name)
-        self._homes = [wheel.homes(level) for wheel in lexicon.wheels] if level else None
+        self._wheel_groups = [wheel.groups(level) for wheel in lexicon.wheels] if level else None
         self.views = tuple(wheel.name for wheel in lexicon.wheels) if level else (name,)
         self._bits: list[dict[str, int]] = [{} for _ in self.views]  # per view: group → bit within that view
-        self._width = max(len(set(homes.values())) for homes in self._homes) if self._homes else self._vocabulary_size()
+        self._width = (
+            max(len(set(groups.values())) for groups in self._wheel_groups)
+            if self._wheel_groups
+            else self._vocabulary_size()
+        )
+        self._bytes = (self._width * len(self.views) + 7) // 8
+        self._of_bases: dict[frozenset[str], tuple[str | None, ...]] = {}  # many forms have the same base words
         self._of_label: dict[str, int] = {}
         self._of_item: dict[str, tuple[tuple[str, ...], int]] = {}
 
@@ -58,13 +67,19 @@ class Grouping:
 
     def groups(self, label: str) -> tuple[str | None, ...]:
         """The group of one label in each view; None where it has none."""
-        if self._homes is None:
-            form = min(self.lexicon.forms.get(clean(label), ()), default=None)
-            if self.name == "l1" or form is None:
-                return (form,)
-            return (min(self.lexicon.synonyms.get(form, ()), default=None),)
+        bases = self.lexicon.forms.get(clean(label))
+        if not bases:
+            return (None,) * len(self.views)
+        found = self._of_bases.get(bases)
+        if found is None:
+            found = self._of_bases[bases] = self._groups(label, min(bases))
+        return found
+
+    def _groups(self, label: str, base: str) -> tuple[str | None, ...]:
+        if self._wheel_groups is None:
+            return (base if self.name == "l1" else min(self.lexicon.synonyms.get(base, ()), default=None),)
         words = self.lexicon.wheel_words(label)
-        return tuple(next((homes[word] for word in words if word in homes), None) for homes in self._homes)
+        return tuple(next((groups[word] for word in words if word in groups), None) for groups in self._wheel_groups)
 
     def label_mask(self, label: str) -> int:
         """The bits of one label, all views side by side; 0 for a label that no view knows."""
@@ -93,6 +108,19 @@ class Grouping:
             known = self._of_item[item] = labels, self.mask(labels)
         return known
 
+    def count(self, labels: Iterable[str]) -> int:
+        """How many known groups labels name: those that share their group in every view are one."""
+        return len({self.label_mask(label) for label in labels} - {0})
+
+    def sets(self, masks: Iterable[int]) -> GroupSets:
+        """N masks as arrays."""
+        masks = list(masks)
+        packed = b"".join([mask.to_bytes(self._bytes, "little") for mask in masks])
+        flat = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(len(masks), -1), axis=1, bitorder="little")
+        seen = max(map(len, self._bits))  # groups that no label has had so far are no column
+        views = flat[:, : self._width * len(self.views)].reshape(len(masks), len(self.views), self._width)
+        return GroupSets(views[:, :, :seen].astype(np.float32))
+
     def sizes(self, mask: int) -> tuple[int, ...]:
         """How many groups a mask holds, per view."""
         low = (1 << self._width) - 1
@@ -105,3 +133,24 @@ class Grouping:
             frozenset(group for group, bit in bits.items() if (mask >> (view * self._width) & low) >> bit & 1)
             for view, bits in enumerate(self._bits)
         )
+
+
+class GroupSets:
+    """Sets as arrays: ``members`` ``[..., V, W]`` of 0 and 1, for V views of W groups; ``sizes`` ``[..., V]``."""
+
+    def __init__(self, members: np.ndarray, sizes: np.ndarray | None = None) -> None:
+        self.members = members
+        self.sizes = members.sum(axis=-1, dtype=np.float64) if sizes is None else sizes
+
+    def __getitem__(self, index: Any) -> GroupSets:
+        """Some of the sets, or with None among the indices a dimension more to broadcast over."""
+        return GroupSets(self.members[index], self.sizes[index])
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def shared(self, other: GroupSets) -> np.ndarray:
+        """How many groups two sets have in common, ``[..., V]``; leading dimensions broadcast."""
+        width = min(self.members.shape[-1], other.members.shape[-1])
+        found = np.einsum("...w,...w->...", self.members[..., :width], other.members[..., :width])
+        return found.astype(np.float64)

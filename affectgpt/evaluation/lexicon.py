@@ -38,27 +38,27 @@ class Wheel:
     name: str
     rows: tuple[tuple[str, str, str], ...]
 
-    def homes(self, level: int) -> dict[str, str]:
+    def groups(self, level: int) -> dict[str, str]:
         """F3: every entry → its word at ``level`` (1: the inner ring, 2: the middle ring).
 
         A later row overwrites an earlier one. At level 2 an entry of the inner ring goes, where the sheet first has it,
         to the alphabetically first of its words in the middle ring.
         """
-        homes: dict[str, str] = {}
+        groups: dict[str, str] = {}
         first: dict[str, str] = {}  # level-1 word → the first of its level-2 words
         for one, two, _ in self.rows:
             first[one] = min(first.get(one) or two, two)
         begun: set[str] = set()
         for one, two, three in self.rows:
             if level == 1:
-                homes[one] = homes[two] = homes[three] = one
+                groups[one] = groups[two] = groups[three] = one
                 continue
             if one not in begun:
                 begun.add(one)
-                homes[one] = first[one]
-            homes[two] = homes[three] = two
-        homes.pop("", None)
-        return homes
+                groups[one] = first[one]
+            groups[two] = groups[three] = two
+        groups.pop("", None)
+        return groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def _read_sheet(path: Path) -> list[list[str]]:
         rows = list(book.worksheets[0].iter_rows(values_only=True))
         book.close()
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, IndexError, EOFError, SyntaxError) as error:
-        raise DataError(f"{path}: no readable xlsx file ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: not a readable xlsx file ({type(error).__name__}: {error})") from error
     return [["" if cell is None else str(cell) for cell in row] for row in rows]
 
 
@@ -218,7 +218,7 @@ def _read_format(path: Path) -> Iterable[tuple[str, list[str]]]:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             rows = [row for row in csv.reader(handle) if row]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(f"{path}: no readable CSV file in UTF-8 ({error})") from error
+        raise DataError(f"{path}: not a readable CSV file in UTF-8 ({error})") from error
     if not rows:
         raise DataError(f"{path}: an empty file; expected the columns name, format")
     name, forms = _columns(path, rows[0], ["name", "format"])

@@ -9,20 +9,20 @@ from affectgpt.core.figures import COLOURS, GREY, new_figure, short, svg
 
 if TYPE_CHECKING:
     from affectgpt.evaluation.analysis import Matrix
-    from affectgpt.evaluation.board import Board
+    from affectgpt.evaluation.run_scores import RunScores
 
 
-def over_checkpoints(board: Board) -> str:
+def over_checkpoints(run_scores: RunScores) -> str:
     """Primary metric of every checkpoint, by data set, and the mean; intervals as bands.
 
     Only epochs have an order: other names get points with error bars.
     """
     figure, axes = new_figure(8.6, 3.6)
-    checkpoints = board.checkpoints
-    epochs = [next(s.epoch for s in board.of_checkpoint(c)) for c in checkpoints]
+    checkpoints = run_scores.checkpoints
+    epochs = [next(s.epoch for s in run_scores.of_checkpoint(c)) for c in checkpoints]
     by_epoch = None not in epochs
     at = dict(zip(checkpoints, epochs if by_epoch else range(len(checkpoints)), strict=True))
-    for colour, (dataset, scores) in zip(COLOURS * 2, board.scores.items(), strict=False):
+    for colour, (dataset, scores) in zip(COLOURS * 2, run_scores.scores.items(), strict=False):
         x = [at[s.checkpoint] for s in scores]
         axes.plot(x, [100 * s.primary for s in scores], "o-" if by_epoch else "o", color=colour, ms=4, label=dataset)
         bounds = [s.interval.get(s.metric.keys[0]) for s in scores]
@@ -33,16 +33,16 @@ def over_checkpoints(board: Board) -> str:
                 axes.fill_between(x, low, high, color=colour, alpha=0.10, lw=0)
             else:
                 axes.vlines(x, low, high, color=colour, alpha=0.5)
-    full = [c for c in checkpoints if len(board.of_checkpoint(c)) == len(board.datasets)]
-    if len(board.datasets) > 1 and full:
-        means = [100 * board.mean(c)[0] for c in full]
+    full = [c for c in checkpoints if len(run_scores.of_checkpoint(c)) == len(run_scores.datasets)]
+    if len(run_scores.datasets) > 1 and full:
+        means = [100 * run_scores.mean(c)[0] for c in full]
         axes.plot(
             [at[c] for c in full],
             means,
             "--" if by_epoch else "_",
             color="black",
             lw=1.4,
-            label=f"mean of {len(board.datasets)}",
+            label=f"mean of {len(run_scores.datasets)}",
         )
     axes.set_xticks(
         list(at.values()), [str(e) if by_epoch else short(c) for c, e in zip(checkpoints, epochs, strict=True)]

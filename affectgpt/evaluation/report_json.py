@@ -3,10 +3,13 @@
 ``datasets``: data set in lower case → ``task``, ``metric`` (the primary key), ``samples``, ``checkpoints`` (file stem →
 the metric keys as fractions, ``interval`` {key: [low, high]} 95 % bootstrap, ``extractor``, ``samples`` (scored),
 ``of`` (so many in the split), ``left_out`` and ``missing`` (how many, and which, have a truth and no answer),
-``counted``, ``per_wheel`` …) and ``best`` (``checkpoint`` and its metric keys: chosen on the test set).
-``mean_best``: mean of the best primary values, over ``mean_of`` data sets. ``single``: checkpoint → its ``mean`` and
-over how many data sets; ``best_single``: the best of those scored everywhere. ``published``: the paper's values in the
-same unit, present only when comparable.
+``counted``, ``per_wheel`` …, and ``floors``: ``labels``, ``groups`` and their ``precision`` per answer, the metric keys
+of ``dealt`` and ``constant``, the ``constant_answers`` of both halves, and the primary value ``above`` the higher one),
+``selection`` (where there are several: ``mean`` of the checkpoints, and ``halves``: chosen on a half of the samples,
+scored on the other; ``value`` and ``interval`` each) and ``best`` (``checkpoint`` and its metric keys: chosen on the
+test set). ``mean_best``: mean of the best primary values, over ``mean_of`` data sets. ``single``: checkpoint → its
+``mean`` and over how many data sets; ``best_single``: the best of those scored everywhere. ``selection``: the same two
+over all data sets. ``published``: the paper's values in the same unit, present only when comparable.
 """
 
 from __future__ import annotations
@@ -15,42 +18,83 @@ from typing import Any
 
 from affectgpt import __version__
 from affectgpt.evaluation import published
-from affectgpt.evaluation.board import Board
-from affectgpt.evaluation.compare import PairedResult
+from affectgpt.evaluation.compare import PairedResult, SeedResult
+from affectgpt.evaluation.floors import above
+from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import Score
+from affectgpt.evaluation.selection import Estimate, mean_over
+from affectgpt.evaluation.stats import Spread
 
 VERSION = 1
 
 
-def as_dict(board: Board) -> dict[str, Any]:
-    """A board as plain data, see above."""
+def as_dict(run_scores: RunScores) -> dict[str, Any]:
+    """The scores of a run as plain data, see above."""
     value: dict[str, Any] = {
         "version": VERSION,
         "affectgpt": __version__,
-        "run": board.run,
-        "lexicon": {"source": board.lexicon.source, "comparable": board.lexicon.comparable},
-        "grouping": board.grouping,
-        "extractors": board.extractors,
+        "run": run_scores.run,
+        "lexicon": {"source": run_scores.lexicon.source, "comparable": run_scores.lexicon.comparable},
+        "grouping": run_scores.grouping,
+        "extractors": run_scores.extractors,
         "datasets": {},
-        "mean_best": board.mean_best,
-        "mean_of": len(board.datasets),
-        "single": {c: dict(zip(("mean", "mean_of"), board.mean(c), strict=True)) for c in board.checkpoints},
-        "best_single": board.best_single,
-        "notes": board.caveats(),
+        "mean_best": run_scores.mean_best,
+        "mean_of": len(run_scores.datasets),
+        "single": {c: dict(zip(("mean", "mean_of"), run_scores.mean(c), strict=True)) for c in run_scores.checkpoints},
+        "best_single": run_scores.best_single,
+        "selection": _selection(run_scores),
+        "notes": run_scores.caveats(),
     }
-    for dataset, scores in board.scores.items():
-        metric, best = scores[0].metric, board.best[dataset]
+    for dataset, scores in run_scores.scores.items():
+        metric, best = scores[0].metric, run_scores.best[dataset]
         value["datasets"][dataset.lower()] = {
             "task": scores[0].task,
             "metric": metric.keys[0],
             "checkpoints": {score.checkpoint: _score(score) for score in scores},
             "best": {"checkpoint": best.checkpoint, **best.values},
         }
-    if board.comparable:
-        known = {d.lower(): published.PRIMARY[d] / 100 for d in board.datasets if d in published.PRIMARY}
-        mean = published.mean_of(board.datasets)
+        if dataset in run_scores.selections:
+            found = run_scores.selections[dataset]
+            value["datasets"][dataset.lower()]["selection"] = {
+                "samples": found.samples, "mean": _estimate(found.mean), "halves": _estimate(found.halves),
+            }  # fmt: skip
+    if run_scores.comparable:
+        known = {d.lower(): published.PRIMARY[d] / 100 for d in run_scores.datasets if d in published.PRIMARY}
+        mean = published.mean_of(run_scores.datasets)
         value["published"] = {"model": published.MODEL, "datasets": known, "mean": None if mean is None else mean / 100}
     return value
+
+
+def _selection(run_scores: RunScores) -> dict[str, Any] | None:
+    """The selection over all data sets; None where not every one has several checkpoints."""
+    found = list(run_scores.selections.values())
+    if not found or len(found) < len(run_scores.datasets):
+        return None
+    return {
+        "mean": _estimate(mean_over([selection.mean for selection in found])),
+        "halves": _estimate(mean_over([selection.halves for selection in found])),
+    }
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    return {"value": estimate.value, "interval": list(estimate.interval) if estimate.interval else None}
+
+
+def _floors(score: Score) -> dict[str, Any] | None:
+    found = score.floors
+    if found is None:
+        return None
+    return {
+        "labels": found.labels,
+        "groups": found.groups,
+        "precision": found.precision,
+        "dealt": found.dealt,
+        "constant": found.constant,
+        "constant_answers": [list(answer) for answer in found.answers],
+        "above": above(score),
+    }
 
 
 def _score(score: Score) -> dict[str, Any]:
@@ -62,6 +106,7 @@ def _score(score: Score) -> dict[str, Any]:
         "left_out": score.left_out,
         "missing": list(score.missing),
         "extractor": score.extractor,
+        "floors": _floors(score),
         **score.detail,
     }
 
@@ -75,8 +120,31 @@ def comparison(result: PairedResult) -> dict[str, Any]:
         "datasets": {
             dataset.lower(): {
                 "a": c.a, "b": c.b, "difference": c.difference, "interval": list(c.interval), "p": c.p, "samples": c.n,
+                "groups": dict(zip("ab", result.groups[dataset], strict=True)) if dataset in result.groups else None,
             }
             for dataset, c in result.datasets.items()
         },
         "notes": result.notes,
     }  # fmt: skip
+
+
+def seeds(result: SeedResult) -> dict[str, Any]:
+    """The spread over training seeds as plain data; values as fractions."""
+    return {
+        "version": VERSION,
+        "runs": result.runs,
+        "datasets": {dataset.lower(): _spread(found) for dataset, found in result.datasets.items()},
+        "mean": None if result.mean is None else _spread(result.mean),
+        "notes": result.notes,
+    }
+
+
+def _spread(found: Spread) -> dict[str, Any]:
+    return {
+        "values": list(found.values),
+        "mean": found.mean,
+        "deviation": found.deviation,
+        "interval": list(found.interval) if found.interval else None,
+        "samples": found.n,
+        "alike": found.same,
+    }

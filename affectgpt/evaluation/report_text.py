@@ -7,59 +7,59 @@ import io
 from collections.abc import Sequence
 
 from affectgpt.core.printable import printable
-from affectgpt.evaluation.board import Board
-from affectgpt.evaluation.compare import PairedResult
+from affectgpt.evaluation.compare import PairedResult, SeedResult
 from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.run_scores import RunScores
 from affectgpt.evaluation.score import UnknownLabels, why_unknown
-from affectgpt.evaluation.summary import percent, summarise
+from affectgpt.evaluation.summary import FLOOR_TITLES, NONE, floor_cells, percent, summarise
 
 
-def table(board: Board) -> str:
-    """The scores of one run: a row per checkpoint, then the best single one, the oracle row and the published one."""
-    summary, n = summarise(board), len(board.datasets)
-    titles = [scores[0].metric.titles[0] for scores in board.scores.values()]
-    head = [["checkpoint", *board.datasets, f"mean of {n}"], ["", *titles, ""], ["clips", *_clips(board), ""]]
+def table(run_scores: RunScores) -> str:
+    """The scores of one run: a row per checkpoint, then with and without a choice, published, and the floors."""
+    summary, n = summarise(run_scores), len(run_scores.datasets)
+    titles = [scores[0].metric.titles[0] for scores in run_scores.scores.values()]
+    head = [["checkpoint", *run_scores.datasets, f"mean of {n}"], ["", *titles, ""], ["clips", *_clips(run_scores), ""]]
     body = [[row.name, *row.cells, row.mean] for row in summary.checkpoints]
-    last = (summary.single, summary.low, summary.high, summary.best, summary.published)
-    foot = [[row.name, *row.cells, row.mean] for row in last if row is not None]
-    lines = [*_heading(board), "", *_grid([head, body, foot]), ""]
+    foot, floors = ([[row.name, *row.cells, row.mean] for row in rows] for rows in (summary.foot, summary.floors))
+    lines = [*_heading(run_scores), "", *grid([head, body, foot, *([floors] if floors else [])]), ""]
     if summary.single is not None:
         lines.append(
-            f"best single checkpoint: {printable(str(board.best_single))} (mean of {n}: {summary.single.mean})"
+            f"best single checkpoint: {printable(str(run_scores.best_single))} (mean of {n}: {summary.single.mean})"
         )
-    if len(board.checkpoints) > 1:
+    if len(run_scores.checkpoints) > 1:
         lines.append(
             "The row best per data set picks each checkpoint on the test set itself, as the paper does.\n"
-            "A single checkpoint scores lower as a rule; to compare models, take one checkpoint of each."
+            "A single checkpoint scores lower as a rule; to compare models, take one checkpoint of each, or the mean."
         )
-    lines += [f"note: {printable(words)}" for words in board.caveats()]
+    lines += [f"note: {printable(words)}" for words in run_scores.caveats()]
     return "\n".join(lines)
 
 
-def _clips(board: Board) -> list[str]:
+def _clips(run_scores: RunScores) -> list[str]:
     """How many samples were scored, of how many in the split, by data set; from fewest to most over checkpoints."""
     cells = []
-    for scores in board.scores.values():
+    for scores in run_scores.scores.values():
         counts = sorted({len(score.names) for score in scores})
         scored = "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
         cells.append(f"{scored} of {scores[0].split_size}")
     return cells
 
 
-def _heading(board: Board) -> list[str]:
+def _heading(run_scores: RunScores) -> list[str]:
     made = "; ".join(
-        how if len(board.extractors) == 1 else f"{how} ({', '.join(sets)})" for how, sets in board.extractors.items()
+        extractor if len(run_scores.extractors) == 1 else f"{extractor} ({', '.join(sets)})"
+        for extractor, sets in run_scores.extractors.items()
     )
     lines = [
-        f"run        {board.run}",
+        f"run        {run_scores.run}",
         f"labels     {made}",
-        f"lexicon    {board.lexicon.source}",
+        f"lexicon    {run_scores.lexicon.source}",
         "values     percent",
     ]
     return [printable(line) for line in lines]
 
 
-def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
+def grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
     """Blocks of rows with a rule between them; first column to the left, the others to the right."""
     blocks = [[[printable(cell) for cell in row] for row in block] for block in blocks]
     rows = [row for block in blocks for row in block]
@@ -74,10 +74,10 @@ def _grid(blocks: Sequence[Sequence[Sequence[str]]]) -> list[str]:
     return lines
 
 
-def all_metrics(board: Board) -> str:
+def all_metrics(run_scores: RunScores) -> str:
     """Secondary metrics of every checkpoint with their intervals, a table per data set."""
     lines: list[str] = []
-    for dataset, scores in board.scores.items():
+    for dataset, scores in run_scores.scores.items():
         metric = scores[0].metric
         rows = []
         for score in scores:
@@ -87,8 +87,9 @@ def all_metrics(board: Board) -> str:
                 cells.append(
                     percent(score.values[key]) + (f" [{percent(low)}, {percent(high)}]" if low is not None else "")
                 )
-            rows.append([score.checkpoint, *cells, str(len(score.names))])
-        lines += ["", *_grid([[[dataset, *metric.titles, "samples"]], rows])]
+            rows.append([score.checkpoint, *cells, str(len(score.names)), *floor_cells(score)])
+        titles = FLOOR_TITLES if any(score.floors for score in scores) else ()
+        lines += ["", *grid([[[dataset, *metric.titles, "samples", *titles]], rows])]
     return "\n".join(lines)
 
 
@@ -119,11 +120,14 @@ def comparison_table(result: PairedResult) -> str:
         [
             dataset, str(c.n), percent(c.a), percent(c.b), f"{100 * c.difference:+.2f}",
             f"[{100 * c.interval[0]:+.2f}, {100 * c.interval[1]:+.2f}]", f"{c.p:.4f}",
+            *(f"{groups:.2f}" for groups in result.groups.get(dataset, ())),
         ]
         for dataset, c in result.datasets.items()
     ]  # fmt: skip
-    head = [["data set", "samples", "A", "B", "B − A", "95 % interval", "p"]]
-    lines = [f"A  {printable(result.a)}", f"B  {printable(result.b)}", "", *_grid([head, rows]), ""]
+    head = ["data set", "samples", "A", "B", "B − A", "95 % interval", "p"]
+    head += ["groups A", "groups B"] if result.groups else []
+    rows = [row + [NONE] * (len(head) - len(row)) for row in rows]
+    lines = [f"A  {printable(result.a)}", f"B  {printable(result.b)}", "", *grid([[head], rows]), ""]
     lines.append(
         "p: paired randomisation test over samples, two-sided; interval: paired bootstrap. Neither covers another"
     )
@@ -131,14 +135,48 @@ def comparison_table(result: PairedResult) -> str:
     return "\n".join(lines + [f"note: {printable(words)}" for words in result.notes])
 
 
-def latex(board: Board) -> str:
-    """Rows for a LaTeX table: best single checkpoint, then the oracle row; a comment says what the columns are."""
-    datasets = board.datasets
-    lines = [f"% {printable(words)}" for words in (board.run, *board.caveats())]
+def seeds_table(result: SeedResult) -> str:
+    """Training seeds of one recipe, paired by sample."""
+    names = [chr(ord("A") + at) if len(result.runs) <= 26 else str(at + 1) for at in range(len(result.runs))]
+    spreads = [*result.datasets.items()]
+    if result.mean is not None:
+        spreads.append((f"mean of {len(result.datasets)}", result.mean))
+    rows = [
+        [
+            dataset, str(found.n), *map(percent, found.values),
+            f"{percent(found.mean)} ± {percent(found.deviation)}",
+            f"[{percent(found.interval[0])}, {percent(found.interval[1])}]" if found.interval else NONE,
+            NONE if found.same is None else f"{100 * found.same:.1f}",
+        ]
+        for dataset, found in spreads
+    ]  # fmt: skip
+    head = ["data set", "samples", *names, "mean ± deviation", "95 % interval", "alike"]
+    lines = [printable(f"{name}  {run}") for name, run in zip(names, result.runs, strict=True)]
+    lines += ["", *grid([[head], rows]), ""]
+    lines.append(
+        "deviation: over the runs, with n - 1; interval: of their mean, bootstrap over samples, the same for all"
+    )
+    lines.append("runs; alike: percent of the samples that all runs meet equally well. Values in percent.")
+    return "\n".join(lines + [f"note: {printable(words)}" for words in result.notes])
+
+
+def latex(run_scores: RunScores) -> str:
+    """Rows for a LaTeX table: floors, scores without a choice, the best single checkpoint, the oracle row.
+
+    A comment says what the columns are.
+    """
+    datasets = run_scores.datasets
+    lines = [f"% {printable(words)}" for words in (run_scores.run, *run_scores.caveats())]
     lines.append(f"% columns: model & {' & '.join(datasets)} & mean of {len(datasets)}")
-    summary = summarise(board)
+    summary = summarise(run_scores)
+    lines += [_latex_row(row.name.capitalize(), [*row.cells, row.mean]) for row in summary.floors]
+    lines += [
+        _latex_row(row.name.capitalize(), [*row.cells, row.mean])
+        for row in (summary.mean, summary.halves)
+        if row is not None
+    ]
     if summary.single is not None:
-        name = f"Best single checkpoint ({board.best_single})"
+        name = f"Best single checkpoint ({run_scores.best_single})"
         lines.append(_latex_row(name, [*summary.single.cells, summary.single.mean]))
     lines.append(_latex_row("Best per data set (paper's protocol)", [*summary.best.cells, summary.best.mean]))
     return "\n".join(lines)

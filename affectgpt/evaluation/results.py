@@ -17,6 +17,7 @@ SUFFIXES = {LLM: "", DIRECT: "-direct"}
 
 _FILE = re.compile(r"(?P<stem>.+?)(?P<kind>-openset(?:-direct)?(?:-sentiment)?)?\.npz")
 _EPOCH = re.compile(r"checkpoint_(\d+)(?:_|$)")
+_SAMPLE = re.compile(r"sample_\d+_(?P<stem>.+)")
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,33 @@ class ResultFile:
 
     @property
     def epoch(self) -> int | None:
-        """The epoch in a name such as ``checkpoint_000030_loss_0.602``; None for any other name."""
-        match = _EPOCH.match(self.stem)
+        """The epoch in a name such as ``checkpoint_000030_loss_0.602``, or of what was sampled from it; else None."""
+        match = _EPOCH.match(self.sample_of or self.stem)
         return int(match[1]) if match else None
+
+    @property
+    def sample_of(self) -> str | None:
+        """The checkpoint of a name such as ``sample_02_checkpoint_000030_loss_0.602``: one of several answers that were
+        sampled from it, in a run of their own. None for any other name."""
+        match = _SAMPLE.fullmatch(self.stem)
+        return match["stem"] if match else None
 
     @property
     def answers(self) -> Path:
         """The answers file, there or not."""
         return self.folder / f"{self.stem}.npz"
 
-    def extracted(self, how: str, *, polarity: bool) -> Path:
+    def extracted(self, extraction: str, *, polarity: bool) -> Path:
         """The extraction file that a metric reads, there or not."""
-        return (files.sentiment_path if polarity else files.labels_path)(self.answers, SUFFIXES[how])
+        return (files.sentiment_path if polarity else files.labels_path)(self.answers, SUFFIXES[extraction])
 
-    def has(self, how: str, *, polarity: bool) -> bool:
+    def has(self, extraction: str, *, polarity: bool) -> bool:
         """Whether that file is there."""
-        return f"-openset{SUFFIXES[how]}{'-sentiment' if polarity else ''}" in self.kinds
+        return f"-openset{SUFFIXES[extraction]}{'-sentiment' if polarity else ''}" in self.kinds
 
 
 def results_folder(base_root: str | os.PathLike[str], row: DatasetRow) -> Path:
-    """Where all runs on one data set lie."""
+    """The folder that holds all runs on one data set."""
     return Path(f"{os.fspath(base_root)}-{row.name.lower()}")
 
 
@@ -125,9 +133,15 @@ class CheckpointChoice:
                 continue
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
-                raise ConfigError(f"--checkpoints {part}: the range is empty, its end lies before its beginning")
+                raise ConfigError(f"--checkpoints {part}: the range is empty, its end is before its beginning")
             epochs.append(range(first, last + 1, int(match[3] or 1)))
         return cls(tuple(epochs), tuple(names))
+
+    def lacking(self, found: Sequence[ResultFile]) -> list[int]:
+        """Epochs that were asked for one by one (``45``, ``30-60/5``; a plain range is a filter) and are not there."""
+        there = {file.epoch for file in found}
+        exact = [epoch for epochs in self.epochs if len(epochs) == 1 or epochs.step > 1 for epoch in epochs]
+        return sorted({epoch for epoch in exact if epoch not in there})
 
     def pick(self, found: Sequence[ResultFile], *, where: str) -> list[ResultFile]:
         """The chosen ones of a run's files. Raises DataError when there is none, or a name is unknown."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.metrics.base import METRICS, Metric
 from affectgpt.evaluation.metrics.sentiment import POLARITIES
 from affectgpt.evaluation.results import ResultFile
+
+if TYPE_CHECKING:
+    from affectgpt.evaluation.floors import Floors
 
 FIRST = 5  # names that an error lists
 
@@ -59,7 +62,7 @@ class Score:
     names: list[str]
     truth: list[Any]  # by sample, as the metric takes it
     items: list[str]  # what was extracted, by sample
-    rows: np.ndarray  # [N, C], see metrics/base.py
+    summands: np.ndarray  # [N, C], see metrics/base.py
     extractor: str
     source: Path
     task: str = ""
@@ -67,11 +70,12 @@ class Score:
     missing: tuple[str, ...] = ()  # samples with a truth that have no answer, and are left out
     unreadable: int = 0  # of these, those that inference could not read, by its own record
     foreign: int = 0  # names that are not in the split
-    answers: Mapping[str, str] | None = None  # by name, where they do not lie in a result file
+    answers: Mapping[str, str] | None = None  # by name, where no result file holds them
     odd_items: int = 0  # polarity words other than positive, negative, neutral
     values: dict[str, float] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
     interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+    floors: Floors | None = None  # where they were asked for
 
     @property
     def left_out(self) -> int:
@@ -89,9 +93,11 @@ def make_metric(row: DatasetRow, grouping: Grouping | None) -> Metric:
     return METRICS.get(row.task)(grouping)
 
 
-def score_file(file: ResultFile, truth: Truth, metric: Metric, *, how: str, allow_missing: bool = False) -> Score:
-    """Score one result file from the labels extracted ``how`` (results.LLM or DIRECT)."""
-    path = file.extracted(how, polarity=metric.polarity)
+def score_file(
+    file: ResultFile, truth: Truth, metric: Metric, *, extraction: str, allow_missing: bool = False
+) -> Score:
+    """Score one result file from the labels of one ``extraction`` (results.LLM or DIRECT)."""
+    path = file.extracted(extraction, polarity=metric.polarity)
     score = score_items(
         files.read_items(path), truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing,
         unreadable=files.unreadable(file.answers),
@@ -145,9 +151,9 @@ def score_items(
         raise DataError(f"{source}: it shares no sample with the test split of {truth.row.name}")
     guesses = [items[name] for name in names]
     true = [truth.values[name] for name in names]
-    rows = metric.rows(true, guesses)
-    sums = rows.sum(axis=0)
-    values = {key: float(value) for key, value in metric.formula(sums).items()}
+    summands = metric.summands(true, guesses)
+    sums = summands.sum(axis=0)
+    values = {key: float(value) for key, value in metric.aggregate(sums).items()}
     if not all(np.isfinite(value) for value in values.values()):
         raise DataError(f"{source}: no sample counts: no true label of {truth.row.name} has a group in some wheel")
     return Score(
@@ -158,7 +164,7 @@ def score_items(
         names=names,
         truth=true,
         items=guesses,
-        rows=rows,
+        summands=summands,
         extractor=files.UNKNOWN,
         source=source,
         task=truth.row.task,
@@ -170,6 +176,19 @@ def score_items(
         values=values,
         detail=metric.detail(sums),
     )
+
+
+def shared_summands(scores: Sequence[Score]) -> list[np.ndarray]:
+    """Summands ``[N, C]`` of each score on the samples that all of them have, in one order."""
+    if all(score.names == scores[0].names for score in scores):
+        return [score.summands for score in scores]
+    common = set(scores[0].names).intersection(*(score.names for score in scores))
+    names = [name for name in scores[0].names if name in common]
+    found = []
+    for score in scores:
+        at = {name: index for index, name in enumerate(score.names)}
+        found.append(score.summands[np.array([at[name] for name in names], dtype=np.int64)])
+    return found
 
 
 def _problem(names: Sequence[str], what: str) -> str:

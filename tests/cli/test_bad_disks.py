@@ -17,6 +17,7 @@ import pytest
 from bad_disk import KINDS, WRITERS, run_there, why_not
 from drawn_clip import write_clip
 from small_annotation import make_world
+from small_benchmark import write_items
 from tiny_world import World, write_corpus, write_run
 from training_recipe import write_recipe, write_training_set
 
@@ -96,6 +97,15 @@ CASES = {
     "check_data": Case(
         lambda p, out: ["--datasets", "OVMERDPlus", "--dataset-root", p.world.root / "dataset", "--csv", out / "p.csv"]
     ),
+    "consensus": Case(
+        lambda p, out: ["--voters", "a", "b", "--datasets", "OVMERDPlus", "--lexicon", "builtin", "--base-root",
+                        out / "results"],
+        content=lambda p: p.root / "voters",
+    ),
+    "submission": Case(
+        lambda p, out: [p.results / "results-ovmerdplus/run/checkpoint_000030_loss_0.500.npz", "--track", "3", "--out",
+                        out / "track3.csv"]
+    ),
     "preprocess": Case(
         lambda p, out: ["--video-dir", p.clips, "--out", out, "--workers", "1", "--frames", "1"]
     ),
@@ -123,6 +133,11 @@ def places(tiny_models, tmp_path_factory) -> Places:
         root / "results/results-ovmerdplus/run/checkpoint_000030_loss_0.500.npz",
         name2reason={f"sample_{i:08d}": "The character's emotional state is happy." for i in range(2)},
     )
+    for run in ("a", "b"):
+        write_items(
+            root / "voters/results-ovmerdplus" / run / "checkpoint_000030_loss_0.500-openset.npz",
+            {f"sample_{i:08d}": "[happy]" for i in range(2)},
+        )
     annotation = make_world(root / "annotation", tiny_models, clips=6, human=60)
     write_clip(root / "clips" / "a.mp4")
     for name in ("demo-qwen2", "demo-hubert", "demo-clip"):

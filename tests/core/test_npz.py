@@ -35,6 +35,16 @@ def test_round_trip_of_what_result_and_label_files_hold(tmp_path):
     assert np.load(tmp_path / "r.npz", allow_pickle=True)["name2reason"].item() == answers  # as others read it
 
 
+def test_one_key_is_read_without_unpacking_the_others(tmp_path):
+    npz_with(tmp_path / "labels.npz", b"no pickle")
+    with zipfile.ZipFile(tmp_path / "labels.npz", "a") as archive:
+        archive.writestr("test1_corpus.npy", hostile_pickles.npy(pickle.dumps({"a": {"emo": "happy"}})))
+    assert read_npz(tmp_path / "labels.npz", key="test1_corpus") == {"test1_corpus": {"a": {"emo": "happy"}}}
+    assert read_npz(tmp_path / "labels.npz", key="train_corpus") == {}
+    with pytest.raises(DataError, match=r"labels\.npz: refused"):
+        read_npz(tmp_path / "labels.npz")
+
+
 class Evil:
     def __init__(self, marker):
         self.marker = marker

@@ -29,7 +29,7 @@ def test_three_formats_give_the_same(tmp_path: Path) -> None:
     [
         ("x.csv", "name,text\na,b\n", "no column 'answer'"),
         ("x.csv", "name,answer\na,b\na,c\n", r"line 3: sample 'a' is there twice"),
-        ("x.jsonl", '{"name": "a", "answer": "b"}\n{"name": "a"', "line 2: no JSON"),
+        ("x.jsonl", '{"name": "a", "answer": "b"}\n{"name": "a"', "line 2: not JSON"),
         ("x.jsonl", '{"name": "a", "answer": null}\n', "line 1: expected"),
         ("x.jsonl", '{"name": "a", "answer": "b"}\n' * 2, "line 2: sample 'a' is there twice"),
         ("x.jsonl", '{"name": "../a", "answer": "b"}\n', "no file stem"),

@@ -347,7 +347,7 @@ def test_a_kill_between_record_and_file(answers, monkeypatch):
         ({"name2answer": {"a": "x"}}, "under the key name2reason; keys: name2answer"),
         ({"name2reason": np.arange(3)}, "under the key name2reason"),
         ({"name2reason": {}}, "is empty"),
-        ({"name2reason": {"a": "x", "b": float("nan")}}, r"1 of 2 answers are no text: 'b' \(nan\)"),
+        ({"name2reason": {"a": "x", "b": float("nan")}}, r"1 of 2 answers are not text: 'b' \(nan\)"),
         ({"name2reason": {"a": "x", "b": None}}, r"'b' \(None\)"),
         ({"name2reason": {"a": "x", "b": " \n"}}, r"1 of 2 answers are empty \(first: b\)"),
     ],

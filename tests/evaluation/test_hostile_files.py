@@ -63,4 +63,4 @@ def test_answers_nested_deeply(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"name": "m1", "answer": ' + "[" * 100_000 + "}\n")
     status, err = score(*bench.arguments("--answers", str(path), "--datasets", "MER2023"))
-    assert (status, err) == (1, f"error: {path}, line 1: no JSON (nested too deeply)\n")
+    assert (status, err) == (1, f"error: {path}, line 1: not JSON (nested too deeply)\n")

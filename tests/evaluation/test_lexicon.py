@@ -23,7 +23,7 @@ def test_forms_and_synonyms(lexicon: Lexicon) -> None:
 
 
 def test_wheel_levels(lexicon: Lexicon) -> None:
-    inner, middle = lexicon.wheels[0].homes(1), lexicon.wheels[0].homes(2)
+    inner, middle = lexicon.wheels[0].groups(1), lexicon.wheels[0].groups(2)
     assert inner["smug"] == inner["proud"] == inner["joy"] == "joy" and inner["annoyed"] == "mad"
     assert middle["smug"] == "proud" and middle["annoyed"] == "cross"
     assert middle["joy"] == "glad" and middle["mad"] == "angry"  # the first in the alphabet of the middle ring's words
@@ -36,7 +36,7 @@ def test_level_two_goes_down_the_sheet() -> None:
         ("glad", "warm", "kind"), ("glad", "warm", "sad"), ("joy", "zest", "keen"),  # joy is not begun a second time
         ("self", "self", "me"), ("self", "calm", "still"),  # a word of two rings: the middle one comes after the inner
     ))  # fmt: skip
-    assert wheel.homes(2) == {
+    assert wheel.groups(2) == {
         "joy": "sad", "proud": "glad", "smug": "proud", "glad": "warm", "happy": "glad", "low": "sad", "sad": "warm",
         "warm": "warm", "kind": "warm", "zest": "zest", "keen": "zest", "self": "self", "me": "self", "calm": "calm",
         "still": "calm",
@@ -60,8 +60,8 @@ def test_synonyms_are_those_of_the_first_form_only() -> None:
 def test_a_later_row_overwrites(tmp_path: Path, lexicon_folder: Path) -> None:
     folder = shutil.copytree(lexicon_folder, tmp_path / "lexicon")
     write_sheet(folder / "wheel1.xlsx", [("level1", "level2", "level3"), *WHEEL, ("Mad", "Sad", "Happy")])
-    homes = load_folder(folder).wheels[0].homes(1)
-    assert homes["happy"] == "mad" and homes["sad"] == "mad" and homes["glad"] == "joy"
+    groups = load_folder(folder).wheels[0].groups(1)
+    assert groups["happy"] == "mad" and groups["sad"] == "mad" and groups["glad"] == "joy"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_changed_folder_is_read_again(tmp_path: Path, lexicon_folder: Path) ->
 def test_errors_name_file_and_column(tmp_path: Path, lexicon_folder: Path) -> None:
     folder = shutil.copytree(lexicon_folder, tmp_path / "lexicon")
     (folder / "wheel3.xlsx").write_bytes(b"no zip")
-    with pytest.raises(DataError, match=r"wheel3\.xlsx: no readable xlsx"):
+    with pytest.raises(DataError, match=r"wheel3\.xlsx: not a readable xlsx"):
         load_folder(folder)
     write_sheet(folder / "wheel3.xlsx", [("level1", "level2"), ("a", "b")])
     with pytest.raises(DataError, match=r"wheel3\.xlsx: no column 'level3'"):
@@ -176,5 +176,5 @@ class TestBuiltin:
             words = lexicon.wheel_words(label)
             assert words, f"{label} has no wheel word"
             for wheel in lexicon.wheels:
-                homes = wheel.homes(1)
-                assert len({homes[word] for word in words if word in homes}) <= 1, (label, wheel.name)
+                groups = wheel.groups(1)
+                assert len({groups[word] for word in words if word in groups}) <= 1, (label, wheel.name)

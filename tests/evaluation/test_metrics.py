@@ -37,7 +37,7 @@ def item(labels: list[str]) -> str:
 
 
 def value(metric, truth, predicted) -> dict[str, float]:
-    return {k: float(v) for k, v in metric.formula(metric.rows(truth, predicted).sum(axis=0)).items()}
+    return {k: float(v) for k, v in metric.aggregate(metric.summands(truth, predicted).sum(axis=0)).items()}
 
 
 def test_every_scored_task_has_a_metric() -> None:
@@ -51,10 +51,10 @@ def test_hit_rate_by_hand(lexicon: Lexicon) -> None:
     truth = [("happy",), ("angry",), ("smug",), ("neutral",)]
     predicted = ["[anger, merry]", "[blue]", "[happy]", "[happy]"]
     # wheels 1 to 4: hit, miss, hit, left out: 2/3; wheel 5: hit, hit (angry and sad share a sector), smug unknown: 1
-    sums = metric.rows(truth, predicted).sum(axis=0)
+    sums = metric.summands(truth, predicted).sum(axis=0)
     assert metric.detail(sums) == {"per_wheel": pytest.approx([2 / 3] * 4 + [1]), "counted": [3, 3, 3, 3, 2]}
-    assert metric.formula(sums)["hit"] == pytest.approx((4 * 2 / 3 + 1) / 5)
-    assert metric.per_sample(metric.rows(truth, predicted)).tolist()[:3] == pytest.approx([1, 0.2, 1])
+    assert metric.aggregate(sums)["hit"] == pytest.approx((4 * 2 / 3 + 1) / 5)
+    assert metric.per_sample(metric.summands(truth, predicted)).tolist()[:3] == pytest.approx([1, 0.2, 1])
 
 
 def test_set_f_by_hand(lexicon: Lexicon) -> None:
@@ -77,11 +77,11 @@ def test_f_is_the_mean_of_the_wheels_not_of_the_means(lexicon: Lexicon) -> None:
 def test_polarity_by_hand() -> None:
     metric = Polarity()
     truth = [0.8, -0.4, 0.0, 1.0, -1.0]
-    rows = metric.rows(truth, ["negative", "positive", "positive", "positive", "mixed"])
+    rows = metric.summands(truth, ["negative", "positive", "positive", "positive", "mixed"])
     assert rows.sum(axis=0).tolist() == [1, 1, 1, 1]  # the true 0 is left out
     assert value(metric, truth, ["negative", "positive", "positive", "positive", "mixed"]) == {"waf": 0.5, "acc": 0.5}
     for word in ("Positive", " positive", "positive."):
-        assert Polarity().rows([1.0], [word]).tolist() == [[0, 0, 1, 0]], word  # the word must match exactly
+        assert Polarity().summands([1.0], [word]).tolist() == [[0, 0, 1, 0]], word  # the word must match exactly
 
 
 @settings(deadline=None)
@@ -111,7 +111,7 @@ def test_order_case_and_repeats_never_matter(samples: list[tuple[str, list[str]]
     plain = [item(labels) for _, labels in samples]
     for metric in (HitRate(GROUPING), SetF(GROUPING)):
         truth = [(word,) for word, _ in samples]
-        assert (metric.rows(truth, plain) == metric.rows(truth, shuffled)).all()
+        assert (metric.summands(truth, plain) == metric.summands(truth, shuffled)).all()
 
 
 @settings(deadline=None)
@@ -121,7 +121,7 @@ def test_scores_lie_between_zero_and_one(samples: list[tuple[list[str], list[str
     for metric, true in ((SetF(GROUPING), truth), (HitRate(GROUPING), [t[:1] for t in truth])):
         for found in value(metric, true, predicted).values():
             assert np.isnan(found) or 0 <= found <= 1
-        values = metric.per_sample(metric.rows(true, predicted))
+        values = metric.per_sample(metric.summands(true, predicted))
         assert ((values >= 0) & (values <= 1) | np.isnan(values)).all()
 
 
@@ -131,8 +131,8 @@ def test_a_wrong_label_never_raises_precision(truth: list[str], labels: list[str
     if GROUPING.mask([wrong]) & GROUPING.mask(truth):
         return  # right in some wheel
     metric = SetF(GROUPING)
-    before = metric.rows([tuple(truth)], [item(labels)])[0]
-    after = metric.rows([tuple(truth)], [item([*labels, wrong])])[0]
+    before = metric.summands([tuple(truth)], [item(labels)])[0]
+    after = metric.summands([tuple(truth)], [item([*labels, wrong])])[0]
     views = len(GROUPING.views)
     assert (after[:views] <= before[:views]).all()
     assert (after[views:] == before[views:]).all()  # recall and counting are untouched
@@ -143,8 +143,8 @@ def test_a_wrong_label_never_raises_precision(truth: list[str], labels: list[str
 def test_one_more_label_never_lowers_a_hit(samples: list[tuple[str, list[str]]], more: list[str]) -> None:
     metric = HitRate(GROUPING)
     truth = [(word,) for word, _ in samples]
-    before = metric.rows(truth, [item(labels) for _, labels in samples])
-    after = metric.rows(truth, [item(labels + more) for _, labels in samples])
+    before = metric.summands(truth, [item(labels) for _, labels in samples])
+    after = metric.summands(truth, [item(labels + more) for _, labels in samples])
     assert (after >= before).all()
 
 

@@ -10,10 +10,10 @@ from small_benchmark import Bench
 
 from affectgpt.datasets.table import get_row
 from affectgpt.evaluation import analysis, published, report_json, report_text
-from affectgpt.evaluation.board import Board, score_run
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import NOT_COMPARABLE, Lexicon, load_builtin
 from affectgpt.evaluation.report_html import page
+from affectgpt.evaluation.run_scores import RunScores, score_run
 from affectgpt.evaluation.score import unknown_labels
 from affectgpt.evaluation.summary import BEST_SINGLE
 
@@ -22,7 +22,7 @@ FIRST = "checkpoint_000030_loss_0.600"
 
 
 @pytest.fixture
-def board(bench: Bench, lexicon: Lexicon) -> Board:
+def run_scores(bench: Bench, lexicon: Lexicon) -> RunScores:
     return score_run(ROWS, bench.places, lexicon, draws=50)
 
 
@@ -31,8 +31,8 @@ def row_of(text: str, name: str) -> list[str]:
     return line.removeprefix(name).split()
 
 
-def test_table(board: Board) -> None:
-    text = report_text.table(board)
+def test_table(run_scores: RunScores) -> None:
+    text = report_text.table(run_scores)
     assert row_of(text, FIRST) == ["100.00", "100.00", "75.00", "91.67"]
     assert row_of(text, "checkpoint_000035_loss_0.500") == ["33.33", "50.00", "6.67", "30.00"]
     assert row_of(text, "best per data set (paper's protocol)") == ["100.00", "100.00", "75.00", "91.67"]
@@ -49,9 +49,10 @@ def test_a_mean_over_fewer_sets_says_so(bench: Bench, lexicon: Lexicon) -> None:
 
 
 def test_every_report_of_the_builtin_lexicon_says_that_it_is_not_comparable(bench: Bench) -> None:
-    board = score_run(ROWS, bench.places, load_builtin(), draws=0)
+    run_scores = score_run(ROWS, bench.places, load_builtin(), draws=0)
     reports = [
-        report_text.table(board), report_text.latex(board), page(board), json.dumps(report_json.as_dict(board))
+        report_text.table(run_scores), report_text.latex(run_scores), page(run_scores),
+        json.dumps(report_json.as_dict(run_scores)),
     ]  # fmt: skip
     for text in reports:
         assert NOT_COMPARABLE in text and published.MODEL not in text
@@ -63,8 +64,8 @@ def test_another_grouping_is_not_set_beside_the_paper(bench: Bench, lexicon: Lex
     assert published.MODEL not in text and "grouping l2" in text
 
 
-def test_json(board: Board) -> None:
-    value = json.loads(json.dumps(report_json.as_dict(board), allow_nan=False))
+def test_json(run_scores: RunScores) -> None:
+    value = json.loads(json.dumps(report_json.as_dict(run_scores), allow_nan=False))
     assert value["version"] == report_json.VERSION == 1
     mer = value["datasets"]["mer2023"]
     assert mer["task"] == "basic" and mer["metric"] == "hit"
@@ -78,14 +79,14 @@ def test_json(board: Board) -> None:
     assert value["best_single"] == FIRST and value["published"]["datasets"]["sims"] == pytest.approx(0.8849)
 
 
-def test_latex(board: Board) -> None:
-    lines = report_text.latex(board).splitlines()
+def test_latex(run_scores: RunScores) -> None:
+    lines = report_text.latex(run_scores).splitlines()
     assert lines[-1] == r"Best per data set (paper's protocol) & 100.00 & 100.00 & 75.00 & 91.67 \\"
     assert r"checkpoint\_000030\_loss\_0.600" in lines[-2]
 
 
-def test_all_metrics(board: Board) -> None:
-    text = report_text.all_metrics(board)
+def test_all_metrics(run_scores: RunScores) -> None:
+    text = report_text.all_metrics(run_scores)
     assert "precision" in text and "ACC" in text and re.search(r"33\.33 \[\d", text)
 
 
@@ -93,8 +94,8 @@ def test_unknown_labels_as_csv(bench: Bench, lexicon: Lexicon) -> None:
     bench.add("MER2023", "run_b", "checkpoint_000030_loss_0.700", {
         "m1": "[oddness]", "m2": "[zzz, a\"b]", "m3": "[zzz]", "m4": "[]"
     })  # fmt: skip
-    board = score_run(ROWS[:1], bench.places, lexicon, run="run_b", draws=0)
-    unknown = unknown_labels(board.scores["MER2023"], grouping_of(lexicon))
+    run_scores = score_run(ROWS[:1], bench.places, lexicon, run="run_b", draws=0)
+    unknown = unknown_labels(run_scores.scores["MER2023"], grouping_of(lexicon))
     assert report_text.unknown_csv(unknown, lexicon).splitlines() == [
         "label,count,datasets,reason", "zzz,2,MER2023,no word form", "a,1,MER2023,no word form",
         "b,1,MER2023,no word form", "oddness,1,MER2023,no synonym",
@@ -102,8 +103,8 @@ def test_unknown_labels_as_csv(bench: Bench, lexicon: Lexicon) -> None:
     assert "5 of 5 labels" in report_text.unknown_line(unknown)
 
 
-def test_html_is_one_page_with_everything(board: Board) -> None:
-    text = page(board)
+def test_html_is_one_page_with_everything(run_scores: RunScores) -> None:
+    text = page(run_scores)
     assert text.count("<svg") == 1 + 3 + 2  # checkpoints; a distribution each; confusion where the truth is one word
     assert not re.search(r'(src|href)="(?!#|data:)', text) and "<script" not in text and "@import" not in text
     assert "say [happy]" in text  # the answer of a sample that was not fully met
@@ -127,8 +128,8 @@ def test_html_of_odd_polarity_words(bench: Bench, lexicon: Lexicon) -> None:
 
 
 def test_confusion_and_mistakes(bench: Bench, lexicon: Lexicon) -> None:
-    board = score_run(ROWS[:1], bench.places, lexicon, run="run_b", draws=0)
-    score = board.scores["MER2023"][0]
+    run_scores = score_run(ROWS[:1], bench.places, lexicon, run="run_b", draws=0)
+    score = run_scores.scores["MER2023"][0]
     matrix = analysis.confusion(score, grouping_of(lexicon))
     assert matrix is not None
     cells = {

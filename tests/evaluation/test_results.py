@@ -9,8 +9,8 @@ from small_benchmark import GOOD, POOR, Bench
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation.board import pick_files, score_run
 from affectgpt.evaluation.results import CheckpointChoice, choose_run, list_runs
+from affectgpt.evaluation.run_scores import pick_files, score_run
 
 MER, SIMS, OV = get_row("MER2023"), get_row("SIMS"), get_row("OVMERDPlus")
 
@@ -76,11 +76,15 @@ def test_one_table_is_one_run(bench: Bench) -> None:
 
 
 def test_nothing_there_says_where_it_looked(tmp_path: Path, bench: Bench) -> None:
-    from affectgpt.evaluation.board import Places
+    from affectgpt.evaluation.run_scores import ScoringPaths
 
     with pytest.raises(DataError, match=r"no result files in .*results-mer2023.*--output-root"):
         pick_files(
-            [MER], Places(tmp_path / "x" / "results", tmp_path), run=None, choice=CheckpointChoice(), optional=True
+            [MER],
+            ScoringPaths(tmp_path / "x" / "results", tmp_path),
+            run=None,
+            choice=CheckpointChoice(),
+            optional=True,
         )
 
 
@@ -115,9 +119,9 @@ def test_wrong_choices(bench: Bench) -> None:
 
 def test_files_without_extraction_are_noted(bench: Bench, lexicon) -> None:
     (bench.folder("MER2023", "run_a") / "checkpoint_000035_loss_0.500-openset.npz").unlink()
-    board = score_run([MER], bench.places, lexicon, draws=0)
-    assert board.checkpoints == ["checkpoint_000030_loss_0.600"]
-    assert any("1 of 2 checkpoints have no labels extracted" in note for note in board.notes)
+    run_scores = score_run([MER], bench.places, lexicon, draws=0)
+    assert run_scores.checkpoints == ["checkpoint_000030_loss_0.600"]
+    assert any("1 of 2 checkpoints have no labels extracted" in note for note in run_scores.notes)
     (bench.folder("MER2023", "run_a") / "checkpoint_000030_loss_0.600-openset.npz").unlink()
     with pytest.raises(DataError, match="no labels extracted yet"):
         score_run([MER], bench.places, lexicon, draws=0)
@@ -127,5 +131,5 @@ def test_direct_labels_are_scored_where_there_are_no_others(bench: Bench, lexico
     folder = bench.folder("MER2023", "run_b")
     openset = folder / "checkpoint_000030_loss_0.700-openset.npz"
     openset.rename(folder / "checkpoint_000030_loss_0.700-openset-direct.npz")
-    board = score_run([MER], bench.places, lexicon, run="run_b", draws=0)
-    assert board.scores["MER2023"][0].source.name.endswith("-openset-direct.npz")
+    run_scores = score_run([MER], bench.places, lexicon, run="run_b", draws=0)
+    assert run_scores.scores["MER2023"][0].source.name.endswith("-openset-direct.npz")

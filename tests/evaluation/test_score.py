@@ -12,9 +12,9 @@ from small_benchmark import GOOD, OV_TRUTH, POOR, Bench, write_items
 from affectgpt.core.errors import DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation.board import Board, score_run
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.run_scores import RunScores, score_run
 from affectgpt.evaluation.score import Truth, make_metric, score_items, unknown_labels
 
 MER, SIMS, OV = get_row("MER2023"), get_row("SIMS"), get_row("OVMERDPlus")
@@ -22,12 +22,12 @@ FIRST, SECOND = "checkpoint_000030_loss_0.600", "checkpoint_000035_loss_0.500"
 
 
 @pytest.fixture
-def board(bench: Bench, lexicon: Lexicon) -> Board:
+def run_scores(bench: Bench, lexicon: Lexicon) -> RunScores:
     return score_run([MER, SIMS, OV], bench.places, lexicon, draws=100)
 
 
-def test_scores_by_hand(board: Board) -> None:
-    found = {(s.dataset, s.epoch): s.values for scores in board.scores.values() for s in scores}
+def test_scores_by_hand(run_scores: RunScores) -> None:
+    found = {(s.dataset, s.epoch): s.values for scores in run_scores.scores.values() for s in scores}
     assert found["MER2023", 30] == pytest.approx({"hit": 1})
     assert found["MER2023", 35] == pytest.approx({"hit": 1 / 3})
     assert found["SIMS", 30] == pytest.approx({"waf": 1, "acc": 1})
@@ -36,8 +36,8 @@ def test_scores_by_hand(board: Board) -> None:
     assert found["OVMERDPlus", 35]["f"] == pytest.approx(1 / 15)
 
 
-def test_summary_rows(board: Board, bench: Bench, lexicon: Lexicon) -> None:
-    assert board.best_single == FIRST and board.mean(FIRST) == (pytest.approx(2.75 / 3), 3)
+def test_summary_rows(run_scores: RunScores, bench: Bench, lexicon: Lexicon) -> None:
+    assert run_scores.best_single == FIRST and run_scores.mean(FIRST) == (pytest.approx(2.75 / 3), 3)
     bench.add("SIMS", "run_a", SECOND, GOOD["SIMS"])
     bench.add("SIMS", "run_a", FIRST, POOR["SIMS"])
     mixed = score_run([MER, SIMS, OV], bench.places, lexicon, draws=0)
@@ -48,13 +48,13 @@ def test_summary_rows(board: Board, bench: Bench, lexicon: Lexicon) -> None:
 
 def test_a_checkpoint_on_fewer_sets_is_no_best_single(bench: Bench, lexicon: Lexicon) -> None:
     bench.add("MER2023", "run_a", "checkpoint_000040_loss_0.1", GOOD["MER2023"])
-    board = score_run([MER, SIMS], bench.places, lexicon, draws=0)
-    assert board.mean("checkpoint_000040_loss_0.1") == (1.0, 1)
-    assert board.best_single == FIRST
+    run_scores = score_run([MER, SIMS], bench.places, lexicon, draws=0)
+    assert run_scores.mean("checkpoint_000040_loss_0.1") == (1.0, 1)
+    assert run_scores.best_single == FIRST
 
 
-def test_intervals_hold_the_score(board: Board) -> None:
-    for scores in board.scores.values():
+def test_intervals_hold_the_score(run_scores: RunScores) -> None:
+    for scores in run_scores.scores.values():
         for score in scores:
             for key, (low, high) in score.interval.items():
                 assert 0 <= low <= score.values[key] + 1e-9 and score.values[key] - 1e-9 <= high <= 1
@@ -78,19 +78,19 @@ def test_files_that_do_not_fit_name_what_is_wrong(bench: Bench, lexicon: Lexicon
     with pytest.raises(DataError, match=message) as caught:
         score_run([MER], bench.places, lexicon, run="run_b", draws=0)
     assert str(path) in str(caught.value) and path.read_bytes() == before
-    board = score_run([MER], bench.places, lexicon, run="run_b", draws=0, allow_missing=True)
-    score = board.scores["MER2023"][0]
+    run_scores = score_run([MER], bench.places, lexicon, run="run_b", draws=0, allow_missing=True)
+    score = run_scores.scores["MER2023"][0]
     assert score.values["hit"] == 1.0
     assert len(score.names) + score.left_out == 4
-    assert score.left_out == 0 or any("left out" in note for note in board.notes)
+    assert score.left_out == 0 or any("left out" in note for note in run_scores.notes)
 
 
 def test_left_out_samples_are_not_counted_as_wrong(bench: Bench, lexicon: Lexicon) -> None:
     items = dict(POOR["MER2023"])
     del items["m1"]  # a miss
     bench.add("MER2023", "run_b", "checkpoint_000030_loss_0.700", items)
-    board = score_run([MER], bench.places, lexicon, run="run_b", draws=0, allow_missing=True)
-    assert board.scores["MER2023"][0].values["hit"] == pytest.approx(1 / 2)
+    run_scores = score_run([MER], bench.places, lexicon, run="run_b", draws=0, allow_missing=True)
+    assert run_scores.scores["MER2023"][0].values["hit"] == pytest.approx(1 / 2)
 
 
 def test_arrays_of_another_kind(bench: Bench, lexicon: Lexicon) -> None:
@@ -148,9 +148,9 @@ def test_truth_of_part_of_a_split(bench: Bench, lexicon: Lexicon) -> None:
     (bench.root / "dataset" / OV.root / OV.subtitle_file).unlink()
     items = {**GOOD["OVMERDPlus"], "o9": "[sad]"}
     bench.add("OVMERDPlus", "run_c", "checkpoint_000030_loss_0.1", items)
-    board = score_run([OV], bench.places, lexicon, run="run_c", draws=0)
-    assert board.scores["OVMERDPlus"][0].names == list(OV_TRUTH)
-    assert any("1 names of the result files are not in the test split" in note for note in board.notes)
+    run_scores = score_run([OV], bench.places, lexicon, run="run_c", draws=0)
+    assert run_scores.scores["OVMERDPlus"][0].names == list(OV_TRUTH)
+    assert any("1 names of the result files are not in the test split" in note for note in run_scores.notes)
 
 
 def test_names_without_a_truth_are_not_scored(bench: Bench, lexicon: Lexicon) -> None:
@@ -160,9 +160,9 @@ def test_names_without_a_truth_are_not_scored(bench: Bench, lexicon: Lexicon) ->
     (folder / str(row.label_file)).write_text("name\na\nb\nc\n")
     (folder / str(row.openset_file)).write_text("name,openset\nc,\"['sad']\"\na,\"['happy']\"\n")
     bench.add("MER2025OV", "run_a", "checkpoint_000030_loss_0.1", {"a": "[happy]", "b": "[sad]", "c": "[happy]"})
-    board = score_run([row], bench.places, lexicon, draws=0)
-    assert board.scores["MER2025OV"][0].values["f"] == pytest.approx(0.5)
-    assert any("2 of 3 samples have a truth" in note for note in board.notes)
+    run_scores = score_run([row], bench.places, lexicon, draws=0)
+    assert run_scores.scores["MER2025OV"][0].values["f"] == pytest.approx(0.5)
+    assert any("2 of 3 samples have a truth" in note for note in run_scores.notes)
 
 
 def test_a_record_of_another_file_does_not_name_the_extractor(bench: Bench, lexicon: Lexicon) -> None:
@@ -170,11 +170,11 @@ def test_a_record_of_another_file_does_not_name_the_extractor(bench: Bench, lexi
 
     folder, stem = bench.folder("MER2023", "run_b"), "checkpoint_000030_loss_0.700"
     extract_file(folder / f"{stem}.npz", task="basic", extractor=DirectExtractor())
-    board = score_run([MER], bench.places, lexicon, run="run_b", how="direct", draws=0)
-    assert list(board.extractors) == ["direct"]
+    run_scores = score_run([MER], bench.places, lexicon, run="run_b", extraction="direct", draws=0)
+    assert list(run_scores.extractors) == ["direct"]
     write_items(folder / f"{stem}-openset-direct.npz", GOOD["MER2023"])
-    board = score_run([MER], bench.places, lexicon, run="run_b", how="direct", draws=0)
-    assert "is the record of another file" in next(iter(board.extractors))
+    run_scores = score_run([MER], bench.places, lexicon, run="run_b", extraction="direct", draws=0)
+    assert "is the record of another file" in next(iter(run_scores.extractors))
 
 
 def test_data_sets_that_are_not_scored(bench: Bench) -> None:
@@ -193,17 +193,17 @@ def test_unknown_labels_are_counted(bench: Bench, lexicon: Lexicon) -> None:
     bench.add("MER2023", "run_b", "checkpoint_000030_loss_0.700", {
         "m1": "[happy, Zzz]", "m2": "['zzz', \"odd\"]", "m3": "[sad]", "m4": "[]"
     })  # fmt: skip
-    board = score_run([MER], bench.places, lexicon, run="run_b", draws=0)
-    unknown = unknown_labels(board.scores["MER2023"], grouping_of(lexicon))
+    run_scores = score_run([MER], bench.places, lexicon, run="run_b", draws=0)
+    unknown = unknown_labels(run_scores.scores["MER2023"], grouping_of(lexicon))
     assert unknown.total == 5 and unknown.by_label == {"zzz": 2, "odd": 1}
 
 
-def test_notes_on_polarity_words(board: Board) -> None:
-    assert any(note.startswith("SIMS: 1 of 10 polarity words") for note in board.notes)
+def test_notes_on_polarity_words(run_scores: RunScores) -> None:
+    assert any(note.startswith("SIMS: 1 of 10 polarity words") for note in run_scores.notes)
 
 
 def test_five_times_the_samples_cost_less_than_five_times(lexicon: Lexicon) -> None:
-    """Mapped labels are reused: five times the samples touch no label anew."""
+    """Mapped labels are reused: five times the samples map no label again."""
     calls = 0
     grouping = type(grouping_of(lexicon))(lexicon)
     original = grouping.groups
@@ -215,9 +215,9 @@ def test_five_times_the_samples_cost_less_than_five_times(lexicon: Lexicon) -> N
 
     grouping.groups = counted
     metric = make_metric(MER, grouping)
-    metric.rows([("happy",), ("sad",)], ["[happy, sad]", "[angry]"])
+    metric.summands([("happy",), ("sad",)], ["[happy, sad]", "[angry]"])
     once = calls
-    metric.rows([("happy",), ("sad",)] * 5, ["[happy, sad]", "[angry]"] * 5)
+    metric.summands([("happy",), ("sad",)] * 5, ["[happy, sad]", "[angry]"] * 5)
     assert calls == once == 3
 
 

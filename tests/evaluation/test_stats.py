@@ -16,7 +16,7 @@ def polarity_rows(right: list[bool]) -> np.ndarray:
     """Samples of alternating truth that are met or not."""
     truth = [1.0 if i % 2 else -1.0 for i in range(len(right))]
     words = ["positive" if (t > 0) == ok else "negative" for t, ok in zip(truth, right, strict=True)]
-    return Polarity().rows(truth, words)
+    return Polarity().summands(truth, words)
 
 
 def test_resamples_draw_n_of_n() -> None:
@@ -46,28 +46,28 @@ def test_checkpoints_together_or_alone_have_the_same_interval() -> None:
 
 def test_resamples_without_a_counted_sample_are_no_number() -> None:
     metric = HitRate(grouping_of(load_builtin()))
-    rows = metric.rows([("happy",), ("neutral",), ("neutral",)], ["[happy]", "[]", "[]"])
+    rows = metric.summands([("happy",), ("neutral",), ("neutral",)], ["[happy]", "[]", "[]"])
     assert intervals(metric, [rows], draws=200)[0]["hit"] == (1.0, 1.0)
 
 
 def test_a_system_does_not_differ_from_itself() -> None:
     rows = polarity_rows([True, False] * 30)
-    found = compare(Polarity(), rows, rows)
+    found = compare(Polarity(), [rows], [rows])
     assert found.difference == 0 and found.p == 1 and found.interval == (0, 0) and found.n == 60
 
 
 def test_p_is_that_of_the_sign_test() -> None:
     # 8 samples tell the two apart, all for b: under swapping 2 of 2^8 patterns are as far apart.
     a, b = polarity_rows([True] * 50 + [False] * 10), polarity_rows([True] * 58 + [False] * 2)
-    found = compare(Polarity(), a, b)
+    found = compare(Polarity(), [a], [b])
     assert found.p == pytest.approx(2 / 256, abs=0.003)
-    assert found.interval[0] > 0 and compare(Polarity(), b, a).difference == pytest.approx(-found.difference)
+    assert found.interval[0] > 0 and compare(Polarity(), [b], [a]).difference == pytest.approx(-found.difference)
 
 
 def test_p_is_uniform_where_nothing_differs() -> None:
     rng = np.random.default_rng(3)
     found = [
-        compare(Polarity(), *(polarity_rows(list(rng.random(120) < 0.7)) for _ in range(2)), draws=300).p
+        compare(Polarity(), *([polarity_rows(list(rng.random(120) < 0.7))] for _ in range(2)), draws=300).p
         for _ in range(120)
     ]
     assert 0.005 <= np.mean(np.array(found) < 0.05) <= 0.12 and 0.35 < np.mean(found) < 0.65

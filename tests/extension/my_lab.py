@@ -172,16 +172,16 @@ class SameLetter:
     def truth(labels: Labels) -> str | None:
         return labels.emotion
 
-    def rows(self, truth: list[str], predicted: list[str]) -> np.ndarray:
+    def summands(self, truth: list[str], predicted: list[str]) -> np.ndarray:
         """``[N, 2]``: met, and counted."""
         met = [item.strip("[] '\"")[:1].lower() == word[:1] for word, item in zip(truth, predicted, strict=True)]
         return np.stack([np.array(met, float), np.ones(len(met))], axis=1)
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         return {"letter": sums[..., 0] / sums[..., 1]}
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
-        return rows[:, 0]
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
+        return summands[:, 0]
 
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         return {"counted": [int(sums[1])]}

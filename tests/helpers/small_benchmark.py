@@ -10,7 +10,7 @@ import numpy as np
 
 from affectgpt.core.npz import write_npz
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation.board import Places
+from affectgpt.evaluation.run_scores import ScoringPaths
 
 # level 1, level 2, level 3; a blank cell stands for the value above it
 WHEEL = [
@@ -74,8 +74,8 @@ class Bench:
     lexicon: Path
 
     @property
-    def places(self) -> Places:
-        return Places(self.root / "output" / "results", self.root / "dataset")
+    def places(self) -> ScoringPaths:
+        return ScoringPaths(self.root / "output" / "results", self.root / "dataset")
 
     def folder(self, dataset: str, run: str) -> Path:
         return self.root / "output" / f"results-{dataset.lower()}" / run

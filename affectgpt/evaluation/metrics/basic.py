@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from affectgpt.core.types import Labels
-from affectgpt.evaluation.grouping import Grouping
-from affectgpt.evaluation.metrics.base import METRICS
+from affectgpt.evaluation.grouping import GroupSets
+from affectgpt.evaluation.metrics.base import METRICS, GroupMetric
 
 
 @METRICS.register("basic")
-class HitRate:
+class HitRate(GroupMetric):
     """1 for a sample whose true group is among the predicted groups; samples whose truth has no group are left out."""
 
     truth_column = "emotion"
@@ -21,32 +20,26 @@ class HitRate:
     titles = ("HIT",)
     polarity = False
 
-    def __init__(self, grouping: Grouping) -> None:
-        self.grouping = grouping
-
     @staticmethod
     def truth(labels: Labels) -> tuple[str, ...] | None:
         """The true labels of a sample, None where it has none."""
         return None if labels.emotion is None else (labels.emotion,)
 
-    def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
-        """``[N, 2V]`` for V views: hits per view, then samples counted per view."""
-        sizes, mask = self.grouping.sizes, self.grouping.mask
-        rows = []
-        for true_labels, item in zip(truth, predicted, strict=True):
-            true = mask(true_labels)
-            rows.append(sizes(true & self.grouping.item(item)[1]) + sizes(true))
+    def compare(self, truth: GroupSets, predicted: GroupSets) -> np.ndarray:
+        """``[..., 2V]`` for V views: hits per view, then samples counted per view."""
+        hits = truth.shared(predicted)
+        counted = np.broadcast_to(truth.sizes, hits.shape)
         # the truth is one label, so both numbers are 0 or 1
-        return np.minimum(np.array(rows, dtype=np.float64).reshape(len(rows), -1), 1.0)
+        return np.minimum(np.concatenate([hits, counted], axis=-1), 1.0)
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         hits, counted = np.split(sums, 2, axis=-1)
         with np.errstate(invalid="ignore"):
             return {"hit": (hits / counted).mean(axis=-1)}
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """The share of the wheels that know the truth in which the sample is a hit."""
-        hits, counted = np.split(rows, 2, axis=1)
+        hits, counted = np.split(summands, 2, axis=1)
         with np.errstate(invalid="ignore"):
             return hits.sum(axis=1) / counted.sum(axis=1)
 

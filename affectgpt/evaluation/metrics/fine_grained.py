@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from affectgpt.core.types import Labels
-from affectgpt.evaluation.grouping import Grouping
-from affectgpt.evaluation.metrics.base import METRICS
+from affectgpt.evaluation.grouping import GroupSets
+from affectgpt.evaluation.metrics.base import METRICS, GroupMetric
 
 
 @METRICS.register("fine-grained")
-class SetF:
+class SetF(GroupMetric):
     """Per sample |pred ∩ truth| / |pred| and / |truth|; samples whose truth has no group are left out."""
 
     truth_column = "ovlabel"
@@ -21,32 +20,19 @@ class SetF:
     titles = ("F_s", "precision", "recall")
     polarity = False
 
-    def __init__(self, grouping: Grouping) -> None:
-        self.grouping = grouping
-
     @staticmethod
     def truth(labels: Labels) -> tuple[str, ...] | None:
         """The true labels of a sample, None where it has none."""
         return labels.ovlabels
 
-    def rows(self, truth: Sequence[tuple[str, ...]], predicted: Sequence[str]) -> np.ndarray:
-        """``[N, 3V]`` for V views: precisions, recalls, samples counted."""
-        sizes, mask = self.grouping.sizes, self.grouping.mask
-        both, predicted_sizes, true_sizes = [], [], []
-        for true_labels, item in zip(truth, predicted, strict=True):
-            true, guess = mask(true_labels), self.grouping.item(item)[1]
-            both.append(sizes(true & guess))
-            predicted_sizes.append(sizes(guess))
-            true_sizes.append(sizes(true))
-        views = len(self.grouping.views)
-        inter, of_pred, of_true = (
-            np.array(x, dtype=np.float64).reshape(-1, views) for x in (both, predicted_sizes, true_sizes)
-        )
+    def compare(self, truth: GroupSets, predicted: GroupSets) -> np.ndarray:
+        """``[..., 3V]`` for V views: precisions, recalls, samples counted."""
+        shared = truth.shared(predicted)
         # an empty set has an empty intersection: dividing by 1 instead of 0 gives the 0 that is meant
-        precision, recall = inter / np.maximum(of_pred, 1), inter / np.maximum(of_true, 1)
-        return np.concatenate([precision, recall, of_true > 0], axis=1)
+        precision, recall = shared / np.maximum(predicted.sizes, 1), shared / np.maximum(truth.sizes, 1)
+        return np.concatenate([precision, recall, np.broadcast_to(truth.sizes > 0, shared.shape)], axis=-1)
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         precision, recall, f = self._per_view(sums)
         return {"f": f.mean(axis=-1), "precision": precision.mean(axis=-1), "recall": recall.mean(axis=-1)}
 
@@ -59,9 +45,9 @@ class SetF:
             f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
         return precision, recall, f
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """F of the sample's own precision and recall, mean over the wheels that know the truth."""
-        precision, recall, counted = np.split(rows, 3, axis=1)
+        precision, recall, counted = np.split(summands, 3, axis=1)
         both = precision + recall
         f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
         with np.errstate(invalid="ignore"):

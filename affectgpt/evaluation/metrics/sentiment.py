@@ -30,16 +30,26 @@ class Polarity:
         """The true value of a sample, None where it has none."""
         return labels.valence
 
-    def rows(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
-        """``[N, 4]``: true positive, false positive, false negative, true negative."""
-        value = np.asarray(truth, dtype=np.float64)
-        guess = np.array([word == POSITIVE for word in predicted], dtype=bool)
-        true, counts = value > 0, value != 0
+    def encode_truth(self, truth: Sequence[float]) -> np.ndarray:
+        """The true values ``[N]``."""
+        return np.asarray(truth, dtype=np.float64)
+
+    def encode_items(self, items: Sequence[str]) -> np.ndarray:
+        """Whether each word is ``positive``, ``[N]``."""
+        return np.array([word == POSITIVE for word in items], dtype=bool)
+
+    def compare(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """``[..., 4]``: true positive, false positive, false negative, true negative."""
+        positive, negative = truth > 0, truth < 0
         return np.stack(
-            [counts & true & guess, counts & ~true & guess, counts & true & ~guess, counts & ~true & ~guess], axis=1
+            [positive & predicted, negative & predicted, positive & ~predicted, negative & ~predicted], axis=-1
         ).astype(np.float64)
 
-    def formula(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def summands(self, truth: Sequence[float], predicted: Sequence[str]) -> np.ndarray:
+        """``[N, 4]``, see ``compare``."""
+        return self.compare(self.encode_truth(truth), self.encode_items(predicted))
+
+    def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
         total = tp + fp + fn + tn
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -48,10 +58,10 @@ class Polarity:
             waf = ((tp + fn) * f_positive + (tn + fp) * f_negative) / total
             return {"waf": waf, "acc": (tp + tn) / total}
 
-    def per_sample(self, rows: np.ndarray) -> np.ndarray:
+    def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """1 where the polarity is right, else 0."""
         with np.errstate(invalid="ignore"):
-            return (rows[:, 0] + rows[:, 3]) / rows.sum(axis=1)
+            return (summands[:, 0] + summands[:, 3]) / summands.sum(axis=1)
 
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ from affectgpt.config.paths import beside_answers
 from affectgpt.core.errors import DataError
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import published, stats
+from affectgpt.evaluation.floors import DEALS, above, add_floors, floors_of
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import NOT_COMPARABLE, Lexicon
 from affectgpt.evaluation.results import (
@@ -22,12 +23,13 @@ from affectgpt.evaluation.results import (
     results_folder,
 )
 from affectgpt.evaluation.score import FIRST, Score, Truth, make_metric, score_file
+from affectgpt.evaluation.selection import Selection, select
 
 SHOWN = 3
 
 
 @dataclass
-class Board:
+class RunScores:
     """Scores of one run: data set → scores by checkpoint, with what a reader must know of them in ``notes``."""
 
     run: str
@@ -35,6 +37,21 @@ class Board:
     grouping: str
     scores: dict[str, list[Score]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    selections: dict[str, Selection] = field(default_factory=dict)  # of data sets with several checkpoints
+
+    def add_dataset(self, dataset: str, scores: list[Score], *, draws: int, deals: int) -> None:
+        """Take in one data set's scores, with intervals, floors and what they are without a choice on the test set.
+
+        ``draws``: bootstrap resamples, 0 for no intervals; ``deals``: of the dealt floor, 0 for no floors.
+        """
+        self.scores[dataset] = scores
+        if draws:
+            add_intervals(scores, draws=draws)
+        if deals:
+            add_floors(scores, deals=deals)
+            self.notes += floor_notes(dataset, scores)
+        if len(scores) > 1:
+            self.selections[dataset] = select(scores, draws=draws)
 
     @property
     def datasets(self) -> list[str]:
@@ -108,21 +125,21 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where results and labels lie."""
+class ScoringPaths:
+    """Where results and labels are stored."""
 
     base_root: Path  # folders are {base_root}-{data set, lower case}
     dataset_root: Path
 
 
-def find_runs(rows: Sequence[DatasetRow], places: Places) -> dict[str, dict[str, list[ResultFile]]]:
+def find_runs(rows: Sequence[DatasetRow], places: ScoringPaths) -> dict[str, dict[str, list[ResultFile]]]:
     """Data set → run → result files."""
     return {row.name: list_runs(places.base_root, row) for row in rows}
 
 
 def pick_files(
     rows: Sequence[DatasetRow],
-    places: Places,
+    places: ScoringPaths,
     *,
     run: str | None,
     choice: CheckpointChoice,
@@ -157,64 +174,69 @@ def pick_files(
 
 def score_run(
     rows: Sequence[DatasetRow],
-    places: Places,
+    places: ScoringPaths,
     lexicon: Lexicon,
     *,
     run: str | None = None,
     choice: CheckpointChoice | None = None,
-    how: str | None = None,
+    extraction: str | None = None,
     grouping: str = "wheel",
     allow_missing: bool = False,
     optional: bool = False,
     draws: int = stats.DRAWS,
+    deals: int = DEALS,
     flag: str = "--run",
     truths: dict[str, Truth] | None = None,
-) -> Board:
+) -> RunScores:
     """Score one run on data sets from labels that are already extracted.
 
-    ``run``, ``choice``, ``optional``: see pick_files. ``how``: results.LLM or DIRECT; None: LLM where there is any such
-    file, else direct. ``draws``: bootstrap resamples, 0 for no intervals. ``truths`` keeps loaded truths.
+    ``run``, ``choice``, ``optional``: see pick_files. ``extraction``: results.LLM or DIRECT; None: LLM where there is
+    any such file, else direct. ``draws``, ``deals``: see RunScores.add_dataset. ``truths`` keeps loaded truths.
     Raises DataError.
     """
     name, files, notes = pick_files(
         rows, places, run=run, choice=choice or CheckpointChoice(), optional=optional, flag=flag
     )
     chosen = [row for row in rows if row.name in files]
-    board = Board(name, lexicon, grouping, notes=notes)
+    run_scores = RunScores(name, lexicon, grouping, notes=notes)
     metrics = {row.name: make_metric(row, grouping_of(lexicon, grouping)) for row in chosen}
-    how = how or _how(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
+    extraction = extraction or extraction_of(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
     truths = {} if truths is None else truths
     for row in chosen:
         metric = metrics[row.name]
-        ready = [file for file in files[row.name] if file.has(how, polarity=metric.polarity)]
+        ready = [file for file in files[row.name] if file.has(extraction, polarity=metric.polarity)]
         if len(ready) < len(files[row.name]):
             names = [file.stem for file in files[row.name] if file not in ready]
-            board.notes.append(
+            run_scores.notes.append(
                 f"{row.name}: {len(names)} of {len(files[row.name])} checkpoints have no labels extracted "
-                f"({_HOW[how]}): {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}; evaluation.py does it"
+                f"({_EXTRACTED[extraction]}): {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}; "
+                "evaluation.py extracts them"
             )
         if not ready:
             continue
         if row.name not in truths:
             truths[row.name] = Truth.load(row, dataset_root=places.dataset_root)
-        scores = [score_file(f, truths[row.name], metric, how=how, allow_missing=allow_missing) for f in ready]
-        board.scores[row.name] = scores
-        board.notes += sample_notes(row, truths[row.name], scores)
-        if draws:
-            add_intervals(scores, draws=draws)
-    if not board.scores:
+        scores = [
+            score_file(f, truths[row.name], metric, extraction=extraction, allow_missing=allow_missing) for f in ready
+        ]
+        run_scores.notes += sample_notes(row, truths[row.name], scores)
+        run_scores.add_dataset(row.name, scores, draws=draws, deals=deals)
+    if not run_scores.scores:
         raise DataError(
-            f"run {name}: no labels extracted yet ({_HOW[how]}). Run evaluation.py, which extracts and scores"
+            f"run {name}: no labels extracted yet ({_EXTRACTED[extraction]}). "
+            "Run evaluation.py, which extracts and scores"
         )
-    return board
+    return run_scores
 
 
-_HOW = {LLM: "by a language model", DIRECT: "directly"}
+_EXTRACTED = {LLM: "by a language model", DIRECT: "directly"}
 
 
-def _how(files: Mapping[str, Sequence[ResultFile]], polarity: Mapping[str, bool]) -> str:
-    def any_has(how: str) -> bool:
-        return any(file.has(how, polarity=polarity[ds]) for ds, found in files.items() for file in found)
+def extraction_of(files: Mapping[str, Sequence[ResultFile]], polarity: Mapping[str, bool]) -> str:
+    """LLM where any file (data set → files) has labels of it, else DIRECT where any has, else LLM."""
+
+    def any_has(extraction: str) -> bool:
+        return any(file.has(extraction, polarity=polarity[ds]) for ds, found in files.items() for file in found)
 
     return DIRECT if any_has(DIRECT) and not any_has(LLM) else LLM
 
@@ -250,6 +272,24 @@ def sample_notes(row: DatasetRow, truth: Truth, scores: Sequence[Score]) -> list
     return notes
 
 
+def floor_notes(dataset: str, scores: Sequence[Score]) -> list[str]:
+    """A note where answers that never met the clips score as high as checkpoints do."""
+    below = [score for score in scores if (margin := above(score)) is not None and margin <= 0]
+    if not below:
+        return []
+    score = min(below, key=lambda score: above(score) or 0.0)
+    title, key, floors = score.metric.titles[0], score.metric.keys[0], floors_of(score)
+    what = "the same answers dealt to other clips"
+    if floors.constant is not None and floors.constant[key] == floors.higher(key):
+        what = f"one answer for every clip ({' or '.join(dict.fromkeys(', '.join(a) for a in floors.answers))})"
+    reach = 100 * (floors.higher(key) or 0.0)
+    count = "it does not exceed" if len(scores) == 1 else f"{len(below)} of {len(scores)} checkpoints do not exceed"
+    return [
+        f"{dataset}: {what} reaches {title} {reach:.2f}, which {count}. "
+        "Compare runs at equal numbers of groups per answer only"
+    ]
+
+
 def failures_of(score: Score) -> Path:
     """The list of unreadable samples that inference left beside the answers."""
     stem = score.source.with_name(f"{score.checkpoint}.npz")
@@ -262,6 +302,6 @@ def add_intervals(scores: Sequence[Score], *, draws: int) -> None:
     for score in scores:
         by_names.setdefault(tuple(score.names), []).append(score)
     for group in by_names.values():
-        found = stats.intervals(group[0].metric, [score.rows for score in group], draws=draws)
+        found = stats.intervals(group[0].metric, [score.summands for score in group], draws=draws)
         for score, interval in zip(group, found, strict=True):
             score.interval = interval

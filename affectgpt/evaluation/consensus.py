@@ -1,0 +1,255 @@
+"""Votes: the labels that several result files agree on, as a result file of its own.
+
+Each file votes once for each group that its labels name: labels that are in the same group in every wheel are one
+group, and a label that the lexicon does not know votes for its own word. A clip keeps the groups with at least T votes,
+each by the label that named it first; where no group has T, the first of those with most votes. T is chosen without
+any truth: the one with which answers have as many known groups as single answers have, since further labels raise
+HIT whatever they are. Polarity words: the most frequent one, neutral where that is not a single one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from affectgpt import __version__
+from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.datasets.table import DatasetRow
+from affectgpt.evaluation import extraction_file as files
+from affectgpt.evaluation.extract import LABELS, MAX_ITEM, POLARITY
+from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.metrics.base import METRICS
+from affectgpt.evaluation.metrics.sentiment import POLARITIES
+from affectgpt.evaluation.results import SUFFIXES, ResultFile, results_folder
+
+EXTRACTOR = "votes"  # how the files describe themselves
+NEUTRAL = "neutral"
+FIRST = 5  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What voting gave: name → item, and how.
+
+    ``at_least``: votes that a group needs (None: polarity words). ``single``, ``groups``: known groups per answer,
+    of the voters and of the votes. ``undecided``: clips where no group had enough votes, or the polarity was a tie.
+    """
+
+    items: dict[str, str]
+    undecided: list[str]
+    at_least: int | None = None
+    single: float | None = None
+    groups: float | None = None
+    cut: list[str] = field(default_factory=list)  # clips whose item would have been too long
+
+
+def vote_labels(voters: Sequence[Mapping[str, str]], grouping: Grouping, *, at_least: int | None = None) -> Votes:
+    """Votes of name → item such as ``[happy, calm]``. Empty items, and clips that a voter lacks, give no vote.
+
+    ``at_least``: the number of votes that a group needs; None: chosen by the number of groups. Raises ConfigError
+    where it is not one of 1 to the number of voters.
+    """
+    if at_least is not None and not 1 <= at_least <= len(voters):
+        raise ConfigError(f"--at-least {at_least}: 1 to {len(voters)}, the number of voters")
+    named = functools.cache(lambda item: tuple(_groups(item, grouping).items()))
+    ballots: dict[str, list[_Entry]] = {}
+    answers = known_groups = 0
+    reached = [0] * (len(voters) + 2)  # by T: known groups that are kept, over all clips
+    for name in dict.fromkeys(name for voter in voters for name in voter):
+        entries: dict[int | str, _Entry] = {}
+        for voter in voters:
+            if is_empty(voter.get(name)):
+                continue
+            answers += 1
+            for group, label in named(voter[name]):
+                known_groups += not isinstance(group, str)
+                entry = entries.get(group)
+                if entry is None:
+                    entry = entries[group] = _Entry(label, known=not isinstance(group, str))
+                entry.votes += 1
+        # stable: of those with as many votes the first that was named
+        ballot = ballots[name] = sorted(entries.values(), key=lambda entry: -entry.votes)
+        for entry in ballot:
+            reached[entry.votes] += entry.known
+        if ballot and ballot[0].known:  # kept, too, where more votes are needed than it has
+            reached[ballot[0].votes] -= 1
+            reached[-1] += 1
+    single, clips = known_groups / max(answers, 1), max(len(ballots), 1)
+    allowed = [at_least] if at_least else range(1, len(voters) + 1)
+    mean_groups = {needed: sum(reached[needed:]) / clips for needed in allowed}
+    # of two that are as near, the one that asks for more votes
+    chosen = min(mean_groups, key=lambda needed: (abs(mean_groups[needed] - single), -needed))
+    items, cut = {}, []
+    for name, ballot in ballots.items():
+        items[name] = f"[{', '.join(entry.label for entry in _kept(ballot, chosen))}]"
+        if len(items[name]) > MAX_ITEM:
+            items[name] = items[name][:MAX_ITEM]
+            cut.append(name)
+    undecided = [name for name, ballot in ballots.items() if ballot and ballot[0].votes < chosen]
+    return Votes(items, undecided, chosen, single, mean_groups[chosen], cut)
+
+
+@dataclass
+class _Entry:
+    """A group on a clip: the label that named it first, whether the lexicon knows it, and its votes."""
+
+    label: str
+    known: bool
+    votes: int = 0
+
+
+def _groups(item: str, grouping: Grouping) -> dict[int | str, str]:
+    """Group (the word itself, where the lexicon does not know it) → the first label of an item that names it."""
+    found: dict[int | str, str] = {}
+    for label in grouping.item(item)[0]:
+        found.setdefault(grouping.label_mask(label) or label, label)
+    return found
+
+
+def _kept(ballot: Sequence[_Entry], needed: int) -> Sequence[_Entry]:
+    """The groups with enough votes, else the first of those with most."""
+    return [entry for entry in ballot if entry.votes >= needed] or ballot[:1]
+
+
+def vote_polarity(voters: Sequence[Mapping[str, str]]) -> Votes:
+    """The most frequent of positive, negative and neutral by name; any other word counts as neutral, as in scoring."""
+    items, ties = {}, []
+    for name in dict.fromkeys(name for voter in voters for name in voter):
+        words = [voter[name] for voter in voters if not is_empty(voter.get(name))]
+        ranked = Counter(word if word in POLARITIES else NEUTRAL for word in words).most_common(2)
+        tie = len(ranked) != 1 and (not ranked or ranked[0][1] == ranked[1][1])
+        items[name] = NEUTRAL if tie else ranked[0][0]
+        if tie:
+            ties.append(name)
+    return Votes(items, ties)
+
+
+def is_empty(item: str | None) -> bool:
+    """Whether a voter said nothing on a clip; ``[]`` is an answer."""
+    return item is None or item.strip().lower() in ("", "nan")
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """The votes on one data set, as they were written."""
+
+    dataset: str
+    voters: tuple[str, ...]  # RUN/CHECKPOINT
+    votes: Votes
+    path: Path
+    fresh: bool  # False: the same file was there already
+    notes: tuple[str, ...] = ()
+
+
+def consensus(
+    row: DatasetRow,
+    voters: Mapping[str, ResultFile],
+    grouping: Grouping,
+    *,
+    base_root: Path,
+    name: str,
+    stem: str,
+    extraction: str,
+    at_least: int | None = None,
+    allow_missing: bool = False,
+    overwrite: bool = False,
+) -> Consensus:
+    """Let result files (``RUN/CHECKPOINT`` → file) vote on one data set, and write ``stem`` in the run ``name``.
+
+    A sentiment set gets the polarity that is scored, and the labels where every voter has them. A file that is there
+    and holds something else is an error unless ``overwrite``. ``allow_missing``: clips that not every voter answered
+    are voted on by the others. Raises DataError and ConfigError.
+    """
+    if len(voters) < 2:
+        raise DataError(f"{row.name}: a vote needs two or more result files; chosen is {', '.join(voters) or 'none'}")
+    target = results_folder(base_root, row) / name / f"{stem}.npz"
+    steps = [POLARITY] if METRICS.get(row.task).polarity else []
+    if not steps or all(file.has(extraction, polarity=False) for file in voters.values()):
+        steps.insert(0, LABELS)
+    made, notes = [], []
+    for step in steps:
+        polarity = step == POLARITY
+        paths = {voter: file.extracted(extraction, polarity=polarity) for voter, file in voters.items()}
+        items = {voter: files.read_items(path) for voter, path in paths.items()}
+        notes += _check(paths, items, allow_missing=allow_missing)
+        votes = (
+            vote_polarity(list(items.values()))
+            if polarity
+            else vote_labels(list(items.values()), grouping, at_least=at_least)
+        )
+        if votes.cut:
+            notes.append(f"{len(votes.cut)} items of more than {MAX_ITEM} characters are cut ({_first(votes.cut)})")
+        path = (files.sentiment_path if polarity else files.labels_path)(target, SUFFIXES[extraction])
+        made.append((votes, path, _meta(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
+    # all are made before the first is written, so that an error leaves no half of a pair
+    fresh = [_is_new(path, votes, meta, overwrite=overwrite) for votes, path, meta in made]
+    for (votes, path, meta), new in zip(made, fresh, strict=True):
+        if new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_items(path, votes.items, meta=meta)
+    votes, path, _ = made[-1]
+    return Consensus(row.name, tuple(voters), votes, path, any(fresh), tuple(dict.fromkeys(notes)))
+
+
+def _check(paths: Mapping[str, Path], items: Mapping[str, Mapping[str, str]], *, allow_missing: bool) -> list[str]:
+    """Notes on clips that not all voters answered. Raises DataError where that was not allowed."""
+    names = list(dict.fromkeys(name for found in items.values() for name in found))
+    wrong, notes = [], []
+    for voter, found in items.items():
+        missing = [name for name in names if name not in found]
+        empty = [name for name in names if name in found and is_empty(found[name])]
+        for what, which in (("lacks", missing), ("has empty items for", empty)):
+            if which:
+                wrong.append(f"{paths[voter]} {what} {len(which)} of {len(names)} clips (first: {_first(which)})")
+                notes.append(f"{voter} {what} {len(which)} clips ({_first(which)})")
+    if wrong and not allow_missing:
+        raise DataError(
+            f"{'; '.join(wrong)}. Make these files again, or let the others vote on these clips with --allow-missing"
+        )
+    return notes
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:FIRST]) + (" …" if len(names) > FIRST else "")
+
+
+def _meta(step: str, votes: Votes, paths: Mapping[str, Path], *, lexicon: str, notes: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "extractor": EXTRACTOR,
+        "step": step,
+        "voters": {voter: files.file_sha256(path) for voter, path in paths.items()},
+    }
+    if votes.at_least is not None:
+        settings["at_least"] = votes.at_least
+    return {
+        "version": files.META_VERSION,
+        "settings": settings,
+        "source": "; ".join(paths),
+        "details": {
+            "affectgpt": __version__,
+            "lexicon": lexicon,
+            "labels_by": sorted({files.describe(path) for path in paths.values()}),
+            "groups_per_answer": {"voters": votes.single, "votes": votes.groups},
+        },
+        "notes": {
+            "undecided": {"count": len(votes.undecided), "first": votes.undecided[:10]},
+            **{f"voters {at}": note for at, note in enumerate(notes)},
+        },
+    }
+
+
+def _is_new(path: Path, votes: Votes, meta: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether the file is to be written. Raises DataError where another one is in its place."""
+    if not path.exists():
+        return True
+    found = files.read_meta(path)
+    if found is not None and found["settings"] == meta["settings"] and files.read_items(path) == votes.items:
+        return False
+    if overwrite:
+        return True
+    what = "other votes" if found is not None and found["settings"].get("extractor") == EXTRACTOR else "no votes"
+    raise DataError(f"{path}: is there and holds {what}; give another --name, or replace it with --overwrite")
