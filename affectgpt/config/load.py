@@ -61,6 +61,29 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     return config
 
 
+def saved_config(values: Mapping[str, Any] | None, *, source: str | Path) -> Config:
+    """The configuration that a checkpoint or an export holds; its ``imports`` are never followed.
+
+    Sections and keys that this version does not know are left out; absent ones have their defaults. Raises ConfigError
+    naming ``source`` and the key of a value that is not allowed.
+    """
+    kinds = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name in ("model", "inference", "paths")}
+    known = {
+        section: {k: v for k, v in found.items() if k in {f.name for f in dataclasses.fields(kind)}}  # type: ignore[arg-type]
+        for section, kind in kinds.items()
+        if isinstance(found := (values or {}).get(section), Mapping)
+    }
+    blocks = (values or {}).get("datasets")
+    if isinstance(blocks, Mapping):  # of the data sets only the input mode counts
+        known["datasets"] = {
+            str(name): {"face_or_frame": block["face_or_frame"]}
+            for name, block in blocks.items()
+            if isinstance(block, Mapping) and isinstance(block.get("face_or_frame"), str)
+        }
+    origins = Origins(str(source))
+    return dataclasses.replace(_build(Config, {"name": "saved", **known}, "", origins), origins=origins)
+
+
 def _items(options: Iterable[str]) -> Iterator[str]:
     """``a.b=c`` of every option; of one without ``=`` the value is the option after it. Quotes around values go."""
     rest = iter(options)

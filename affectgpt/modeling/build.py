@@ -43,11 +43,13 @@ def build_model(
     tokenizer: Any,
     encoders: bool = True,
     place: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> AffectGPTForConditionalGeneration:
     """The model on ``device``: frozen parts loaded, connectors fresh, ``ckpt``, ``ckpt_2``, ``ckpt_3`` laid over.
 
     ``encoders=False``: none is loaded, every batch brings its features (the encoders' config.json still counts).
-    ``place``: where it is at first instead, for one that is to be sharded over several devices.
+    ``place``: where it is at first instead, for one that is to be sharded over several devices. ``dtype``: of all
+    frozen parts, instead of the configured ones.
 
     On a CPU everything is float32; on a GPU frozen parts have the configured dtypes and connectors are float32
     (autocast chooses their arithmetic). Raises CheckpointError and ConfigError naming key and folder.
@@ -59,7 +61,7 @@ def build_model(
         if not Path(path).exists():
             raise CheckpointError(f"model.{key}: {path}: no such checkpoint")
     encoder_dtype, llm_dtype = (
-        torch.float32 if device.type == "cpu" else getattr(torch, name)
+        dtype or (torch.float32 if device.type == "cpu" else getattr(torch, name))
         for name in (model.encoder_dtype, model.llm_dtype)
     )
     parts: list[FrozenEncoder] = []
@@ -163,7 +165,7 @@ def _check_connectors(config: Config) -> None:
 def hf_config(config: Config, *, text_config: Any, tokenizer: Any = None) -> AffectGPTConfig:
     """The transformers configuration of a training configuration's model."""
     model = config.model
-    numbers = {}
+    numbers, preprocessors = {}, {}
     for key in ENCODERS:
         found = _encoder_numbers(config, key)
         numbers[key] = found.to_dict() if hasattr(found, "to_dict") else dict(found)

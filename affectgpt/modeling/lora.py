@@ -81,6 +81,21 @@ def merged_state(llm: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
+def merge_lora(llm: nn.Module) -> nn.Module:
+    """Add LoRA to the weights in float32 and take its layers out, in place; the model is then a plain causal LM."""
+    for name, module in list(llm.named_modules()):
+        if hasattr(module, "get_delta_weight"):
+            base = module.get_base_layer()
+            with torch.no_grad():
+                merged = base.weight.float() + module.get_delta_weight("default").float()
+                base.weight.copy_(merged.to(base.weight.dtype))
+            parent, _, child = name.rpartition(".")
+            setattr(llm.get_submodule(parent), child, base)
+    if hasattr(llm, "peft_config"):
+        del llm.peft_config
+    return llm
+
+
 def write_merged(llm: Any, *, llm_folder: Path, target: Path) -> Path:
     """Write a model folder: the small files of ``llm_folder``, the weights with LoRA merged into them."""
     from safetensors.torch import save_file
