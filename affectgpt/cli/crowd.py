@@ -72,7 +72,7 @@ def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
     from affectgpt.captioning.crowd_sets import build_head, labelled_set
     from affectgpt.captioning.features import encoder_keys
     from affectgpt.core.errors import ConfigError, DataError
-    from affectgpt.processing.loader import named_samples
+    from affectgpt.datasets.base import open_dataset
 
     spec = config.captioning.crowd
     if not spec.sets:
@@ -81,10 +81,11 @@ def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
     load = _loader(config)
     for name in spec.sets:
         try:
-            title, samples = named_samples(config, name, split="train")
+            dataset = open_dataset(config, name)
+            samples = dataset.samples("train")
         except DataError as error:
             raise DataError(f"captioning.crowd.sets names {name}: {error}") from error
-        sets.append(labelled_set(build_head(title, samples), samples, split="train", load=load))
+        sets.append(labelled_set(build_head(dataset.name, samples), samples, split="train", load=load))
     encoders = encoder_keys(config, visual_of(config))
     return crowd_train.train_crowd(spec, sets, folder=crowd_folder(config), encoders=encoders)
 
@@ -165,14 +166,15 @@ def _test_split(
     from affectgpt.captioning.crowd_sets import labelled_set
     from affectgpt.core.errors import DataError
     from affectgpt.core.runtime import logger
-    from affectgpt.processing.loader import named_samples
+    from affectgpt.datasets.base import open_dataset
 
     try:
-        title, samples = named_samples(config, name, split="test")
+        dataset = open_dataset(config, name)
+        samples = dataset.samples("test")
     except DataError as error:
         logger.warning("%s is not scored: %s", name, error)
         return None
-    head = next((head for model in crowd for head in model.heads if head.dataset == title), None)
+    head = next((head for model in crowd for head in model.heads if head.dataset == dataset.name), None)
     return None if head is None else labelled_set(head, samples, split="test", load=load)
 
 
@@ -198,15 +200,15 @@ def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
     from affectgpt.captioning.votes import Wheels, tally
     from affectgpt.core.files import write_text
     from affectgpt.core.runtime import logger
+    from affectgpt.datasets.base import open_dataset
     from affectgpt.evaluation.lexicon import find_lexicon
-    from affectgpt.processing.loader import named_samples
 
     crowd, _ = load_crowd(
         crowd_folder(config), spec=config.captioning.crowd, encoders=encoder_keys(config, visual_of(config))
     )
     if args.dataset:
-        title, found = named_samples(config, args.dataset, split=args.split)
-        split = args.split
+        dataset = open_dataset(config, args.dataset)
+        title, split, found = dataset.name, args.split, dataset.samples(args.split, labels=False)
     else:
         title, split = config.name, UNLABELLED
         found = samples(load_clips(config.captioning.input, title=title))

@@ -105,24 +105,6 @@ def place_samples(
     ]  # fmt: skip
 
 
-def candidate_labels(row: DatasetRow, dataset_root: Path | str) -> list[str]:
-    """The emotion words of the training split, sorted: what the question with candidates lists."""
-    train = load_labels(row, split="train", dataset_root=dataset_root)
-    words = sorted({label.emotion for label in train.values() if label.emotion is not None})
-    if not words:
-        raise DataError(f"{row.name}: its training split holds no emotion word, so there are no candidate labels")
-    return words
-
-
-def value_range(row: DatasetRow, dataset_root: Path | str) -> tuple[float, float]:
-    """Smallest and largest valence of the training split: what the valence question names, integers as such."""
-    train = load_labels(row, split="train", dataset_root=dataset_root)
-    values = [label.valence for label in train.values() if label.valence is not None]
-    if not values:
-        raise DataError(f"{row.name}: its training split holds no valence, so there is no range to ask for")
-    return min(values), max(values)
-
-
 def parse_label_list(text: str) -> tuple[str, ...]:
     """``['happy', "calm"]`` or ``[happy, calm]`` → its labels (SPEC section 7, before lower-casing)."""
     text = text.strip()

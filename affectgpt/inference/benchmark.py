@@ -19,6 +19,7 @@ from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
+from affectgpt.datasets.base import open_dataset
 from affectgpt.inference.asker import ENCODE_BATCH, Asker, FeatureOf, training_mode
 from affectgpt.inference.decoding import sample_seed
 from affectgpt.inference.engines.base import Decoding
@@ -28,7 +29,7 @@ from affectgpt.media.video import video_reader
 from affectgpt.processing.dataset import Example
 from affectgpt.processing.feature_key import features_policy
 from affectgpt.processing.features import stored_features
-from affectgpt.processing.loader import BatchStream, FailureLog, named_samples
+from affectgpt.processing.loader import BatchStream, FailureLog
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
 from affectgpt.processing.sampler import SequentialBatches
@@ -66,7 +67,7 @@ class Benchmark:
     def samples(self, dataset: str) -> list[Sample]:
         """The test split. Raises DataError when it is empty."""
         if dataset not in self._samples:
-            _, found = named_samples(self.config, dataset, split="test")
+            found = open_dataset(self.config, dataset).samples("test", labels=False)
             if not found:
                 raise DataError(f"{dataset}: the test split is empty, there is nothing to answer")
             self._samples[dataset] = found

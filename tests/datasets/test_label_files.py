@@ -8,12 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from layouts import opened
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.core.types import Labels
-from affectgpt.datasets.label_files import candidate_labels, load_labels, load_samples, parse_label_list, value_range
+from affectgpt.datasets.label_files import load_labels, load_samples, parse_label_list
 from affectgpt.datasets.table import DATASETS, get_row
+from affectgpt.processing.questions import question_context
 
 ROWS = [row for row in DATASETS.values() if row.label_file or row.openset_file]
 
@@ -69,13 +71,13 @@ def test_sessions_of_iemocap(make, tmp_path):
 def test_candidates_and_range(make, tmp_path):
     make.layout(get_row("MER2023"), tmp_path)
     make.layout(get_row("SIMS"), tmp_path)
-    assert candidate_labels(get_row("MER2023"), tmp_path) == ["happy", "sad"]
-    low, high = value_range(get_row("SIMS"), tmp_path)
+    assert opened("MER2023", tmp_path).candidate_labels() == ["happy", "sad"]
+    low, high = opened("SIMS", tmp_path).value_range()
     assert (str(low), str(high)) == ("-1.0", "1.0")
     with pytest.raises(DataError, match="no valence"):
-        value_range(get_row("MER2023"), tmp_path)
-    with pytest.raises(DataError, match="OVMERDPlus has no split 'train'"):
-        candidate_labels(get_row("OVMERDPlus"), tmp_path)
+        question_context(opened("MER2023", tmp_path), ["valence"])
+    with pytest.raises(ConfigError, match="OVMERDPlus has no training split"):
+        opened("OVMERDPlus", tmp_path).candidate_labels()
 
 
 @pytest.mark.parametrize(

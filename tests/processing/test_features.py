@@ -17,11 +17,12 @@ from affectgpt.cli.extract_features import main
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
+from affectgpt.datasets.base import open_dataset
 from affectgpt.datasets.table import get_row
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 from affectgpt.processing.feature_key import differing, feature_key, features_policy, store_folder
 from affectgpt.processing.features import FeatureReader, FeatureWriter
-from affectgpt.processing.loader import named_samples, training_batches
+from affectgpt.processing.loader import training_batches
 
 MEDIA = (Modality.AUDIO, Modality.FACE)
 
@@ -98,7 +99,7 @@ def test_stored_features_stand_in_for_media(cfg, tokenizer):
 def test_half_precision_is_smaller_and_near(cfg, tokenizer):
     config = load_config(cfg)
     assert main(["--cfg-path", str(cfg)]) == 0
-    _, samples = named_samples(config, "ovmerd", split="train")
+    samples = open_dataset(config, "ovmerd").samples("train")
     whole = [reader_of(config, Modality.FACE)(s)[0] for s in samples]
     size = (folder_of(config, Modality.FACE) / "shard-0000.bin").stat().st_size
     with pytest.raises(DataError, match="dtype is float32, this run writes float16"):
@@ -116,7 +117,7 @@ def test_half_precision_is_smaller_and_near(cfg, tokenizer):
 def test_extraction_goes_on_after_a_kill(left, cfg):
     config = load_config(cfg)
     assert main(["--cfg-path", str(cfg)]) == 0
-    _, samples = named_samples(config, "ovmerd", split="train")
+    samples = open_dataset(config, "ovmerd").samples("train")
     before = [reader_of(config, Modality.AUDIO)(s)[0] for s in samples]
     data, index = (folder_of(config, Modality.AUDIO) / f"shard-0000.{s}" for s in ("bin", "jsonl"))
     record = data.stat().st_size // len(samples)
@@ -141,7 +142,7 @@ def test_each_process_writes_its_own_shard(cfg, monkeypatch):
         [json.loads(line)["name"] for line in path.read_text().splitlines()]
         for path in sorted(folder_of(config, Modality.FACE).glob("*.jsonl"))
     ]
-    _, samples = named_samples(config, "ovmerd", split="train")
+    samples = open_dataset(config, "ovmerd").samples("train")
     assert [len(n) for n in names] == [2, 2] and {x for n in names for x in n} == {s.name for s in samples}
     reader = pickle.loads(pickle.dumps(reader_of(config, Modality.FACE)))
     assert all(reader(s)[0].shape == reader.shape for s in samples) and reader.missing(samples) == []
@@ -218,7 +219,7 @@ def test_a_file_that_changed_is_not_answered_for(cfg, make, tmp_path):
     make.layout(get_row("OVMERD"), root, media=True)
     option = f"paths.dataset_root={root}"
     assert main(["--cfg-path", str(cfg), "--options", option]) == 0
-    _, samples = named_samples(load_config(cfg, [option]), "ovmerd", split="train")
+    samples = open_dataset(load_config(cfg, [option]), "ovmerd").samples("train")
     reader = reader_of(config, Modality.FACE)
     make.faces(samples[0].face, n=5)
     samples[1].face.unlink()
@@ -235,7 +236,7 @@ def test_a_file_of_the_same_size_is_told_from_a_copy(cfg, make, tmp_path):
     make.layout(get_row("OVMERD"), root, media=True)
     option = f"paths.dataset_root={root}"
     assert main(["--cfg-path", str(cfg), "--options", option]) == 0
-    _, samples = named_samples(load_config(cfg, [option]), "ovmerd", split="train")
+    samples = open_dataset(load_config(cfg, [option]), "ovmerd").samples("train")
     reader = reader_of(load_config(cfg), Modality.FACE)
     os.utime(samples[0].face, (1, 1))
     crops = np.load(samples[1].face)
@@ -393,7 +394,7 @@ def test_a_store_without_checksums_loads_with_a_note(cfg, log_lines):
         path = folder_of(config, modality) / "shard-0000.jsonl"
         entries = [json.loads(line) for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "crc32"}) + "\n" for e in entries))
-    _, samples = named_samples(config, "ovmerd", split="train")
+    samples = open_dataset(config, "ovmerd").samples("train")
     reader = reader_of(config, Modality.FACE)
     assert all(reader(sample)[0].isfinite().all() for sample in samples)
     [note] = [line for line in log_lines if "checksum" in line]
