@@ -485,7 +485,8 @@ def test_stored_features_of_mixed_channels_are_refused(tmp_path):
     now = FeatureReader(tmp_path / "store", key=key)
     assert now(samples["six"])[0].shape == now(samples["two"])[0].shape == (8, 3)
     index = tmp_path / "store" / "shard-0000.jsonl"  # as an earlier version wrote it
-    entries = [json.loads(line) for line in index.read_text().splitlines()]
+    lines = [json.loads(line) for line in index.read_text().splitlines()[1:]]
+    entries = [{"name": line["name"], **line["value"]} for line in lines]
     index.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "revision"}) + "\n" for e in entries))
     then = FeatureReader(tmp_path / "store", key=key)
     assert then(samples["two"])[0].shape == (8, 3)

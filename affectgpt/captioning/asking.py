@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt.captioning.cache import Kept, ReplyCache, digest
+from affectgpt.captioning.cache import CachedReply, ReplyCache, digest
 from affectgpt.config.captioning import AskConfig
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.runtime import logger
@@ -175,7 +175,7 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
             for index, why in error.failed.items():
                 answers.fail(todo[index].name, why.reason, again=why.again)
                 if not why.again:
-                    cache.put(todo[index].name, todo[index].hash, Kept(failed=why.reason))
+                    cache.put(todo[index].name, todo[index].hash, CachedReply(failed=why.reason))
             done.update(error.failed)
             answers.stopped = error if len(done) < len(todo) else None
         except TextLLMError as error:
@@ -187,20 +187,20 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
         logger.error("%s: stopped with %d of %d done: %s", answers.step, len(done), len(todo), answers.stopped)
 
 
-def judge(reply: Reply) -> Kept:
+def judge(reply: Reply) -> CachedReply:
     """A reply as it is kept: text, or why it is none (empty, a refusal)."""
     text, failed = reply.text.strip(), None
     if not text:
         failed = "the reply is empty"
     elif _REFUSAL.match(text):
         failed = f"the model refused: {text[:120]}"
-    return Kept(
+    return CachedReply(
         text, failed=failed, truncated=reply.truncated, prompt_tokens=reply.prompt_tokens,
         reply_tokens=reply.reply_tokens, seconds=reply.seconds,
     )  # fmt: skip
 
 
-def _take(answers: Answers, name: str, kept: Kept) -> None:
+def _take(answers: Answers, name: str, kept: CachedReply) -> None:
     if kept.failed:
         answers.fail(name, kept.failed, again=False)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affectgpt.captioning.asking import Answers
-from affectgpt.captioning.cache import Kept, ReplyCache, digest
+from affectgpt.captioning.cache import CachedReply, ReplyCache, digest
 from affectgpt.config.captioning import ExtractorConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
@@ -75,7 +75,7 @@ def _step(step: str, texts: Mapping[str, str], extractor: Extractor, *, folder: 
 
         def on_item(index: int, item: str, note: str | None) -> None:
             if extractor.journaled:
-                cache.put(digest(todo[index]), "", Kept(item, truncated=note is not None))
+                cache.put(digest(todo[index]), "", CachedReply(item, truncated=note is not None))
             items[todo[index]] = item
             done.add(index)
 

@@ -34,7 +34,7 @@ from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
 from affectgpt.processing.sampler import SequentialBatches
 from affectgpt.results.files import meta_path, read_meta, result_path
-from affectgpt.results.shard import Share
+from affectgpt.results.shard import ResultShard
 
 
 class Benchmark:
@@ -95,7 +95,9 @@ class Benchmark:
         key = self._key(dataset, checkpoint, question, samples)
         order = _by_length(samples)
         started = time.perf_counter()
-        with Share(target, names=order, key=settings_hash(key), rank=self.rank, world_size=self.world_size) as share:
+        with ResultShard(
+            target, names=order, key=settings_hash(key), rank=self.rank, world_size=self.world_size
+        ) as share:
             if share.pending:
                 with _answers_kept(target):
                     self._answer(share, order, dataset=dataset, checkpoint=checkpoint, question=question)
@@ -155,7 +157,7 @@ class Benchmark:
         }
 
     def _answer(
-        self, share: Share, order: Sequence[str], *, dataset: str, checkpoint: CheckpointFile, question: str
+        self, share: ResultShard, order: Sequence[str], *, dataset: str, checkpoint: CheckpointFile, question: str
     ) -> None:
         from tqdm import tqdm
 
@@ -190,7 +192,9 @@ class Benchmark:
             if group:
                 flush()
 
-    def _examples(self, pending: Sequence[Sample], share: Share, *, dataset: str, question: str) -> Iterator[Example]:
+    def _examples(
+        self, pending: Sequence[Sample], share: ResultShard, *, dataset: str, question: str
+    ) -> Iterator[Example]:
         """Each pending clip with its encoder outputs: from the spool, else encoded now while workers read on."""
         assert self.asker is not None
         if self.keep_features and dataset not in self._spools:
