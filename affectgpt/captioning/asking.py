@@ -15,10 +15,10 @@ from affectgpt.core.runtime import logger
 from affectgpt.textllm.base import (
     Conversation,
     ConversationsFailedError,
-    Reply,
     Sampling,
     TextLLM,
     TextLLMError,
+    TextReply,
     open_client,
 )  # fmt: skip
 
@@ -51,7 +51,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedStep:
     """Why a clip has no result of a step; ``again``: the next run tries again."""
 
     name: str
@@ -66,7 +66,7 @@ class Answers:
 
     step: str
     texts: dict[str, str] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, FailedStep] = field(default_factory=dict)
     truncated: list[str] = field(default_factory=list)  # clips whose reply was cut at max_tokens
     asked: int = 0
     reused: int = 0
@@ -75,7 +75,7 @@ class Answers:
 
     def fail(self, name: str, reason: str, *, again: bool) -> None:
         """Note that a clip has no result."""
-        self.failures[name] = Failure(name, self.step, reason, again)
+        self.failures[name] = FailedStep(name, self.step, reason, again)
 
 
 class _Lazy(Sequence):
@@ -158,7 +158,7 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
     done: set[int] = set()
     with tqdm(total=len(todo), desc=answers.step, unit="clip", disable=None) as bar:
 
-        def on_result(index: int, reply: Reply) -> None:
+        def on_result(index: int, reply: TextReply) -> None:
             request = todo[index]
             kept = judge(reply)
             cache.put(request.name, request.hash, kept)
@@ -187,7 +187,7 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
         logger.error("%s: stopped with %d of %d done: %s", answers.step, len(done), len(todo), answers.stopped)
 
 
-def judge(reply: Reply) -> CachedReply:
+def judge(reply: TextReply) -> CachedReply:
     """A reply as it is kept: text, or why it is none (empty, a refusal)."""
     text, failed = reply.text.strip(), None
     if not text:

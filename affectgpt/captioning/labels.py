@@ -17,7 +17,7 @@ from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMEr
 
 
 @dataclass(frozen=True)
-class Labels:
+class ClipLabels:
     """What a description says: labels in its order, and their polarity (positive, negative, neutral)."""
 
     labels: tuple[str, ...]
@@ -41,7 +41,7 @@ def open_extractor(spec: ExtractorConfig, *, key: str = "captioning.extractor") 
 
 def extract_labels(
     texts: Mapping[str, str], extractor: Extractor, *, folder: Path, polarity: bool = True, dry_run: bool = False
-) -> tuple[dict[str, Labels], list[Answers]]:
+) -> tuple[dict[str, ClipLabels], list[Answers]]:
     """Labels of texts by name, and the two steps' answers (with failures and costs).
 
     A text is asked once whoever has it, and kept under ``folder``. ``polarity`` False: labels alone.
@@ -50,11 +50,11 @@ def extract_labels(
     steps = [first]
     found = {name: tuple(label.lower() for label in parse_label_list(item)) for name, item in first.texts.items()}
     if not polarity:
-        return {name: Labels(labels, "") for name, labels in found.items()}, steps
+        return {name: ClipLabels(labels, "") for name, labels in found.items()}, steps
     second = _step(POLARITY, first.texts, extractor, folder=folder, dry_run=dry_run)
     steps.append(second)
     words = {name: word.strip().strip(".'\"[]").lower() for name, word in second.texts.items()}
-    return {name: Labels(found[name], words[name]) for name in second.texts}, steps
+    return {name: ClipLabels(found[name], words[name]) for name in second.texts}, steps
 
 
 def _step(step: str, texts: Mapping[str, str], extractor: Extractor, *, folder: Path, dry_run: bool) -> Answers:

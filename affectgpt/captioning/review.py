@@ -108,7 +108,7 @@ def _doubtful(state: State) -> list[dict[str, str]]:
 
 
 def doubt(state: State, name: str) -> float:
-    """How unsure the crowd's verdict is: 1 when it is not of one mind, 0 when everything agrees or nothing does."""
+    """How unsure the ensemble's verdict is: 1 when it is not of one mind, 0 when everything agrees or nothing does."""
     agreement = state.agreements.get(name)
     if agreement is None:
         return 0.0

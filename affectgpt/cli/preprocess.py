@@ -61,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.core.errors import AffectGPTError, ConfigError
     from affectgpt.core.runtime import logger, setup_logging, worker_pool
     from affectgpt.preprocess.asr import Transcriber
-    from affectgpt.preprocess.clip import NO_SOUND, Places, claim, find_videos, process, start_worker
+    from affectgpt.preprocess.clip import NO_SOUND, ClipFolders, claim, find_videos, process, start_worker
 
     setup_logging()
     if args.frames < 0 or args.workers < 1:
         raise ConfigError("--frames must be 0 or more, --workers 1 or more")
     videos = find_videos(args.video_dir)
-    places = Places(args.out)
+    places = ClipFolders(args.out)
     if args.asr_language and not args.asr:
         raise ConfigError("--asr-language goes with --asr FOLDER")
     settings = claim(places, frames=args.frames, channels=args.channels, framing=args.face_framing)

@@ -69,7 +69,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TextReply:
     """The text of one reply; ``truncated`` when it ended at ``max_tokens`` and not by itself.
 
     What it cost, where the client knows: tokens of prompt and reply, seconds of the request that brought it.
@@ -82,7 +82,7 @@ class Reply:
     seconds: float | None = None
 
 
-OnResult: TypeAlias = Callable[[int, Reply], None]
+OnResult: TypeAlias = Callable[[int, TextReply], None]
 
 
 class TextLLM(ABC):
@@ -101,7 +101,7 @@ class TextLLM(ABC):
     @abstractmethod
     def chat_many(
         self, conversations: Sequence[Conversation], *, sampling: Sampling, on_result: OnResult | None = None
-    ) -> list[Reply]:
+    ) -> list[TextReply]:
         """One reply per conversation, in their order.
 
         ``on_result(index, reply)`` is called in the calling thread as each is finished, in any order; what it was

@@ -201,8 +201,8 @@ class _Encoder:
         return embeds, mask, labels
 
 
-def teach_qwen2(folder: Path, *, seed: int) -> dict[str, float]:
-    """Make, teach and save the tiny Qwen2 with its tokenizer; returns the loss on the last lessons."""
+def pretrain_qwen2(folder: Path, *, seed: int) -> dict[str, float]:
+    """Make, pretrain and save the tiny Qwen2 with its tokenizer; returns the loss on the last lessons."""
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy

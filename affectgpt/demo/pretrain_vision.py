@@ -92,8 +92,8 @@ def enlarge(small: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def teach_clip(folder: Path, *, seed: int) -> dict[str, float]:
-    """Make, teach and save the tiny CLIP; returns its accuracy on the last lessons."""
+def pretrain_clip(folder: Path, *, seed: int) -> dict[str, float]:
+    """Make, pretrain and save the tiny CLIP; returns its accuracy on the last lessons."""
     import torch
     from torch.nn.functional import cross_entropy
 

@@ -105,8 +105,8 @@ def embed(model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
     return torch.stack(last_four).mean(dim=0).mean(dim=1)
 
 
-def teach_hubert(folder: Path, *, seed: int) -> dict[str, float]:
-    """Make, teach and save the tiny HuBERT; returns its accuracy on the last lessons."""
+def pretrain_hubert(folder: Path, *, seed: int) -> dict[str, float]:
+    """Make, pretrain and save the tiny HuBERT; returns its accuracy on the last lessons."""
     import torch
     from torch.nn.functional import cross_entropy
 
