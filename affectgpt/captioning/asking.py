@@ -22,7 +22,7 @@ from affectgpt.textllm.base import (
     open_client,
 )  # fmt: skip
 
-# A reply that begins so is no description. Asking again with the same seed gives the same.
+# A reply that begins so is not a description. Asking again with the same seed gives the same.
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry\b|(?:sorry|unfortunately)[,.]? (?:but )?i (?:can(?:no|')t|am unable)"
     r"|i (?:can(?:no|['’])t|am (?:not able|unable) to) "

@@ -41,7 +41,7 @@ def _chosen(spec: EnsembleConfig) -> dict[str, Any]:
 def train_ensemble(
     spec: EnsembleConfig, sets: Sequence[LabelledSet], *, folder: Path, encoders: Mapping[str, Any]
 ) -> list[EnsembleClassifier]:
-    """Train the classifiers that ``folder`` lacks; they are saved one by one, so that a stopped run goes on.
+    """Train the classifiers that ``folder`` lacks; they are saved one by one, so that a stopped run can resume.
 
     Raises DataError when the sets teach no emotion at all, CheckpointError when the folder holds another ensemble.
     """

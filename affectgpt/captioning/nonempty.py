@@ -78,7 +78,7 @@ def _pairs(record: Any, columns: Sequence[str], dialogue: str | None, where: str
         return ["\n".join(text for column in columns for text in _strings(record[column]))]
     turns = record[dialogue]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise DataError(f"{where}: {dialogue!r} is no list of turns; give it with --columns if it is a text")
+        raise DataError(f"{where}: {dialogue!r} is not a list of turns; give it with --columns if it is a text")
     if len(turns) % _per_pair(turns):
         raise DataError(f"{where}: {dialogue!r} has {len(turns)} turns; each question needs an answer")
     return ["\n".join(_strings(part)) for part in _split(turns)]

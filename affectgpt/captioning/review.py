@@ -31,7 +31,7 @@ class Decision:
 
 
 def file_of(spec: CaptioningConfig, work: Path) -> Path:
-    """Where the review lies."""
+    """Where the review is stored."""
     return Path(spec.review.file) if spec.review.file else work / "review.csv"
 
 

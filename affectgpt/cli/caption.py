@@ -23,8 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affectgpt caption",
         description="Describe clips through audio and video LLMs, merge the clues into descriptions, filter them, and "
-        "write a training set in the layout of MER-Caption+ with a report. Run it again to go on: what a model said is "
-        "kept and not asked for again.",
+        "write a training set in the layout of MER-Caption+ with a report. Run it again to resume: what a model said "
+        "is kept and not asked for again.",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -160,7 +160,7 @@ def finish(config: CaptioningFile, run: Run, state: State, *, review: bool) -> N
     write_report(path, config, state, found)
     print(f"report:   {path}")
     if state.stopped is not None:
-        print(f"error: stopped: {state.stopped}. Run again to go on", file=sys.stderr)
+        print(f"error: stopped: {state.stopped}. Run again to resume", file=sys.stderr)
 
 
 def nonempty(args: argparse.Namespace, config: CaptioningFile) -> int:

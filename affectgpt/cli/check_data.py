@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--datasets", nargs="+", default=[], metavar="NAME", help="names, or all; default: those of --cfg-path"
     )
     parser.add_argument(
-        "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets, and where data lie"
+        "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets, and where data are"
     )
     parser.add_argument("--dataset-root", metavar="DIR", help="default: that of --cfg-path, else ../dataset")
     parser.add_argument(

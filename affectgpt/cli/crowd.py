@@ -90,7 +90,7 @@ def train_ensemble(config: CaptioningFile) -> list[EnsembleClassifier]:
 
 
 def ensemble_folder(config: CaptioningFile) -> Path:
-    """Where the classifiers lie."""
+    """Where the classifiers are."""
     from affectgpt.captioning.clips import work_folder
 
     return Path(config.captioning.crowd.folder or work_folder(config) / "crowd")

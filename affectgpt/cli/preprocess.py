@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affectgpt preprocess",
         description="Make face crops (openface_face/NAME.npy), sound (audio/NAME.wav, 16 kHz) and subtitles "
-        "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to go on. "
+        "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to resume. "
         "Clips that cannot be processed (damaged, no face) are listed in failed.csv and get no row in subtitle.csv.",
     )
     parser.add_argument("--video-dir", type=Path, required=True, metavar="DIR")
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
                 silent += NO_SOUND in outcome.notes
     except BrokenProcessPool:
         raise AffectGPTError(
-            "a worker process was killed (out of memory?); run the same command again to go on, with fewer --workers"
+            "a worker process was killed (out of memory?); run the same command again to resume, with fewer --workers"
         ) from None
     written = write_subtitles(videos, places, transcribe, failures)
     failed_file = args.out / "failed.csv"

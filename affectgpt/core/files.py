@@ -33,7 +33,7 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def system_error(error: BaseException, *, context: bool = False) -> OSError | None:
-    """The OSError that an error is, was raised from, or tells of; None for any other.
+    """The OSError that an error is, was raised from, or describes; None for any other.
 
     Libraries wrap errors of writing: torch and safetensors, a data loader's workers (as text), zipfile (as the error
     of closing, with the first one as its ``context``: to be asked for only where nothing but writing can fail).

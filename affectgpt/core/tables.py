@@ -39,7 +39,7 @@ def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, t
     """Read a UTF-8 CSV file (with or without a byte order mark): name → cells of ``columns``, in file order.
 
     Raises DataError naming file, line and sample: no such file, other encoding, missing or doubled column, short or
-    long row, doubled name, a name that is no file stem.
+    long row, doubled name, a name that is not a file stem.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:

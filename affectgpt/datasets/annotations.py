@@ -26,7 +26,7 @@ _MEDIA_MARK = re.compile(r"\s*<(?:image|video|audio|ImageHere|VideoHere|AudioHer
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 _LISTS = ("ovlabel",)  # roles whose cell may be a JSON list
 _SPARE = 8  # cells that a row may have behind the last heading, where a spreadsheet left empty ones
-_AS_TEXT: dict[str, Any] = {  # how pandas reads a CSV file; its Python engine tells a short row from empty cells
+_AS_TEXT: dict[str, Any] = {  # how pandas reads a CSV file; its Python engine knows a short row from empty cells
     "header": None, "dtype": object, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig",
     "engine": "python",
 }  # fmt: skip
@@ -188,7 +188,7 @@ def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, 
     widest = max(headings.index(heading) for heading in needed) + 1
     line = 1 + "".join(headings).count("\n")
     for row in rows:
-        cells = [cell for cell in row if isinstance(cell, str)]  # what a row is short of is no text
+        cells = [cell for cell in row if isinstance(cell, str)]  # what a short row lacks is not text
         line += 1 + "".join(cells).count("\n")
         if not cells:  # a blank line
             continue

@@ -54,7 +54,7 @@ class Fault:
 
     @classmethod
     def of(cls, what: str, error: DataError) -> Fault:
-        """The fault that an error tells of."""
+        """The fault that an error describes."""
         return cls(what, "missing" if str(error).endswith("no such file") else "unreadable", str(error))
 
 

@@ -238,6 +238,6 @@ def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> 
 
 
 def _stem(file: str, where: str) -> str:
-    """A file cell without its suffix; it may lie in a folder below, never above."""
+    """A file cell without its suffix; it may be in a folder below, never above."""
     stem, suffix = os.path.splitext(check_below(file, source=where, folder="the media folder"))  # noqa: PTH122 - 300,000 of them
     return stem if suffix.lower() in _ALL_SUFFIXES else file

@@ -64,7 +64,7 @@ def load_samples(
     description, which whoever asks for it refuses by name.
     ``face_channels``: how the face crops are stored, by the configuration; None: as their folder's record says.
 
-    Each media folder is listed once. A medium that is not there gets the path where it should lie, so that whoever
+    Each media folder is listed once. A medium that is not there gets the path where it should be, so that whoever
     opens it names that place. Raises DataError as ``load_labels`` and ``stored_crops`` do, and for a sample without a
     subtitle row.
     """
@@ -127,7 +127,7 @@ class Folder:
     def find(self, name: str) -> Path:
         """``NAME.suffix`` in the order of the suffixes, or ``NAME/NAME.suffix``; the first if none is there.
 
-        The name may lie in a folder below (``part1/0001``), which is then listed once too.
+        The name may be in a folder below (``part1/0001``), which is then listed once too.
         """
         below, _, leaf = name.rpartition("/")
         if below:

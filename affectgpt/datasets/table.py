@@ -1,4 +1,4 @@
-"""One row per data set: where its files lie, what its labels are, and how it is scored (SPEC section 5)."""
+"""One row per data set: where its files are, what its labels are, and how it is scored (SPEC section 5)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPEN = ("description", "ovlabel")
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """Where the files of one data set lie (relative to its root) and what they hold.
+    """Where the files of one data set are (relative to its root) and what they hold.
 
     ``label_kind`` names the reader (``datasets.label_files.LABEL_READERS``, where others can be added): ``npz_word``
     (``emo`` is a word), ``npz_index`` (``emo`` indexes ``classes``), ``npz_valence`` (``val``), ``csv_open``

@@ -100,7 +100,7 @@ def _number(part: PartSpec) -> int:
 
 
 def clip_paths(root: Path, row: DatasetRow, name: str) -> dict[str, Path]:
-    """Where the three files of a clip lie."""
+    """Where the three files of a clip are."""
     base = root / row.root
     face = f"{name}/{name}.npy" if row.root == "mer2025-dataset" else f"{name}.npy"
     return {

@@ -144,7 +144,7 @@ def draw_frame(background: np.ndarray, who: Identity, expression: Expression, po
     return canvas
 
 
-# Where eyes, nose and mouth corners lie in a 112 × 112 crop: the usual template of aligned face sets.
+# Where eyes, nose and mouth corners are in a 112 × 112 crop: the usual template of aligned face sets.
 _TEMPLATE = ((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2))
 
 

@@ -29,7 +29,7 @@ _FLAGS = {"framing": "--face-framing"}  # entry of the record → flag of the co
 
 @dataclass(frozen=True, slots=True)
 class ClipFolders:
-    """Where the results of a folder of clips lie: the layout of the published data sets."""
+    """Where the results of a folder of clips are: the layout of the published data sets."""
 
     root: Path
 

@@ -59,7 +59,7 @@ class Sampling:
         for name, good in bounds.items():
             if not good:
                 raise TextLLMError(
-                    f"sampling: {name} is {getattr(self, name)}; temperature lies in [0, 2], top_p in (0, 1], "
+                    f"sampling: {name} is {getattr(self, name)}; temperature must be in [0, 2], top_p in (0, 1], "
                     "repetition_penalty in (0, 2], max_tokens is 1 or more"
                 )
 

@@ -37,7 +37,7 @@ def check_folder(folder: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: missing or unreadable ({error})") from error
     if not isinstance(config, dict) or "model_type" not in config:
-        raise CheckpointError(f"{folder / 'config.json'}: has no model_type, so it is no model's configuration")
+        raise CheckpointError(f"{folder / 'config.json'}: has no model_type, so it is not a model's configuration")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise CheckpointError(f"{folder}: no weights in it (*.safetensors or *.bin); is the download complete?")
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():

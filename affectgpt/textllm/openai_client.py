@@ -357,7 +357,7 @@ def _parse(received: bytes) -> TextReply:
         text = text_of(choice["message"]["content"])
         refusal = choice["message"].get("refusal")
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise _AttemptError(f"the reply is no chat completion: {_error_text(received)}") from error
+        raise _AttemptError(f"the reply is not a chat completion: {_error_text(received)}") from error
     if refusal or choice.get("finish_reason") == "content_filter":
         raise _ConversationError(f"the model refused: {_error_text(str(refusal or 'content filter').encode())}")
     if text is None:

@@ -256,7 +256,7 @@ def test_dialogues_that_are_none(content, message, build, tmp_path):
         ("mine: {path: a.csv, columns: {emotion: x}}", DataError, "a.csv: no column 'x'"),
         ("mine: {path: a.csv, columns: {valence: e}}", DataError, "sample 'x': valence is 'sad'"),
         ("mine: {path: a.csv, columns: {name: n, emotion: e}}", DataError, "sample name '../x'"),
-        ("mine: {path: a.csv, columns: {file: n, emotion: e}}", DataError, "file '../x' must lie below"),
+        ("mine: {path: a.csv, columns: {file: n, emotion: e}}", DataError, "file '../x' must be below"),
         ("mine: {path: a.json, columns: {caption: c}}", DataError, "record 2: no 'c'"),
         ("mine: {path: b.json, columns: {caption: c}}", DataError, "cannot be read as UTF-8 JSON"),
         ("mine: {path: d.json, columns: {caption: c}}", DataError, "'x' is there twice"),
@@ -265,7 +265,7 @@ def test_dialogues_that_are_none(content, message, build, tmp_path):
         ("mine: {path: c.json, columns: {caption: c}}", DataError, "'c' is ['x'], expected a text"),
         ("mine: {path: a.txt, columns: {caption: c}}", DataError, "expected a .csv, .xlsx, .json or .jsonl file"),
         ("mine: {path: a.xlsx, columns: {caption: c}}", DataError, "cannot be read as an Excel file"),
-        ("a/b: {path: a.csv, columns: {emotion: e}}", DataError, "'a/b' is no file stem"),
+        ("a/b: {path: a.csv, columns: {emotion: e}}", DataError, "'a/b' is not a file stem"),
         ("mercaptionplus: {path: a.csv}", ConfigError, "has files of its own"),
     ],
 )

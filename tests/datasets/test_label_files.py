@@ -128,8 +128,8 @@ DAMAGE = {
     "gbk": ("name,english\nsample_00000000,你好\n".encode("gbk"), "not UTF-8"),
     "utf-16": ("name,english\nx,1\n".encode("utf-16"), "not UTF-8"),
     "slash": (b"name,english\n../../etc/passwd,1\n", "line 2: sample name '../../etc/passwd'"),
-    "backslash": (b"name,english\na\\b,1\n", "no file stem"),
-    "nameless": (b"name,english\n,1\n", "no file stem"),
+    "backslash": (b"name,english\na\\b,1\n", "not a file stem"),
+    "nameless": (b"name,english\n,1\n", "not a file stem"),
     "short row": (b"name,chinese,english\nx\n", "line 2: 1 cells where 3 are needed, sample 'x'"),
     "long row": (
         b"name,english\nx,Hi, you\n",
@@ -168,7 +168,7 @@ def test_cells_are_text_and_a_byte_order_mark_is_no_part_of_them(make, tmp_path)
         ("SIMS", {"a": {"val": float("nan")}}, "sample 'a': 'val' is nan, expected a finite number"),
         ("SIMS", {"a": {"val": "high"}}, "'val' is 'high', expected a number"),
         ("SIMS", {"a": {"emo": 1}}, "expected a dict with 'val'"),
-        ("SIMS", {"../a": {"val": 1.0}}, "'../a' is no file stem"),
+        ("SIMS", {"../a": {"val": 1.0}}, "'../a' is not a file stem"),
     ],
 )
 def test_damaged_labels(name, corpus, message, tmp_path):
