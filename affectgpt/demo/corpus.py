@@ -77,7 +77,7 @@ def plan_part(part: PartSpec, *, seed: int) -> list[ClipPlan]:
         if not decks.get(emotion):
             deck = [(c, t) for e, c, t in cells if e == emotion]
             rng.shuffle(deck)
-            decks[emotion] = [tuple(card) for card in deck]
+            decks[emotion] = [(channel, text) for channel, text in deck]
         channel, text = decks[emotion].pop()
         persons = HELDOUT_PERSONS if part.held_out else TRAIN_PERSONS
         person = draw_person(seed=seed, number=int(rng.integers(persons)), held_out=part.held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import threading
@@ -14,9 +15,8 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path
 from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
-from affectgpt.core.types import VIDEO_SUFFIXES
+from affectgpt.core.types import SAMPLE_RATE, VIDEO_SUFFIXES
 from affectgpt.media.guard import Decoder
-from affectgpt.preprocess.audio_track import extract_audio
 from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops
 
@@ -182,6 +182,24 @@ def write_sheet(crops: np.ndarray, path: Path, *, channels: str = "rgb", columns
         raise DataError(f"{path}: the picture could not be encoded")
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
+
+
+def extract_audio(video: Path | str, wav: Path | str, *, decoder: Decoder | None = None) -> Path | None:
+    """Write a video's sound track to ``wav``, atomically; None, and no file, when the video has no sound track.
+
+    Raises DataError naming the video when its sound cannot be decoded.
+    """
+    import soundfile
+
+    samples = (decoder or Decoder()).track(video)
+    if samples is None:
+        return None
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    wav = Path(wav)
+    with atomic_path(wav) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return wav
 
 
 _processor: dict[int, ClipProcessor] = {}  # process id → its processor: what a pool's worker keeps between clips

@@ -8,8 +8,18 @@ from typing import Any
 
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.runtime import logger, pick_device
-from affectgpt.textllm.base import CLIENTS, Conversation, OnResult, Sampling, TextLLM, TextLLMError, TextReply, seed_for
-from affectgpt.textllm.folder import check_folder, folder_identity
+from affectgpt.textllm.base import (
+    CLIENTS,
+    Conversation,
+    OnResult,
+    Sampling,
+    TextLLM,
+    TextLLMError,
+    TextReply,
+    check_folder,
+    folder_identity,
+    seed_for,
+)
 from affectgpt.textllm.messages import text_only
 
 

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from affectgpt.textllm.base import CLIENTS, Conversation, OnResult, Sampling, TextLLM, TextLLMError, TextReply, seed_for
-from affectgpt.textllm.folder import check_folder, folder_identity
+from affectgpt.textllm.base import (
+    CLIENTS,
+    Conversation,
+    OnResult,
+    Sampling,
+    TextLLM,
+    TextLLMError,
+    TextReply,
+    check_folder,
+    folder_identity,
+    seed_for,
+)
 
 # Conversations per call: vLLM returns when all are finished, and what it returned is kept when a later call is killed.
 _CHUNK = 512

@@ -14,8 +14,7 @@ from drawn_clip import write_clip
 from affectgpt.cli.preprocess import main
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.media.video import read_faces
-from affectgpt.preprocess.audio_track import extract_audio
-from affectgpt.preprocess.clip import find_videos, write_sheet
+from affectgpt.preprocess.clip import extract_audio, find_videos, write_sheet
 from affectgpt.preprocess.subtitles import read_subtitle_file
 
 
