@@ -1,4 +1,4 @@
-"""The crowd at the size of MER-Caption+: seconds and memory of reading features and training five classifiers.
+"""The ensemble at the size of MER-Caption+: seconds and memory of reading features and training five classifiers.
 
     python benchmarks/captioning.py [--clips 31000] [--store]
 
@@ -34,8 +34,7 @@ def random_sets(clips: int):
     """Labelled sets of ``clips`` clips in all."""
     import numpy as np
 
-    from affectgpt.captioning.crowd_model import EMOTION, VALENCE, Head
-    from affectgpt.captioning.crowd_sets import LabelledSet
+    from affectgpt.captioning.ensemble import EMOTION, VALENCE, Head, LabelledSet
 
     rng = np.random.default_rng(0)
     sets = []
@@ -53,12 +52,12 @@ def measure_training(clips: int) -> float:
     """Seconds of one epoch of each of five classifiers; prints."""
     from dataclasses import replace
 
-    from affectgpt.captioning.crowd_sets import sets_of
-    from affectgpt.captioning.crowd_train import train_one
-    from affectgpt.config.captioning import CrowdConfig
+    from affectgpt.captioning.ensemble import sets_of
+    from affectgpt.captioning.ensemble_train import train_one
+    from affectgpt.config.captioning import EnsembleConfig
 
     sets = random_sets(clips)
-    spec = CrowdConfig(epochs=1, leave_out=0)
+    spec = EnsembleConfig(epochs=1, leave_out=0)
     heads = [lesson.head for lesson in sets]
     wall, cpu = time.perf_counter(), time.process_time()
     for number in range(spec.models):

@@ -2,12 +2,12 @@
 
     python benchmarks/captioning_demo.py [--seeds 0-3] [--root output/captioning-demo] [--no-training]
 
-Everything is synthetic (see affectgpt/demo). Once: tiny encoders, three human-labelled sets of other persons, a crowd
-of five classifiers trained on them. For each fault seed: a new corpus of 480 clips with true descriptions, into which
-faults are planted: 20 % get the description of a clip with another emotion, 10 % the sound of another clip, 5 % a
-description of one short sentence. The fault table lies outside the pipeline's input folder and is read only to score.
-The thresholds (``SETTINGS``) were set on fault seed 0; seeds 1-3 are the report. The same tiny recipe is then trained
-on what each rule keeps (as table 4 of the paper), with the same number of steps, and scored on held-out persons.
+Everything is synthetic (see affectgpt/demo). Once: tiny encoders, three human-labelled sets of other persons, and an
+ensemble of five classifiers trained on them. For each fault seed: a new corpus of 480 clips with true descriptions,
+into which faults are planted: 20 % get the description of a clip with another emotion, 10 % the sound of another clip,
+5 % a description of one short sentence. The fault table is outside the pipeline's input folder and is read only to
+score. The thresholds (``SETTINGS``) were set on fault seed 0; seeds 1-3 are the report. The same tiny recipe is then
+trained on what each rule keeps (as table 4 of the paper), with equally many steps, and scored on held-out persons.
 
 Ends with status 1 when the high-level filter keeps less than 90 % of the right or drops less than 80 % of the wrong
 over the reported seeds, or when E+S does not train better than no filter on the mean of these seeds.
@@ -214,7 +214,7 @@ def annotate(places: Places, path: Path, rule: str) -> dict[str, tuple[str, str]
 
 
 def count(faults: dict[str, str], verdicts: dict[str, tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """Filter → kind of fault → clips that it dropped; ``reached``: clips that came as far as the crowd."""
+    """Filter → kind of fault → clips that it dropped; ``reached``: clips that came as far as the ensemble."""
     found: dict[str, dict[str, int]] = {f: dict.fromkeys(("right", *SHARES), 0) for f in ("speaker", "length", "crowd")}
     found["reached"] = dict.fromkeys(("right", *SHARES), 0)
     found["all"] = dict.fromkeys(("right", *SHARES), 0)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from layouts import opened
 from tiny import folder_of
 from tiny_world import World, write_corpus, write_run
 
@@ -42,10 +43,9 @@ from affectgpt.media.reader import MediaReader, Source
 from affectgpt.media.video import read_faces, read_frames
 from affectgpt.processing.feature_key import feature_key
 from affectgpt.processing.features import FeatureReader, FeatureWriter
-from affectgpt.processing.loader import training_source
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.prompt import render_prompt
-from affectgpt.processing.questions import render_answer, render_question
+from affectgpt.processing.questions import question_context, render_answer, render_question
 from affectgpt.results.files import read_meta
 from affectgpt.training.optim import get_schedule
 
@@ -295,8 +295,8 @@ def test_missing_cells(tmp_path, word):
 def test_missing_cells_of_ones_own_tables_are_words(tmp_path):
     """Cells read as missing: a user's own tables keep their words."""
     write_table(tmp_path / "a.csv", ("name", "said", "labels", "why"), [("x", "None", "[NA]", "null")])
-    spec = DatasetConfig(path="a.csv", columns={"subtitle": "said", "ovlabel": "labels", "description": "why"})
-    _, (sample,), _, _ = training_source("mine", spec, str(tmp_path))
+    columns = {"subtitle": "said", "ovlabel": "labels", "description": "why"}
+    (sample,) = opened("mine", tmp_path, path="a.csv", columns=columns).samples("train")
     assert (sample.subtitle, sample.labels) == ("None", Labels(ovlabels=("NA",), description="null"))
 
 
@@ -323,7 +323,7 @@ def test_a_missing_reason_is_an_unreadable_sample_in_training(tmp_path, tiny_mod
     stream = training_batches(load_config(path, ["run.on_error=skip"]), processor=made)
     assert sorted(name for batch in stream(1) for name in batch.names) == ["s0", "s1", "s3"]
     assert [failure.name for failure in stream.failures.failures] == ["s2"]
-    report = check_split(get_row("MERCaptionPlus"), split="train", dataset_root=tmp_path, counts=False)
+    report = check_split(opened("MERCaptionPlus", tmp_path), split="train", counts=False)
     assert [p.sample for p in report.problems if p.what == "label"] == ["s2"]
 
 
@@ -435,22 +435,20 @@ def test_valence_question(tmp_path, values, expected):
     corpus = {f"s{i}": {"val": value} for i, value in enumerate(values)}
     write_npz(tmp_path / row.root / str(row.label_file), train_corpus=corpus)
     write_table(tmp_path / row.root / row.subtitle_file, ("name", "english"), [(name, "x") for name in corpus])
-    _, samples, types, context = training_source("cmumosi", DatasetConfig(), str(tmp_path))
-    assert expected in render_question("valence", context(types))
-    assert render_answer("valence", samples[0]) == f"The valence score is {float(values[0]):.2f}."
+    dataset = opened("cmumosi", tmp_path)
+    assert expected in render_question("valence", question_context(dataset, dataset.label_types))
+    assert render_answer("valence", dataset.samples("train")[0]) == f"The valence score is {float(values[0]):.2f}."
     cells = [(f"s{i}", str(value)) for i, value in enumerate(values)]  # and of a table of one's own
     write_table(tmp_path / "a.csv", ("name", "v"), cells)
-    spec = DatasetConfig(path="a.csv", columns={"valence": "v"})
-    _, _, types, context = training_source("mine", spec, str(tmp_path))
-    assert expected in render_question("valence", context(types))
+    dataset = opened("mine", tmp_path, path="a.csv", columns={"valence": "v"})
+    assert expected in render_question("valence", question_context(dataset, dataset.label_types))
 
 
 def test_questions_of_captions(tmp_path):
     """No row of the table, but as published word for word: the four questions of audio captions."""
     write_table(tmp_path / "a.csv", ("name", "c"), [(f"s{i}", "Rain.") for i in range(40)])
-    spec = DatasetConfig(data_type="audio", path="a.csv", columns={"caption": "c"})
-    _, samples, _, _ = training_source("mine", spec, str(tmp_path))
-    assert {sample.labels.question for sample in samples} == {
+    dataset = opened("mine", tmp_path, data_type="audio", path="a.csv", columns={"caption": "c"})
+    assert {sample.labels.question for sample in dataset.samples("train")} == {
         "Describe this audio in detail.", "Listen to this audio and describe what you hear.",
         "Please provide a detailed description of this audio.", "Could you describe the contents of this audio for me?",
     }  # fmt: skip
@@ -490,7 +488,8 @@ def test_stored_features_of_mixed_channels_are_refused(tmp_path):
     now = FeatureReader(tmp_path / "store", key=key)
     assert now(samples["six"])[0].shape == now(samples["two"])[0].shape == (8, 3)
     index = tmp_path / "store" / "shard-0000.jsonl"  # as an earlier version wrote it
-    entries = [json.loads(line) for line in index.read_text().splitlines()]
+    lines = [json.loads(line) for line in index.read_text().splitlines()[1:]]
+    entries = [{"name": line["name"], **line["value"]} for line in lines]
     index.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "revision"}) + "\n" for e in entries))
     then = FeatureReader(tmp_path / "store", key=key)
     assert then(samples["two"])[0].shape == (8, 3)

@@ -1,19 +1,19 @@
-"""High-level filter: a description stays when its labels agree with the crowd (paper, section 2.2 and table 4)."""
+"""High-level filter: a description stays when its labels agree with the ensemble (paper, section 2.2 and table 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from affectgpt.captioning.labels import Labels
+from affectgpt.captioning.labels import ClipLabels
 from affectgpt.captioning.votes import ClipVotes, Wheels
 from affectgpt.config.captioning import AgreementConfig
 from affectgpt.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How far a description and the crowd agree. ``emotion``: share of the wheels; None: the crowd is not of one mind.
+class LabelAgreement:
+    """How far a description and the ensemble agree. ``emotion``: share of the wheels; None: its votes are split.
     ``sentiment``: same polarity; None: no majority, or no classifier has learnt valence."""
 
     emotion: float | None
@@ -28,7 +28,7 @@ class Agreement:
         return spec.undecided == "keep" if self.sentiment is None else self.sentiment
 
 
-def compare(labels: Labels, votes: ClipVotes, wheels: Wheels, *, spec: AgreementConfig) -> Agreement:
+def compare(labels: ClipLabels, votes: ClipVotes, wheels: Wheels, *, spec: AgreementConfig) -> LabelAgreement:
     """Compare one description's labels with the votes on its clip.
 
     On a wheel they agree when the majority's group is among the labels' groups. A wheel on which less than ``votes``
@@ -46,22 +46,22 @@ def compare(labels: Labels, votes: ClipVotes, wheels: Wheels, *, spec: Agreement
     sentiment = None
     if votes.polarity is not None and votes.polarity.share >= spec.votes:
         sentiment = labels.polarity == votes.polarity.choice
-    return Agreement(emotion, sentiment)
+    return LabelAgreement(emotion, sentiment)
 
 
 def high_level(
-    labels: Mapping[str, Labels], votes: Mapping[str, ClipVotes], wheels: Wheels, *, spec: AgreementConfig
-) -> tuple[dict[str, Agreement], dict[str, str]]:
-    """Agreement of every description that has votes, and name → reason of those that the rule drops.
+    labels: Mapping[str, ClipLabels], votes: Mapping[str, ClipVotes], wheels: Wheels, *, spec: AgreementConfig
+) -> tuple[dict[str, LabelAgreement], dict[str, str]]:
+    """The agreement of every description that has votes, and name → reason of those that the rule drops.
 
     Raises ConfigError when the rule asks for sentiment and no classifier has learnt any.
     """
     if "S" in spec.rule and votes and all(v.polarity is None for v in votes.values()):
         raise ConfigError(
-            f"captioning.agreement.rule is {spec.rule}, but the crowd has learnt no valence; add a set with valence "
+            f"captioning.agreement.rule is {spec.rule}, but the ensemble has learnt no valence; add a set with valence "
             "(CMUMOSI, SIMS …) to captioning.crowd.sets and train it again, or use rule: E"
         )
-    found: dict[str, Agreement] = {}
+    found: dict[str, LabelAgreement] = {}
     dropped: dict[str, str] = {}
     for name, said in labels.items():
         if name not in votes:
@@ -77,15 +77,15 @@ def high_level(
     return found, dropped
 
 
-def _emotion_reason(agreement: Agreement, said: Labels, votes: ClipVotes) -> str:
+def _emotion_reason(agreement: LabelAgreement, said: ClipLabels, votes: ClipVotes) -> str:
     if agreement.emotion is None:
-        return f"emotion: the crowd is not of one mind ({', '.join(votes.words)})"
+        return f"emotion: the ensemble is not of one mind ({', '.join(votes.words)})"
     listed = ", ".join(said.labels) or "no label"
-    return f"emotion: the description says {listed}, the crowd {votes.emotion}"
+    return f"emotion: the description says {listed}, the ensemble {votes.emotion}"
 
 
-def _sentiment_reason(agreement: Agreement, said: Labels, votes: ClipVotes) -> str:
+def _sentiment_reason(agreement: LabelAgreement, said: ClipLabels, votes: ClipVotes) -> str:
     if agreement.sentiment is None:
-        return f"sentiment: the crowd is not of one mind ({', '.join(votes.polarities) or 'no vote'})"
+        return f"sentiment: the ensemble is not of one mind ({', '.join(votes.polarities) or 'no vote'})"
     assert votes.polarity is not None
-    return f"sentiment: the description is {said.polarity or 'of no polarity'}, the crowd {votes.polarity.choice}"
+    return f"sentiment: the description is {said.polarity or 'of no polarity'}, the ensemble {votes.polarity.choice}"

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt.captioning.cache import Kept, ReplyCache, digest
+from affectgpt.captioning.cache import CachedReply, ReplyCache, digest
 from affectgpt.config.captioning import AskConfig
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.runtime import logger
 from affectgpt.textllm.base import (
     Conversation,
     ConversationsFailedError,
-    Reply,
     Sampling,
     TextLLM,
     TextLLMError,
+    TextReply,
     open_client,
 )  # fmt: skip
 
-# A reply that begins so is no description. Asking again with the same seed gives the same.
+# A reply that begins so is not a description. Asking again with the same seed gives the same.
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry\b|(?:sorry|unfortunately)[,.]? (?:but )?i (?:can(?:no|')t|am unable)"
     r"|i (?:can(?:no|['’])t|am (?:not able|unable) to) "
@@ -51,7 +51,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedStep:
     """Why a clip has no result of a step; ``again``: the next run tries again."""
 
     name: str
@@ -66,7 +66,7 @@ class Answers:
 
     step: str
     texts: dict[str, str] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, FailedStep] = field(default_factory=dict)
     truncated: list[str] = field(default_factory=list)  # clips whose reply was cut at max_tokens
     asked: int = 0
     reused: int = 0
@@ -75,7 +75,7 @@ class Answers:
 
     def fail(self, name: str, reason: str, *, again: bool) -> None:
         """Note that a clip has no result."""
-        self.failures[name] = Failure(name, self.step, reason, again)
+        self.failures[name] = FailedStep(name, self.step, reason, again)
 
 
 class _Lazy(Sequence):
@@ -158,7 +158,7 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
     done: set[int] = set()
     with tqdm(total=len(todo), desc=answers.step, unit="clip", disable=None) as bar:
 
-        def on_result(index: int, reply: Reply) -> None:
+        def on_result(index: int, reply: TextReply) -> None:
             request = todo[index]
             kept = judge(reply)
             cache.put(request.name, request.hash, kept)
@@ -175,7 +175,7 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
             for index, why in error.failed.items():
                 answers.fail(todo[index].name, why.reason, again=why.again)
                 if not why.again:
-                    cache.put(todo[index].name, todo[index].hash, Kept(failed=why.reason))
+                    cache.put(todo[index].name, todo[index].hash, CachedReply(failed=why.reason))
             done.update(error.failed)
             answers.stopped = error if len(done) < len(todo) else None
         except TextLLMError as error:
@@ -187,20 +187,20 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
         logger.error("%s: stopped with %d of %d done: %s", answers.step, len(done), len(todo), answers.stopped)
 
 
-def judge(reply: Reply) -> Kept:
+def judge(reply: TextReply) -> CachedReply:
     """A reply as it is kept: text, or why it is none (empty, a refusal)."""
     text, failed = reply.text.strip(), None
     if not text:
         failed = "the reply is empty"
     elif _REFUSAL.match(text):
         failed = f"the model refused: {text[:120]}"
-    return Kept(
+    return CachedReply(
         text, failed=failed, truncated=reply.truncated, prompt_tokens=reply.prompt_tokens,
         reply_tokens=reply.reply_tokens, seconds=reply.seconds,
     )  # fmt: skip
 
 
-def _take(answers: Answers, name: str, kept: Kept) -> None:
+def _take(answers: Answers, name: str, kept: CachedReply) -> None:
     if kept.failed:
         answers.fail(name, kept.failed, again=False)
     else:

@@ -18,7 +18,7 @@ from affectgpt.core.journal import Journal
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedReply:
     """One entry: a reply, or why there is none (``failed``) where asking again would not help."""
 
     text: str = ""
@@ -39,12 +39,12 @@ class ReplyCache:
         self._journal: Journal | None = None
         self._entries: dict[str, Any] = Journal.read(self.path, key=key)
 
-    def get(self, name: str, prompt_hash: str) -> Kept | None:
+    def get(self, name: str, prompt_hash: str) -> CachedReply | None:
         """What is kept for a clip and prompt; None when nothing is."""
         value = self._entries.get(f"{name}\t{prompt_hash}")
-        return None if value is None else Kept(**value)
+        return None if value is None else CachedReply(**value)
 
-    def put(self, name: str, prompt_hash: str, kept: Kept) -> None:
+    def put(self, name: str, prompt_hash: str, kept: CachedReply) -> None:
         """Keep an entry; it is on disk when this returns."""
         if self._journal is None:
             # opened at the first reply: looking into a cache neither makes a file nor waits for another process
@@ -55,7 +55,7 @@ class ReplyCache:
 
     def costs(self) -> dict[str, float]:
         """What all entries of this file cost: requests, prompt and reply tokens, seconds of requests."""
-        found = [Kept(**value) for value in self._entries.values()]
+        found = [CachedReply(**value) for value in self._entries.values()]
         return {
             "requests": len(found),
             "prompt_tokens": sum(kept.prompt_tokens or 0 for kept in found),

@@ -1,4 +1,4 @@
-"""The clips to annotate: names, subtitles, where their media lie. Nothing is opened but the tables."""
+"""The clips to annotate: names, subtitles, where their media are. Nothing is opened but the tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_clips(spec: InputConfig, *, title: str, limit: int | None = None) -> li
     root = Path(spec.root)
     if not root.is_dir():
         raise DataError(
-            f"captioning.input.root: {root} is no folder; make one from raw videos with affectgpt preprocess, or set it"
+            f"captioning.input.root: {root} is not a folder; make one from raw videos (affectgpt preprocess), or set it"
         )
     videos = Folder(root / spec.video, suffixes=VIDEO_SUFFIXES)
     stems = sorted({Path(file).stem for file in videos.files if Path(file).suffix.lower() in VIDEO_SUFFIXES})

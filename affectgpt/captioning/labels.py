@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affectgpt.captioning.asking import Answers
-from affectgpt.captioning.cache import Kept, ReplyCache, digest
+from affectgpt.captioning.cache import CachedReply, ReplyCache, digest
 from affectgpt.config.captioning import ExtractorConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
@@ -17,7 +17,7 @@ from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMEr
 
 
 @dataclass(frozen=True)
-class Labels:
+class ClipLabels:
     """What a description says: labels in its order, and their polarity (positive, negative, neutral)."""
 
     labels: tuple[str, ...]
@@ -41,7 +41,7 @@ def open_extractor(spec: ExtractorConfig, *, key: str = "captioning.extractor") 
 
 def extract_labels(
     texts: Mapping[str, str], extractor: Extractor, *, folder: Path, polarity: bool = True, dry_run: bool = False
-) -> tuple[dict[str, Labels], list[Answers]]:
+) -> tuple[dict[str, ClipLabels], list[Answers]]:
     """Labels of texts by name, and the two steps' answers (with failures and costs).
 
     A text is asked once whoever has it, and kept under ``folder``. ``polarity`` False: labels alone.
@@ -50,11 +50,11 @@ def extract_labels(
     steps = [first]
     found = {name: tuple(label.lower() for label in parse_label_list(item)) for name, item in first.texts.items()}
     if not polarity:
-        return {name: Labels(labels, "") for name, labels in found.items()}, steps
+        return {name: ClipLabels(labels, "") for name, labels in found.items()}, steps
     second = _step(POLARITY, first.texts, extractor, folder=folder, dry_run=dry_run)
     steps.append(second)
     words = {name: word.strip().strip(".'\"[]").lower() for name, word in second.texts.items()}
-    return {name: Labels(found[name], words[name]) for name in second.texts}, steps
+    return {name: ClipLabels(found[name], words[name]) for name in second.texts}, steps
 
 
 def _step(step: str, texts: Mapping[str, str], extractor: Extractor, *, folder: Path, dry_run: bool) -> Answers:
@@ -75,7 +75,7 @@ def _step(step: str, texts: Mapping[str, str], extractor: Extractor, *, folder: 
 
         def on_item(index: int, item: str, note: str | None) -> None:
             if extractor.journaled:
-                cache.put(digest(todo[index]), "", Kept(item, truncated=note is not None))
+                cache.put(digest(todo[index]), "", CachedReply(item, truncated=note is not None))
             items[todo[index]] = item
             done.add(index)
 

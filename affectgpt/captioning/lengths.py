@@ -20,7 +20,7 @@ def length(text: str) -> int:
 
 @dataclass(frozen=True)
 class LengthFit:
-    """The Gaussian through the lengths, and what lies between the cuts is kept."""
+    """The Gaussian through the lengths, and what is between the cuts is kept."""
 
     mean: float
     std: float

@@ -19,7 +19,7 @@ SUFFIXES = (".csv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class NonemptyCounts:
     """How many pairs there are, how many yield labels, yield none, could not be asked; ``stopped``: why not."""
 
     pairs: int
@@ -38,7 +38,7 @@ def keep_nonempty(
     dialogue: str | None = None,
     folder: Path,
     dry_run: bool = False,
-) -> Outcome:
+) -> NonemptyCounts:
     """Write the pairs of ``source`` whose text yields emotion labels to ``target``, unchanged and in their order.
 
     ``columns`` hold the text of a record, which is one pair. ``dialogue`` names a list of turns instead (LLaVA's
@@ -65,7 +65,7 @@ def keep_nonempty(
     if not failed and not dry_run:
         write_text(target, write(kept))
     total = sum(map(len, pairs.values()))
-    return Outcome(total, len(good), total - len(good) - failed, failed, answers.stopped)
+    return NonemptyCounts(total, len(good), total - len(good) - failed, failed, answers.stopped)
 
 
 def _pairs(record: Any, columns: Sequence[str], dialogue: str | None, where: str) -> list[str]:
@@ -78,7 +78,7 @@ def _pairs(record: Any, columns: Sequence[str], dialogue: str | None, where: str
         return ["\n".join(text for column in columns for text in _strings(record[column]))]
     turns = record[dialogue]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise DataError(f"{where}: {dialogue!r} is no list of turns; give it with --columns if it is a text")
+        raise DataError(f"{where}: {dialogue!r} is not a list of turns; give it with --columns if it is a text")
     if len(turns) % _per_pair(turns):
         raise DataError(f"{where}: {dialogue!r} has {len(turns)} turns; each question needs an answer")
     return ["\n".join(_strings(part)) for part in _split(turns)]

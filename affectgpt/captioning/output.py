@@ -124,7 +124,7 @@ def counts(state: State) -> dict[str, int]:
     if state.done >= STEPS.index("high_level"):
         left -= by_filter[HIGH] + by_filter[PERSON]
         lost = left - len(state.kept)
-        found["after the crowd and a person's review"] = left
+        found["after the ensemble and a person's review"] = left
         if lost:
             found["of these waiting for labels or features"] = lost
         found["kept"] = len(state.kept)

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 from affectgpt.captioning import review
-from affectgpt.captioning.agreement import Agreement, high_level
-from affectgpt.captioning.asking import Answers, Failure
+from affectgpt.captioning.agreement import LabelAgreement, high_level
+from affectgpt.captioning.asking import Answers, FailedStep
 from affectgpt.captioning.clips import Clip, load_clips, work_folder
 from affectgpt.captioning.describe import ACOUSTIC, VISUAL, describe
-from affectgpt.captioning.labels import Labels, extract_labels, open_extractor
+from affectgpt.captioning.labels import ClipLabels, extract_labels, open_extractor
 from affectgpt.captioning.lengths import LengthFit, cut_lengths
 from affectgpt.captioning.merge import STEP as MERGE
 from affectgpt.captioning.merge import merge
@@ -25,7 +25,7 @@ from affectgpt.textllm.base import TextLLMError
 
 SPEAKER, LENGTH, HIGH, PERSON = "speaker", "length", "crowd", "person"
 
-# The crowd's votes on clips, and name → reason of clips that it cannot judge. Handed in by the command line, which
+# The ensemble's votes on clips, and name → reason of clips that it cannot judge. Handed in by the command line, which
 # may build encoders and train classifiers.
 Vote = Callable[[Sequence[Clip], Wheels], tuple[dict[str, ClipVotes], dict[str, str]]]
 
@@ -65,11 +65,11 @@ class State:
     decisions: dict[str, review.Decision] = field(default_factory=dict)
     speakers: SpeakerScores | None = None
     fit: LengthFit | None = None
-    labels: dict[str, Labels] = field(default_factory=dict)
+    labels: dict[str, ClipLabels] = field(default_factory=dict)
     votes: dict[str, ClipVotes] = field(default_factory=dict)
-    agreements: dict[str, Agreement] = field(default_factory=dict)
+    agreements: dict[str, LabelAgreement] = field(default_factory=dict)
     dropped: dict[str, tuple[str, str]] = field(default_factory=dict)  # name → filter, reason
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[FailedStep] = field(default_factory=list)
     suffix: str = ""  # of the names of files, see Run
     done: int = -1  # number of the last step that was gone through
 
@@ -79,9 +79,9 @@ class State:
         return next((a.stopped for a in self.answers.values() if a.stopped is not None), None)
 
     @cached_property
-    def _failure_of(self) -> dict[str, Failure]:
+    def _failure_of(self) -> dict[str, FailedStep]:
         """The first failure of each clip; read once all are known."""
-        found: dict[str, Failure] = {}
+        found: dict[str, FailedStep] = {}
         for failure in self.failures:
             found.setdefault(failure.name, failure)
         return found
@@ -191,7 +191,7 @@ def _high_level(config: CaptioningFile, run: Run, state: State, *, cache: Path, 
         if decision is not None and decision.keep == review.KEEP:
             continue
         if name in missing:
-            state.failures.append(Failure(name, HIGH, missing[name], again=True))
+            state.failures.append(FailedStep(name, HIGH, missing[name], again=True))
             state.labels.pop(name)
         else:
             state.dropped[name] = (HIGH, reason)

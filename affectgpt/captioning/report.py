@@ -10,7 +10,7 @@ from typing import Any
 from affectgpt import __version__
 from affectgpt.captioning import figures
 from affectgpt.captioning.clips import Clip
-from affectgpt.captioning.labels import Labels
+from affectgpt.captioning.labels import ClipLabels
 from affectgpt.captioning.lengths import length
 from affectgpt.captioning.pipeline import State
 from affectgpt.captioning.votes import Wheels
@@ -92,7 +92,7 @@ def _figures(config: CaptioningFile, state: State, kept: set[str]) -> list[tuple
     return found
 
 
-def _label_figures(labels: dict[str, Labels], kept: set[str]) -> list[tuple[str, str, str]]:
+def _label_figures(labels: dict[str, ClipLabels], kept: set[str]) -> list[tuple[str, str, str]]:
     numbers = {name: len(said.labels) for name, said in labels.items()}
     after = [n for name, n in numbers.items() if name in kept]
     before_labels = Counter(label for said in labels.values() for label in said.labels)
@@ -120,8 +120,8 @@ def _vote_figures(config: CaptioningFile, state: State) -> list[tuple[str, str, 
     found = []
     if rows and columns:
         found.append(
-            ("agreement", figures.matrix(rows, columns, shares, x="crowd's majority", y="description's labels"),
-             f"Agreement of descriptions and crowd, groups of the wheel {wheels.names[0]}, % of each row. "
+            ("agreement", figures.matrix(rows, columns, shares, x="ensemble's majority", y="description's labels"),
+             f"Agreement of descriptions and ensemble, groups of the wheel {wheels.names[0]}, % of each row. "
              "Before the high-level filter.")
         )  # fmt: skip
     people = [f"classifier {i + 1}" for i in range(len(next(iter(state.votes.values())).words))]

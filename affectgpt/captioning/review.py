@@ -31,7 +31,7 @@ class Decision:
 
 
 def file_of(spec: CaptioningConfig, work: Path) -> Path:
-    """Where the review lies."""
+    """Where the review is stored."""
     return Path(spec.review.file) if spec.review.file else work / "review.csv"
 
 
@@ -108,7 +108,7 @@ def _doubtful(state: State) -> list[dict[str, str]]:
 
 
 def doubt(state: State, name: str) -> float:
-    """How unsure the crowd's verdict is: 1 when it is not of one mind, 0 when everything agrees or nothing does."""
+    """How unsure the ensemble's verdict is: 1 when it is not of one mind, 0 when everything agrees or nothing does."""
     agreement = state.agreements.get(name)
     if agreement is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""The crowd's majority on every clip: one vote per classifier, for an emotion on each wheel and for a polarity."""
+"""The ensemble's majority on every clip: one vote per classifier, for an emotion on each wheel and for a polarity."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affectgpt caption",
         description="Describe clips through audio and video LLMs, merge the clues into descriptions, filter them, and "
-        "write a training set in the layout of MER-Caption+ with a report. Run it again to go on: what a model said is "
-        "kept and not asked for again.",
+        "write a training set in the layout of MER-Caption+ with a report. Run it again to resume: what a model said "
+        "is kept and not asked for again.",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}; give 1 or more")
     run = Run(steps=tuple(args.steps), limit=args.limit, dry_run=args.dry_run, retry=args.retry_failed)
-    state = annotate(config, run, vote=lambda clips, wheels: crowd_votes(config, clips, wheels))
+    state = annotate(config, run, vote=lambda clips, wheels: ensemble_votes(config, clips, wheels))
     if args.dry_run:
         print(plan(config, state))
         return 0
@@ -83,28 +83,30 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if state.stopped is not None else 0
 
 
-def crowd_votes(
+def ensemble_votes(
     config: CaptioningFile, clips: Sequence[Clip], wheels: Wheels
 ) -> tuple[dict[str, ClipVotes], dict[str, str]]:
-    """The crowd's votes on clips, and why some have none; a crowd that is not trained yet is trained first."""
+    """The ensemble's votes on clips, and why some have none; an ensemble that is not trained yet is trained first."""
     from affectgpt.captioning.clips import samples
-    from affectgpt.captioning.crowd_predict import opinions
-    from affectgpt.captioning.crowd_train import finished, load_crowd
+    from affectgpt.captioning.ensemble import opinions
+    from affectgpt.captioning.ensemble_train import finished, load_ensemble
     from affectgpt.captioning.features import UNLABELLED, encoder_keys
     from affectgpt.captioning.votes import tally
-    from affectgpt.cli import crowd as crowd_command
+    from affectgpt.cli import crowd as classifiers
 
-    folder = crowd_command.crowd_folder(config)
+    folder = classifiers.ensemble_folder(config)
     if not finished(folder):
-        crowd_command.train_crowd(config)
-    crowd, _ = load_crowd(
-        folder, spec=config.captioning.crowd, encoders=encoder_keys(config, crowd_command.visual_of(config))
+        classifiers.train_ensemble(config)
+    ensemble, _ = load_ensemble(
+        folder, spec=config.captioning.crowd, encoders=encoder_keys(config, classifiers.visual_of(config))
     )
-    features = crowd_command.features_of(config, config.name, UNLABELLED, samples(clips))
+    features = classifiers.features_of(config, config.name, UNLABELLED, samples(clips))
     if not features.names:
         return {}, features.missing
     votes = tally(
-        opinions(crowd, features.visual, features.acoustic), wheels, neutral_band=config.captioning.crowd.neutral_band
+        opinions(ensemble, features.visual, features.acoustic),
+        wheels,
+        neutral_band=config.captioning.crowd.neutral_band,
     )
     return dict(zip(features.names, votes, strict=True)), features.missing
 
@@ -158,7 +160,7 @@ def finish(config: CaptioningFile, run: Run, state: State, *, review: bool) -> N
     write_report(path, config, state, found)
     print(f"report:   {path}")
     if state.stopped is not None:
-        print(f"error: stopped: {state.stopped}. Run again to go on", file=sys.stderr)
+        print(f"error: stopped: {state.stopped}. Run again to resume", file=sys.stderr)
 
 
 def nonempty(args: argparse.Namespace, config: CaptioningFile) -> int:

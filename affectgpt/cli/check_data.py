@@ -6,13 +6,14 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from affectgpt.cli.common import run_cli
 
 if TYPE_CHECKING:
-    from affectgpt.config.schema import Config, DatasetConfig
+    from affectgpt.config.schema import Config
     from affectgpt.processing.check import SplitReport
 
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--datasets", nargs="+", default=[], metavar="NAME", help="names, or all; default: those of --cfg-path"
     )
     parser.add_argument(
-        "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets, and where data lie"
+        "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets, and where data are"
     )
     parser.add_argument("--dataset-root", metavar="DIR", help="default: that of --cfg-path, else ../dataset")
     parser.add_argument(
@@ -84,23 +85,18 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
     """A report per split of the named data sets."""
     from tqdm import tqdm
 
-    from affectgpt.config.schema import DatasetConfig
+    from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.table import DATASETS, parse_names
-    from affectgpt.processing.check import Look, check_own, check_split
-    from affectgpt.processing.loader import configured_row
+    from affectgpt.processing.check import CheckOptions, check_split
 
     if any(word.lower() == "all" for word in words):
         words = [row.name for row in DATASETS.values() if row.label_file or row.openset_file or row.reason_file]
-    root = args.dataset_root or config.paths.dataset_root
-    for name in parse_names(",".join(words), own=config.datasets):
-        spec = next((s for key, s in config.datasets.items() if key.lower() == name.lower()), DatasetConfig())
-        row = configured_row(name, spec) if name.lower() in DATASETS else None
-        for split in args.splits:
-            if split not in (
-                row.splits if row else [s for s, p in (("train", spec.path), ("test", spec.test_path)) if p]
-            ):
-                continue
-            look = Look(
+    if args.dataset_root:
+        config = replace(config, paths=replace(config.paths, dataset_root=args.dataset_root))
+    for name in parse_names(",".join(words), custom=config.datasets):
+        dataset = open_dataset(config, name)
+        for split in (split for split in args.splits if split in dataset.splits):
+            options = CheckOptions(
                 media=tuple(m for m in args.media if m != "none"),
                 decode=args.decode,
                 workers=args.workers,
@@ -109,34 +105,26 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
                     items, total=total, desc=title, unit="clip", disable=None, leave=False
                 ),
             )
-            if row is None:
-                report = check_own(name, spec, split=split, dataset_root=root, look=look)
-                if split == "test" and spec.task:
-                    check_truth(name, spec, report, dataset_root=root)
-                yield report
-            else:
-                yield check_split(
-                    row, split=split, dataset_root=root, counts=not args.any_count,
-                    face_channels=spec.face_channels, look=look,
-                )  # fmt: skip
+            report = check_split(dataset, split=split, counts=not args.any_count, options=options)
+            if split == "test" and dataset.block.task and report.found:  # what cannot be read is in the report already
+                check_truth(config, name, report)
+            yield report
 
 
-def check_truth(name: str, spec: DatasetConfig, report: SplitReport, *, dataset_root: str) -> None:
-    """Into the report: clips to answer whose truth, by which ``task`` scores them, is missing or no truth."""
-    from affectgpt.cli.score import own_scoring_row
+def check_truth(config: Config, name: str, report: SplitReport) -> None:
+    """Into the report: clips to answer whose truth, by which ``task`` scores them, is missing or not valid."""
+    from affectgpt.cli.score import scored_row
     from affectgpt.core.errors import DataError
     from affectgpt.evaluation.score import Truth
-    from affectgpt.processing.check import Problem
 
-    row = own_scoring_row(name, spec)
+    row = scored_row(config, name)
     try:
-        truth = Truth.load(row, dataset_root=dataset_root)
+        truth = Truth.load(row, dataset_root=config.paths.dataset_root)
     except DataError as error:
-        report.problems.append(Problem(name, "test", "", "label", "unreadable", str(error)))
+        report.add("label", "unreadable", str(error))
         return
     for sample in sorted(truth.names - set(truth.values)):
-        reason = f"{row.label_file}: its truth is empty, it will not be scored"
-        report.problems.append(Problem(name, "test", sample, "label", "missing", reason))
+        report.add("label", "missing", f"{row.label_file}: its truth is empty, it will not be scored", sample=sample)
 
 
 def print_table(reports: list[SplitReport]) -> None:

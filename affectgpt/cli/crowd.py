@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.cli.common import add_config_arguments, run_cli
 
 if TYPE_CHECKING:
-    from affectgpt.captioning.crowd_model import CrowdClassifier
-    from affectgpt.captioning.crowd_sets import LabelledSet, LoadFeatures
+    from affectgpt.captioning.ensemble import EnsembleClassifier, LabelledSet, LoadFeatures
     from affectgpt.captioning.features import ClipFeatures
     from affectgpt.config.captioning import CaptioningFile
     from affectgpt.core.types import Modality, Sample
@@ -59,38 +58,39 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     config = load_config(args.cfg_path, args.options, kind=CaptioningFile)
     if args.command == "train":
-        crowd = train_crowd(config)
+        ensemble = train_ensemble(config)
         if not args.no_test:
-            print_scores(score_crowd(config, crowd))
+            print_scores(score_ensemble(config, ensemble))
         return 0
     return predict(args, config)
 
 
-def train_crowd(config: CaptioningFile) -> list[CrowdClassifier]:
-    """The crowd of a configuration; what is trained already is read."""
-    from affectgpt.captioning import crowd_train
-    from affectgpt.captioning.crowd_sets import build_head, labelled_set
+def train_ensemble(config: CaptioningFile) -> list[EnsembleClassifier]:
+    """The ensemble of a configuration; what is trained already is read."""
+    from affectgpt.captioning import ensemble_train
+    from affectgpt.captioning.ensemble import build_head, labelled_set
     from affectgpt.captioning.features import encoder_keys
     from affectgpt.core.errors import ConfigError, DataError
-    from affectgpt.processing.loader import named_samples
+    from affectgpt.datasets.base import open_dataset
 
     spec = config.captioning.crowd
     if not spec.sets:
-        raise ConfigError("captioning.crowd.sets: name the human-labelled sets that the crowd learns from")
+        raise ConfigError("captioning.crowd.sets: name the human-labelled sets that the ensemble learns from")
     sets = []
     load = _loader(config)
     for name in spec.sets:
         try:
-            title, samples = named_samples(config, name, split="train")
+            dataset = open_dataset(config, name)
+            samples = dataset.samples("train")
         except DataError as error:
             raise DataError(f"captioning.crowd.sets names {name}: {error}") from error
-        sets.append(labelled_set(build_head(title, samples), samples, split="train", load=load))
+        sets.append(labelled_set(build_head(dataset.name, samples), samples, split="train", load=load))
     encoders = encoder_keys(config, visual_of(config))
-    return crowd_train.train_crowd(spec, sets, folder=crowd_folder(config), encoders=encoders)
+    return ensemble_train.train_ensemble(spec, sets, folder=ensemble_folder(config), encoders=encoders)
 
 
-def crowd_folder(config: CaptioningFile) -> Path:
-    """Where the classifiers lie."""
+def ensemble_folder(config: CaptioningFile) -> Path:
+    """Where the classifiers are."""
     from affectgpt.captioning.clips import work_folder
 
     return Path(config.captioning.crowd.folder or work_folder(config) / "crowd")
@@ -157,30 +157,31 @@ def encoders_of(config: CaptioningFile) -> Any:
     return Encoders(config, device=pick_device(config.run.device))
 
 
-def score_crowd(config: CaptioningFile, crowd: Sequence[CrowdClassifier]) -> list[dict[str, Any]]:
+def score_ensemble(config: CaptioningFile, ensemble: Sequence[EnsembleClassifier]) -> list[dict[str, Any]]:
     """Accuracy and F1 on the test splits of the sets that have one here."""
-    from affectgpt.captioning.crowd_predict import split_scores
+    from affectgpt.captioning.ensemble import split_scores
 
     load = _loader(config)
-    found = [_test_split(config, crowd, name, load=load) for name in config.captioning.crowd.sets]
+    found = [_test_split(config, ensemble, name, load=load) for name in config.captioning.crowd.sets]
     tests = [test for test in found if test is not None]
-    return split_scores(crowd, tests, neutral_band=config.captioning.crowd.neutral_band)
+    return split_scores(ensemble, tests, neutral_band=config.captioning.crowd.neutral_band)
 
 
 def _test_split(
-    config: CaptioningFile, crowd: Sequence[CrowdClassifier], name: str, *, load: LoadFeatures
+    config: CaptioningFile, ensemble: Sequence[EnsembleClassifier], name: str, *, load: LoadFeatures
 ) -> LabelledSet | None:
-    from affectgpt.captioning.crowd_sets import labelled_set
+    from affectgpt.captioning.ensemble import labelled_set
     from affectgpt.core.errors import DataError
     from affectgpt.core.runtime import logger
-    from affectgpt.processing.loader import named_samples
+    from affectgpt.datasets.base import open_dataset
 
     try:
-        title, samples = named_samples(config, name, split="test")
+        dataset = open_dataset(config, name)
+        samples = dataset.samples("test")
     except DataError as error:
         logger.warning("%s is not scored: %s", name, error)
         return None
-    head = next((head for model in crowd for head in model.heads if head.dataset == title), None)
+    head = next((head for model in ensemble for head in model.heads if head.dataset == dataset.name), None)
     return None if head is None else labelled_set(head, samples, split="test", load=load)
 
 
@@ -197,31 +198,33 @@ def print_scores(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
-    """Write the crowd's votes on clips; with a data set of the table, its scores too."""
+    """Write the ensemble's votes on clips; with a data set of the table, its scores too."""
     from affectgpt.captioning.clips import load_clips, samples
-    from affectgpt.captioning.crowd_predict import opinions
-    from affectgpt.captioning.crowd_train import load_crowd
+    from affectgpt.captioning.ensemble import opinions
+    from affectgpt.captioning.ensemble_train import load_ensemble
     from affectgpt.captioning.features import UNLABELLED, encoder_keys
     from affectgpt.captioning.output import to_csv
     from affectgpt.captioning.votes import Wheels, tally
     from affectgpt.core.files import write_text
     from affectgpt.core.runtime import logger
+    from affectgpt.datasets.base import open_dataset
     from affectgpt.evaluation.lexicon import find_lexicon
-    from affectgpt.processing.loader import named_samples
 
-    crowd, _ = load_crowd(
-        crowd_folder(config), spec=config.captioning.crowd, encoders=encoder_keys(config, visual_of(config))
+    ensemble, _ = load_ensemble(
+        ensemble_folder(config), spec=config.captioning.crowd, encoders=encoder_keys(config, visual_of(config))
     )
     if args.dataset:
-        title, found = named_samples(config, args.dataset, split=args.split)
-        split = args.split
+        dataset = open_dataset(config, args.dataset)
+        title, split, found = dataset.name, args.split, dataset.samples(args.split, labels=False)
     else:
         title, split = config.name, UNLABELLED
         found = samples(load_clips(config.captioning.input, title=title))
     features = features_of(config, title, split, found[: args.limit])
     wheels = Wheels(find_lexicon(config.captioning.agreement.lexicon or None))
     votes = tally(
-        opinions(crowd, features.visual, features.acoustic), wheels, neutral_band=config.captioning.crowd.neutral_band
+        opinions(ensemble, features.visual, features.acoustic),
+        wheels,
+        neutral_band=config.captioning.crowd.neutral_band,
     )
     rows = [
         (
@@ -236,10 +239,10 @@ def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
         logger.warning("%s: not predicted: %s", name, reason)
     logger.info("%d clips predicted, %d without features: %s", len(rows), len(features.missing), args.out)
     if args.dataset and args.split == "test":
-        from affectgpt.captioning.crowd_predict import split_scores
+        from affectgpt.captioning.ensemble import split_scores
 
-        test = _test_split(config, crowd, args.dataset, load=_loader(config))
-        print_scores(split_scores(crowd, [test], neutral_band=config.captioning.crowd.neutral_band) if test else [])
+        test = _test_split(config, ensemble, args.dataset, load=_loader(config))
+        print_scores(split_scores(ensemble, [test], neutral_band=config.captioning.crowd.neutral_band) if test else [])
     return 1 if features.missing else 0
 
 

@@ -1,7 +1,7 @@
 """``make demo``: tiny models, a synthetic corpus, training, inference, scores and a report, on a CPU.
 
 The steps are the published commands (train.py, inference_hybird.py, evaluation.py), run in this process with the
-arguments that are printed. What is there already is not done again, so an interrupted demo goes on.
+arguments that are printed. What is there already is not done again, so an interrupted demo resumes.
 """
 
 from __future__ import annotations

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.cli.common import add_config_arguments, run_cli
+
+if TYPE_CHECKING:
+    from affectgpt.datasets.base import EmotionDataset
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,9 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.config.load import load_config
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.runtime import logger, pick_device, setup_logging
+    from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.table import parse_names
-    from affectgpt.processing.loader import named_samples
+    from affectgpt.inference.encode import Encoders
     from affectgpt.processing.modes import get_mode
+    from affectgpt.processing.processor import media_reader
 
     setup_logging()
     config = load_config(args.cfg_path, args.options)
@@ -44,37 +49,37 @@ def main(argv: list[str] | None = None) -> int:
     words = args.datasets or list(config.datasets)
     if not words:
         raise ConfigError(f"{args.cfg_path}: names no data set; say which with --datasets")
-    names = parse_names(",".join(words), own=config.datasets)
-    modes = {name: args.mode or _mode_of(config, name) for name in names}
-    from affectgpt.inference.encode import Encoders
-    from affectgpt.processing.processor import media_reader
-
-    failed = 0
-    sources = [named_samples(config, name, split=args.split) for name in names]  # what is missing shows at once
+    names = parse_names(",".join(words), custom=config.datasets)
+    datasets = [open_dataset(config, name) for name in names]
+    modes = [args.mode or _mode_of(config, dataset) for dataset in datasets]
     reader = media_reader(config, training=args.split == "train")
     encoders = Encoders(config, device=device)
-    for name, (title, samples) in zip(names, sources, strict=True):
-        for modality in get_mode(modes[name]).media:
+    failed = 0
+    sources = [dataset.samples(args.split, labels=False) for dataset in datasets]  # what is missing shows at once
+    for dataset, mode, samples in zip(datasets, modes, sources, strict=True):
+        for modality in get_mode(mode).media:
             written, broken = extract(
-                config, title, samples, split=args.split, modality=modality, reader=reader, encoders=encoders,
+                config, dataset.name, samples, split=args.split, modality=modality, reader=reader, encoders=encoders,
                 dtype=args.dtype, batch_size=args.batch_size,
             )  # fmt: skip
             failed += broken
-            logger.info("%s %s %s: %d written, %d cannot be read", title, args.split, modality.value, written, broken)
+            logger.info(
+                "%s %s %s: %d written, %d cannot be read", dataset.name, args.split, modality.value, written, broken
+            )
     return 1 if failed else 0
 
 
-def _mode_of(config: Any, name: str) -> str:
+def _mode_of(config: Any, dataset: EmotionDataset) -> str:
     from affectgpt.core.errors import ConfigError
     from affectgpt.inference.session import training_mode
 
-    spec = next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), None)
-    if spec is not None:
-        return spec.face_or_frame
+    if dataset.key in config.datasets:
+        return dataset.block.face_or_frame
     try:
         return training_mode(config)
     except ConfigError:
-        raise ConfigError(f"{config.name}: which media does {name} need? Say the input mode with --mode") from None
+        where = f"{config.name}: which media does {dataset.name} need"
+        raise ConfigError(f"{where}? Say the input mode with --mode") from None
 
 
 def extract(

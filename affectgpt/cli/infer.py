@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
     skip = ["inference.on_error=skip"] if args.skip_unreadable else []
     config = load_config(args.cfg_path, [*args.options, *skip])
-    names = parse_names(args.dataset, own=config.datasets)
+    names = parse_names(args.dataset, custom=config.datasets)
     checkpoints = select_checkpoints(config)
     rank, world_size = parse_shard(args.shard)
 

@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affectgpt preprocess",
         description="Make face crops (openface_face/NAME.npy), sound (audio/NAME.wav, 16 kHz) and subtitles "
-        "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to go on. "
+        "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to resume. "
         "Clips that cannot be processed (damaged, no face) are listed in failed.csv and get no row in subtitle.csv.",
     )
     parser.add_argument("--video-dir", type=Path, required=True, metavar="DIR")
@@ -61,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.core.errors import AffectGPTError, ConfigError
     from affectgpt.core.runtime import logger, setup_logging, worker_pool
     from affectgpt.preprocess.asr import Transcriber
-    from affectgpt.preprocess.clip import NO_SOUND, Places, claim, find_videos, process, start_worker
+    from affectgpt.preprocess.clip import NO_SOUND, ClipFolders, claim, find_videos, process, start_worker
 
     setup_logging()
     if args.frames < 0 or args.workers < 1:
         raise ConfigError("--frames must be 0 or more, --workers 1 or more")
     videos = find_videos(args.video_dir)
-    places = Places(args.out)
+    places = ClipFolders(args.out)
     if args.asr_language and not args.asr:
         raise ConfigError("--asr-language goes with --asr FOLDER")
     settings = claim(places, frames=args.frames, channels=args.channels, framing=args.face_framing)
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
                 silent += NO_SOUND in outcome.notes
     except BrokenProcessPool:
         raise AffectGPTError(
-            "a worker process was killed (out of memory?); run the same command again to go on, with fewer --workers"
+            "a worker process was killed (out of memory?); run the same command again to resume, with fewer --workers"
         ) from None
     written = write_subtitles(videos, places, transcribe, failures)
     failed_file = args.out / "failed.csv"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from affectgpt.cli.common import add_imports_argument, run_cli
 
 if TYPE_CHECKING:
-    from affectgpt.config.schema import DatasetConfig
+    from affectgpt.config.schema import Config
     from affectgpt.datasets.table import DatasetRow
     from affectgpt.evaluation.lexicon import Lexicon
     from affectgpt.evaluation.run_scores import RunScores, ScoringPaths
@@ -130,41 +130,34 @@ def check_scoring_arguments(args: argparse.Namespace) -> None:
 def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPaths, Lexicon]:
     """Data set rows, places and lexicon that the arguments name."""
     from affectgpt.core.registry import import_files
-    from affectgpt.datasets.table import DATASETS, get_row, parse_names
+    from affectgpt.datasets.table import get_row, parse_names
     from affectgpt.evaluation.lexicon import find_lexicon
     from affectgpt.evaluation.run_scores import ScoringPaths
 
     import_files(args.imports)
-    own: dict[str, DatasetConfig] = {}
+    config: Config | None = None
     base_root, dataset_root = f"{args.output_root or 'output'}/results", "../dataset"
     if args.cfg_path:  # only here: scoring takes half a second, reading configurations a tenth of that
         from affectgpt.config.load import load_config
 
         config = load_config(args.cfg_path, args.options)
-        own = {name: spec for name, spec in config.datasets.items() if name.lower() not in DATASETS}
         dataset_root = config.paths.dataset_root
         base_root = base_root if args.output_root else config.inference.base_root
+    blocks = config.datasets if config else {}
     if args.datasets is None:
-        args.datasets = ",".join(name for name, spec in own.items() if spec.task) or ALL
-    rows = [
-        own_scoring_row(name, own[name]) if name in own else get_row(name)
-        for name in parse_names(args.datasets, own=own)
-    ]
+        args.datasets = ",".join(name for name, block in blocks.items() if block.task) or ALL
+    names = parse_names(args.datasets, custom=blocks)
+    rows = [scored_row(config, name) if config else get_row(name) for name in names]
     places = ScoringPaths(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
     return rows, places, find_lexicon(args.lexicon)
 
 
-def own_scoring_row(name: str, spec: DatasetConfig) -> DatasetRow:
-    """A user's own data set as a row that can be scored. Raises ConfigError where its block does not say how."""
-    from affectgpt.core.errors import ConfigError, did_you_mean
-    from affectgpt.datasets.custom import own_row
+def scored_row(config: Config, name: str) -> DatasetRow:
+    """A configuration's data set as a row with its truth. Raises ConfigError where its block does not say which."""
+    from affectgpt.datasets.base import open_dataset
     from affectgpt.evaluation.metrics.base import METRICS
 
-    if not spec.task:
-        raise ConfigError(f"datasets.{name}.task: say how its answers are scored; known: {', '.join(METRICS.names())}")
-    if spec.task not in METRICS.names():
-        raise ConfigError(f"datasets.{name}.task: unknown {spec.task!r}.{did_you_mean(spec.task, METRICS.names())}")
-    return own_row(name, spec, task=spec.task, truth=METRICS.get(spec.task).truth_column)
+    return open_dataset(config, name).scored_row({task: METRICS.get(task).truth_column for task in METRICS.names()})
 
 
 def named_one_by_one(args: argparse.Namespace) -> bool:

@@ -24,10 +24,11 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
     """
     import torch
 
+    from affectgpt.cli.score import scored_row
     from affectgpt.core.runtime import logger, rank, world_size
-    from affectgpt.datasets.label_files import load_samples
+    from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.splits import keep_some
-    from affectgpt.datasets.table import get_row, parse_names
+    from affectgpt.datasets.table import parse_names
     from affectgpt.encoders.llm import folder_generation_config, llm_folder
     from affectgpt.evaluation.answers import direct_items
     from affectgpt.evaluation.grouping import grouping_of
@@ -36,7 +37,6 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
     from affectgpt.inference.encode import DatasetFeatures
     from affectgpt.inference.engines.base import ENGINES, Decoding
     from affectgpt.inference.session import GenerationSession, training_mode
-    from affectgpt.processing.loader import block_of
     from affectgpt.processing.questions import render_question
     from affectgpt.training.distributed import gather
 
@@ -53,12 +53,10 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
     grouping = grouping_of(lexicon)
     mode = processor.mode = training_mode(config)
     sets = []
-    for name in parse_names(",".join(run.score_datasets)):
-        row, spec = get_row(name), block_of(config, name)
+    for name in parse_names(",".join(run.score_datasets), custom=config.datasets):
+        row = scored_row(config, name)
         truth = Truth.load(row, dataset_root=config.paths.dataset_root)
-        samples = load_samples(
-            row, split="test", dataset_root=config.paths.dataset_root, face_channels=spec.face_channels
-        )
+        samples = open_dataset(config, name).samples("test", labels=False)
         samples = [sample for sample in samples if sample.name in truth.values]
         samples = keep_some(samples, count=run.score_samples, seed=run.seed)
         features = DatasetFeatures(config, samples, dataset=row.name, mode=mode)

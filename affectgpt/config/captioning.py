@@ -130,7 +130,7 @@ class LengthConfig:
 
 
 @dataclass(frozen=True)
-class CrowdConfig:
+class EnsembleConfig:
     """Model-based crowdsourcing: classifiers trained on human-labelled sets vote on every clip."""
 
     folder: str = ""  # of the trained classifiers; empty: <work>/crowd
@@ -151,7 +151,7 @@ class CrowdConfig:
 
 @dataclass(frozen=True)
 class AgreementConfig:
-    """High-level filter: keep a description when its labels agree with the crowd (paper, table 4)."""
+    """High-level filter: keep a description when its labels agree with the ensemble (paper, table 4)."""
 
     rule: Literal["E", "S", "E+S", "off"] = "E+S"  # emotion, sentiment, or both must agree
     votes: float = limited(0.5, SHARE)  # share of the classifiers that must agree
@@ -180,7 +180,7 @@ class CaptioningConfig:
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     speaker: SpeakerConfig = field(default_factory=SpeakerConfig)
     length: LengthConfig = field(default_factory=LengthConfig)
-    crowd: CrowdConfig = field(default_factory=CrowdConfig)
+    crowd: EnsembleConfig = field(default_factory=EnsembleConfig)
     agreement: AgreementConfig = field(default_factory=AgreementConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     shown: int = limited(50, NOT_NEGATIVE)  # random clips in the report

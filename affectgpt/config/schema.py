@@ -193,7 +193,7 @@ class RunConfig:
     # This fraction of each training split is held out; valid_splits: ["valid"] means these.
     valid_ratio: float = limited(0.0, FRACTION)
     valid_every: int = limited(1, COUNT)  # epochs between two looks at valid_splits
-    score_datasets: tuple[str, ...] = ()  # data sets of MER-UniBench whose direct scores are taken during training
+    score_datasets: tuple[str, ...] = ()  # data sets (of your own too) whose direct scores are taken during training
     score_every: int = limited(0, NOT_NEGATIVE)  # epochs between two scorings; 0: never
     score_samples: int = limited(100, COUNT)  # of each data set
     device: str = "cuda"  # cuda, cuda:N, cpu, auto (ours: the GPU if there is one)

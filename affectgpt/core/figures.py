@@ -22,7 +22,7 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def short(name: str) -> str:
-    """A name that fits an axis and is no mathematics."""
+    """A name that fits an axis and is not read as mathematics."""
     name = name if len(name) <= 40 else name[:39] + "…"
     return name.replace("$", r"\$")
 

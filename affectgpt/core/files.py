@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,7 @@ SHARED_MEMORY = "/dev/shm"
 
 
 def system_error(error: BaseException, *, context: bool = False) -> OSError | None:
-    """The OSError that an error is, was raised from, or tells of; None for any other.
+    """The OSError that an error is, was raised from, or describes; None for any other.
 
     Libraries wrap errors of writing: torch and safetensors, a data loader's workers (as text), zipfile (as the error
     of closing, with the first one as its ``context``: to be asked for only where nothing but writing can fail).
@@ -93,37 +93,48 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: str | os.PathLike[str], *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a folder; gives False, without waiting, when ``wait`` is off and another process has it.
+    """Hold the lock of a folder or file; gives False, without waiting, when ``wait`` is off and another process has it.
 
     The lock ends with the process, however that ends: forked children, such as a loader's workers, have no part in it.
     Where the system has no such locks (Windows, some network file systems), nobody waits for anybody.
     """
+    # network file systems lock a file only for who may write it
+    descriptor = os.open(folder, os.O_RDONLY if Path(folder).is_dir() else os.O_RDWR)
+    try:
+        yield lock_descriptor(descriptor, folder, wait=wait)
+    finally:
+        close_locked(descriptor)
+
+
+def lock_descriptor(descriptor: int, path: str | os.PathLike[str], *, wait: bool) -> bool:
+    """``locked`` for a file that is open already; ``close_locked`` ends it. ``path``: its name, for a warning."""
+    _keep_from_children()
+    _held.add(descriptor)
     try:
         import fcntl
     except ImportError:
-        yield True
-        return
-    _keep_from_children()
-    descriptor = os.open(folder, os.O_RDONLY)
-    _held.add(descriptor)
+        return True
     try:
-        yield _lock(fcntl.flock, descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), folder)
-    finally:
-        if descriptor in _held:  # else this is a forked child, which has closed it
-            _held.remove(descriptor)
-            os.close(descriptor)
-
-
-def _lock(flock: Callable[[int, int], None], descriptor: int, how: int, folder: str | os.PathLike[str]) -> bool:
-    try:
-        flock(descriptor, how)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        logger.warning("%s: its file system has no locks (%s): run one process at a time there", folder, error.strerror)
+        _warn_of_no_locks(Path(path) if Path(path).is_dir() else Path(path).parent, str(error.strerror))
     return True
+
+
+def close_locked(descriptor: int) -> None:
+    """Close a descriptor of ``lock_descriptor``, and with it end the lock."""
+    if descriptor in _held:  # else this is a forked child, which has closed it
+        _held.remove(descriptor)
+        os.close(descriptor)
+
+
+@cache
+def _warn_of_no_locks(folder: Path, why: str) -> None:
+    logger.warning("%s: its file system has no locks (%s): run one process at a time there", folder, why)
 
 
 @cache
@@ -132,7 +143,8 @@ def _keep_from_children() -> None:
         while _held:
             os.close(_held.pop())
 
-    os.register_at_fork(after_in_child=close)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=close)
 
 
 def lock_holder(folder: str | os.PathLike[str]) -> int | None:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import AffectGPTError
-from affectgpt.core.files import naming
+from affectgpt.core.files import close_locked, lock_descriptor, naming, parse_json, write_text
 from affectgpt.core.runtime import logger
 
 _SYNC_ITEMS = 64
 _SYNC_SECONDS = 2.0
+_LONGEST_HEADER = 1 << 16  # bytes
 
 
 class Journal:
-    """An append-only file of JSON lines beside the file that the job will write.
+    """An append-only file of JSON lines: answers, replies, the index of stored features.
 
     The first line holds ``key``, a hash of everything the items depend on; a journal with another key is begun again.
+    The last entry of a name counts.
     Each item is written to the file at once (a killed process loses none) and fsynced in groups (a power cut loses
-    the last two seconds). A line torn by the cut is dropped on opening. One process at a time: a lock is held.
+    the last two seconds). A line torn by the cut is dropped on opening. One process at a time: a lock is held where the
+    file system has locks.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, key: str) -> None:
@@ -36,13 +40,18 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._lock()
-            end = self._load(key)
+            if not lock_descriptor(self._fd, self.path, wait=False):
+                raise AffectGPTError(
+                    f"{self.path}: another process is writing this file; wait for it or end it, then run again"
+                )
+            self.entries, end, _ = _parse(self.path.read_bytes(), key)
+            if end == 0 and self.path.stat().st_size:
+                logger.info("%s: begun under other settings, starting again", self.path)
             os.ftruncate(self._fd, end)
             if end == 0:
-                self._write({"journal": 1, "key": key})
+                self._write(_header(key))
         except BaseException:
-            os.close(self._fd)
+            close_locked(self._fd)
             raise
 
     @staticmethod
@@ -50,37 +59,32 @@ class Journal:
         """The key of the journal at ``path``, or None when there is no readable one."""
         try:
             with Path(path).open("rb") as handle:
-                header = json.loads(handle.readline())
+                header = parse_json(handle.readline(_LONGEST_HEADER))
         except (OSError, ValueError):
             return None
-        return header.get("key") if isinstance(header, dict) else None
+        return header.get("key") if isinstance(header, dict) and header.get("journal") == 1 else None
 
     @staticmethod
-    def read(path: str | os.PathLike[str], *, key: str) -> dict[str, Any]:
-        """What the journal at ``path`` holds, without a lock; nothing when there is none or it has another key."""
+    def read(path: str | os.PathLike[str], *, key: str, strict: bool = False) -> dict[str, Any]:
+        """What the journal at ``path`` holds, without a lock; nothing when there is none or it has another key.
+
+        What follows a damaged line is left out; with ``strict`` it raises ValueError naming the line, unless that is
+        the last one, torn by a kill.
+        """
         try:
-            return _parse(Path(path).read_bytes(), key)[0]
+            data = Path(path).read_bytes()
         except FileNotFoundError:
             return {}
+        entries, end, lines = _parse(data, key)
+        if strict and b"\n" in data[end:]:
+            raise ValueError(f"line {lines + 1}")
+        return entries
 
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            return
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AffectGPTError(
-                f"{self.path}: another process is writing this file; wait for it or end it, then run again"
-            ) from None
-
-    def _load(self, key: str) -> int:
-        """Read the whole lines into ``entries``; the offset behind the last good one (0: begin again)."""
-        self.entries, end = _parse(self.path.read_bytes(), key)
-        if end == 0 and self.path.stat().st_size:
-            logger.info("%s: begun under other settings, starting again", self.path)
-        return end
+    @staticmethod
+    def write(path: str | os.PathLike[str], *, key: str, entries: Mapping[str, Any]) -> None:
+        """Write a whole journal atomically."""
+        lines = [_header(key), *({"name": name, "value": value} for name, value in entries.items())]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _write(self, record: dict[str, Any]) -> None:
         data = (json.dumps(record) + "\n").encode()
@@ -105,9 +109,11 @@ class Journal:
     def close(self) -> None:
         """Sync and close; the file stays for the next attempt."""
         if self._fd >= 0:
-            self._sync()
-            os.close(self._fd)
-            self._fd = -1
+            try:
+                self._sync()
+            finally:
+                close_locked(self._fd)
+                self._fd = -1
 
     def remove(self) -> None:
         """Close and delete: the job is done and its file is written."""
@@ -121,23 +127,28 @@ class Journal:
         self.close()
 
 
-def _parse(data: bytes, key: str) -> tuple[dict[str, Any], int]:
-    """The entries in whole lines and the offset behind the last good one (0: another key, or no journal)."""
+def _header(key: str) -> dict[str, Any]:
+    return {"journal": 1, "key": key}
+
+
+def _parse(data: bytes, key: str) -> tuple[dict[str, Any], int, int]:
+    """The entries in whole lines, the offset behind the last good one (0: another key, or no journal), its number."""
     entries: dict[str, Any] = {}
-    end = 0
+    end = number = 0
     for line in data.splitlines(keepends=True):
         try:
-            record = json.loads(line) if line.endswith(b"\n") else None
+            record = parse_json(line) if line.endswith(b"\n") else None
         except ValueError:
             record = None
         if not isinstance(record, dict):
             break
         if end == 0:
             if record.get("journal") != 1 or record.get("key") != key:
-                return {}, 0
+                return {}, 0, 0
         elif isinstance(record.get("name"), str) and "value" in record:
             entries[record["name"]] = record["value"]
         else:
             break
         end += len(line)
-    return entries, end
+        number += 1
+    return entries, end, number

@@ -27,7 +27,7 @@ def check_name(
     """
     wrong = None
     if name in ("", ".", "..") or "/" in name or "\\" in name or UNSHOWN.search(name):
-        wrong = "is no file stem (empty, '.', '..', '/', '\\' and control characters are refused)"
+        wrong = "is not a file stem (empty, '.', '..', '/', '\\' and control characters are refused)"
     elif (size := len(f"{name}{suffix}".encode())) > LONGEST_NAME:
         wrong = f"has {size} bytes{f' with {suffix}' if suffix else ''}; file systems take {LONGEST_NAME}"
     if wrong:
@@ -43,7 +43,7 @@ def check_below(file: str, *, source: Path | str, folder: str) -> str:
     Every part of it is a name as ``check_name`` takes them.
     """
     if not file or file.startswith("/") or ".." in file.split("/"):
-        raise DataError(f"{source}: file {file!r} must lie below {folder}")
+        raise DataError(f"{source}: file {file!r} must be below {folder}")
     for part in PurePosixPath(file).parts:
         check_name(part, source=source, what="file name", suffix="")
     return file

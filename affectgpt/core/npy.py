@@ -31,7 +31,7 @@ def read_header(data: bytes) -> tuple[str, bool, tuple[int, ...], int]:
     """
     found = _BEGINNING.match(data)
     if found is None:
-        raise ValueError("an entry is no npy array")
+        raise ValueError("an entry is not an npy array")
     width = 2 if found[1] == b"\x01" else 4
     length = int.from_bytes(data[8 : 8 + width], "little")
     start = 8 + width + length
@@ -39,7 +39,7 @@ def read_header(data: bytes) -> tuple[str, bool, tuple[int, ...], int]:
         raise ValueError(f"an array's header claims {length} bytes")
     header = ast.literal_eval(data[8 + width : start].decode("latin1").strip())
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
-        raise ValueError("an array's header is no dict of descr, fortran_order and shape")
+        raise ValueError("an array's header is not a dict of descr, fortran_order and shape")
     code, shape = header["descr"], header["shape"]
     if not isinstance(code, str):
         raise RefusedError("an array of records")

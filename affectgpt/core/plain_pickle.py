@@ -298,7 +298,9 @@ class _Machine:
         if dtype.code != OBJECTS:
             return self._numeric(dtype, shape, data, fortran=fortran is True)
         if type(data) is not list or math.prod(checked_shape(shape)) != len(data):
-            raise RefusedError(f"an array of objects whose data ({brief(data)}) are no list as long as its shape says")
+            raise RefusedError(
+                f"an array of objects whose data ({brief(data)}) are not a list as long as its shape says"
+            )
         self.values_left -= len(data)
         if self.values_left < 0:
             raise ValueError(f"it makes arrays of more than {MAX_STEPS} values")

@@ -109,7 +109,7 @@ def pick_device(wanted: str):
     try:
         device = torch.device(wanted)
     except RuntimeError as error:
-        raise ConfigError(f"run.device: {wanted!r} is no device; use cuda, cuda:N, cpu or auto") from error
+        raise ConfigError(f"run.device: {wanted!r} is not a device; use cuda, cuda:N, cpu or auto") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"run.device: {wanted!r}, but torch sees no GPU (torch {torch.__version__}). "

@@ -1,7 +1,7 @@
 """CSV files of labels and subtitles: read as text, exactly, and refused with a place when they are wrong.
 
-pandas would turn the name "00012" into 12 and every "None" into a missing value; the csv module does neither. In the
-published tables such a cell is missing all the same, as it was for the released models (``MISSING``).
+Scoring reads them, and its whole run takes as long as pandas' import, so the csv module does it. In the published
+tables a cell that pandas takes as missing is missing, as it was for the released models (``MISSING``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,20 @@ def read_header(path: Path) -> list[str]:
         return next(csv.reader(handle), [])
 
 
+def check_headings(path: Path, headings: list[str], needed: tuple[str, ...] | None = None) -> None:
+    """Raise DataError where a needed heading (of all, if none is named) is not there, or is there twice."""
+    for heading in headings if needed is None else needed:
+        if heading not in headings:
+            raise DataError(f"{path}: no column {heading!r}.{did_you_mean(heading, headings)}")
+        if headings.count(heading) > 1:
+            raise DataError(f"{path}: two columns are called {heading!r}; rename or remove one")
+
+
 def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Read a UTF-8 CSV file (with or without a byte order mark): name → cells of ``columns``, in file order.
 
     Raises DataError naming file, line and sample: no such file, other encoding, missing or doubled column, short or
-    long row, doubled name, a name that is no file stem.
+    long row, doubled name, a name that is not a file stem.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
@@ -52,11 +61,7 @@ def _read(reader, path: Path, key: str, columns: tuple[str, ...]) -> dict[str, t
         header = next(reader, None)
         if header is None:
             raise DataError(f"{path}: empty file; expected the columns {', '.join((key, *columns))}")
-        for column in (key, *columns):
-            if column not in header:
-                raise DataError(f"{path}: no column {column!r}.{did_you_mean(column, header)}")
-            if header.count(column) > 1:
-                raise DataError(f"{path}: two columns are called {column!r}; rename or remove one")
+        check_headings(path, header, (key, *columns))
         at, where = header.index(key), [header.index(column) for column in columns]
         width, full = max(at, *where, 0) + 1, len(header)
         for row in reader:

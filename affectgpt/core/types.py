@@ -58,7 +58,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One clip of a data set: where its media lie and what is known of it. Nothing is read yet."""
+    """One clip of a data set: where its media are and what is known of it. Nothing is read yet."""
 
     name: str
     dataset: str

@@ -1,13 +1,15 @@
 """Annotation files of others, as they are published → one row of cells per sample.
 
-Tables (.csv, .xlsx), and JSON in the shapes that instruction sets come in: a list of objects (LLaVA, EmoVIT,
-VideoChat), such a list inside an object (MiniGPT-4, WavCaps), an object name → object (MERR), and an object per line
-(.jsonl). A ``dialogue`` cell holds several questions about one file; each becomes a sample: LLaVA has them as
+Tables (.csv, .xlsx), whose cells are text ("None" and "NA" are words, 00012 stays), and JSON in the shapes that
+instruction sets come in: a list of objects (LLaVA, EmoVIT, VideoChat), such a list inside an object (MiniGPT-4,
+WavCaps), an object name → object (MERR), and an object per line (.jsonl). A ``dialogue`` cell holds several questions
+about one file; each becomes a sample: LLaVA has them as
 ``[{"from": "human", "value": …}, {"from": "gpt", "value": …}]``, VideoChat as ``[{"q": …, "a": …}]``.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,12 +19,17 @@ from typing import Any
 from affectgpt.core.errors import DataError, did_you_mean, shortened
 from affectgpt.core.files import parse_json
 from affectgpt.core.names import check_name
-from affectgpt.core.tables import read_table
+from affectgpt.core.tables import check_headings
 
 DIALOGUE = "dialogue"
 _MEDIA_MARK = re.compile(r"\s*<(?:image|video|audio|ImageHere|VideoHere|AudioHere)>\s*")  # ours stand elsewhere
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 _LISTS = ("ovlabel",)  # roles whose cell may be a JSON list
+_SPARE = 8  # cells that a row may have behind the last heading, where a spreadsheet left empty ones
+_AS_TEXT: dict[str, Any] = {  # how pandas reads a CSV file; its Python engine knows a short row from empty cells
+    "header": None, "dtype": object, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig",
+    "engine": "python",
+}  # fmt: skip
 
 
 def read_annotations(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -31,16 +38,15 @@ def read_annotations(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[s
     A file other than CSV may have no names: then they are the records' numbers. A ``dialogue`` becomes samples of the
     roles ``question``, ``answer`` and ``file``. Raises DataError naming file, line or record, and sample.
     """
-    if path.suffix.lower() == ".csv":
-        if DIALOGUE in columns:
-            raise DataError(f"{path}: a dialogue column needs a JSON file")
-        roles = [role for role in columns if role != "name"]
-        headings = tuple(columns[role] for role in roles)
-        for name, row in read_table(path, key=columns["name"], columns=headings).items():
-            yield name, dict(zip(roles, row, strict=True))
-        return
+    is_csv = path.suffix.lower() == ".csv"
+    if is_csv and DIALOGUE in columns:
+        raise DataError(f"{path}: a dialogue column needs a JSON file")
+    records = _rows(path, tuple(columns.values())) if is_csv else _records(path, columns["name"])
+    numbered = "" if is_csv else (
+        ", or leave columns.name out (with columns.file for the media): samples are numbered then"
+    )  # fmt: skip
     seen: set[str] = set()
-    for number, (where, record) in enumerate(_records(path, columns["name"]), start=1):
+    for number, (where, record) in enumerate(records, start=1):
         if not isinstance(record, dict):
             raise DataError(
                 f"{where}: expected an object with {', '.join(columns.values())}; found {shortened(record)}"
@@ -58,10 +64,7 @@ def read_annotations(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[s
             ]
         for sample, values in samples:
             if sample in seen:
-                raise DataError(
-                    f"{where}: sample {sample!r} is there twice; remove one, or leave columns.name out (with "
-                    "columns.file for the media): samples are numbered then"
-                )
+                raise DataError(f"{where}: sample {sample!r} is there twice; remove one{numbered}")
             seen.add(sample)
             yield sample, values
 
@@ -157,24 +160,63 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _sheet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of the first sheet of an Excel file, under the headings of its first row."""
-    from openpyxl import load_workbook
+def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a CSV file under the headings of its first line, all of ``needed`` among them."""
+    import pandas
 
     try:
-        book = load_workbook(path, read_only=True, data_only=True)
-        rows = list(book.worksheets[0].iter_rows(values_only=True))
-        book.close()
+        with path.open("rb") as handle:
+            width = len(pandas.read_csv(handle, nrows=1, **_AS_TEXT).columns)
+        with path.open("rb") as handle:
+            frame = pandas.read_csv(handle, names=list(range(width + _SPARE)), **_AS_TEXT)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except pandas.errors.EmptyDataError:
+        raise DataError(f"{path}: empty file; expected the columns {', '.join(needed)}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x} near offset {error.start} of a block read); "
+            "save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV ({error})") from error
+    rows = frame.itertuples(index=False, name=None)
+    headings = [str(heading) for heading in next(rows)[:width]]
+    check_headings(path, headings, needed)
+    widest = max(headings.index(heading) for heading in needed) + 1
+    line = 1 + "".join(headings).count("\n")
+    for row in rows:
+        cells = [cell for cell in row if isinstance(cell, str)]  # what a short row lacks is not text
+        line += 1 + "".join(cells).count("\n")
+        if not cells:  # a blank line
+            continue
+        where = f"{path}, line {line}"
+        if len(cells) < widest:
+            raise DataError(f"{where}: {len(cells)} cells where {widest} are needed, sample {cells[0]!r}")
+        if any(cells[width:]):
+            raise DataError(
+                f"{where}: {len(cells)} cells under {width} headings, sample {cells[headings.index(needed[0])]!r}; put "
+                "text that holds commas into quotes"
+            )
+        yield where, dict(zip(headings, cells, strict=False))
+
+
+def _sheet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of the first sheet of an Excel file, under the headings of its first row."""
+    import pandas
+
+    try:
+        rows = pandas.read_excel(path, header=None, dtype=object, keep_default_na=False, na_filter=False).to_numpy()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # zip, XML and openpyxl's own errors
         raise DataError(f"{path}: cannot be read as an Excel file ({type(error).__name__}: {error})") from error
-    if not rows:
+    if not len(rows):
         raise DataError(f"{path}: empty file")
-    headings = ["" if cell is None else str(cell).strip() for cell in rows[0]]
-    twice = [heading for heading in headings if heading and headings.count(heading) > 1]
-    if twice:
-        raise DataError(f"{path}: two columns are called {twice[0]!r}; rename or remove one")
+    headings = [str(cell).strip() for cell in rows[0]]
+    check_headings(path, [heading for heading in headings if heading])
     for number, row in enumerate(rows[1:], start=2):
-        if any(cell is not None for cell in row):
+        if any(cell != "" for cell in row):
             yield f"{path}, row {number}", dict(zip(headings, row, strict=True))

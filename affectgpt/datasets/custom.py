@@ -38,9 +38,10 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from affectgpt.config.schema import DatasetConfig
 from affectgpt.core.crops import AS_PUBLISHED, Crops, folder_crops
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.names import check_below
@@ -48,7 +49,10 @@ from affectgpt.core.seeds import seeded
 from affectgpt.core.types import SOUND_SUFFIXES, VIDEO_SUFFIXES, Labels, Sample
 from affectgpt.datasets.annotations import DIALOGUE, read_annotations
 from affectgpt.datasets.label_files import LABEL_READERS, Folder, parse_label_list, without_collector
-from affectgpt.datasets.table import OWN, DatasetRow
+from affectgpt.datasets.table import CUSTOM, DatasetRow
+
+if TYPE_CHECKING:
+    from affectgpt.config.schema import DatasetConfig
 
 _LABELS: Mapping[str, tuple[str, ...]] = {  # column → label types that it gives
     "emotion": ("onehot_w_candidates", "onehot_wo_candidates"),
@@ -90,14 +94,12 @@ _DESCRIBE = {
 }
 
 
-def own_label_types(key: str, spec: DatasetConfig) -> tuple[str, ...]:
+def custom_label_types(key: str, spec: DatasetConfig) -> tuple[str, ...]:
     """The label types that a block's columns give, and a check of the block.
 
-    Raises ConfigError naming the key: no path, unknown column or folder, no name, nothing to learn.
+    Raises ConfigError naming the key: unknown column or folder, nothing to learn.
     """
     where = f"datasets.{key}"
-    if not spec.path:
-        raise ConfigError(f"{where}: is no data set of the table; give its label file as {where}.path")
     columns = _columns(where, spec)
     types = tuple(dict.fromkeys(t for column in columns for t in _LABELS.get(column, ())))
     if not types:
@@ -119,7 +121,7 @@ def _columns(where: str, spec: DatasetConfig) -> dict[str, str]:
     return columns
 
 
-def own_row(key: str, spec: DatasetConfig, *, task: str, truth: str) -> DatasetRow:
+def custom_row(key: str, spec: DatasetConfig, *, task: str, truth: str) -> DatasetRow:
     """A block as a row of the table, whose test labels are the column ``truth`` (a role such as ``emotion``).
 
     Raises ConfigError naming the key when the block does not say which column that is.
@@ -132,45 +134,51 @@ def own_row(key: str, spec: DatasetConfig, *, task: str, truth: str) -> DatasetR
             f"datasets.{key}.columns.{truth}"
         )
     return DatasetRow(
-        name=key, root="", task=task, label_kind=OWN, label_types=(), splits={"test": "all"}, counts={},
-        label_file=file, own_columns={"name": columns["name"], truth: columns[truth]},
+        name=key, root="", task=task, label_kind=CUSTOM, label_types=(), splits={"test": "all"}, counts={},
+        label_file=file, custom_columns={"name": columns["name"], truth: columns[truth]},
     )  # fmt: skip
 
 
-@LABEL_READERS.register(OWN)
-def _own_truth(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
+@LABEL_READERS.register(CUSTOM)
+def _custom_truth(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
     """Name → the true label of the clips to answer, in file order; where the cell is empty, no label."""
     path = root / str(row.label_file)
     return {
         name: _labels(cells, "video", name, f"{path}, sample {name!r}")
-        for name, cells in read_annotations(path, row.own_columns)
+        for name, cells in read_annotations(path, row.custom_columns)
     }
 
 
 def _file_of(key: str, spec: DatasetConfig, split: str) -> str:
     file = spec.path if split == "train" else spec.test_path or spec.path
     if not file:
-        raise ConfigError(f"datasets.{key}: is no data set of the table; give its file as datasets.{key}.test_path")
+        wanted = "path" if split == "train" else "test_path"
+        raise ConfigError(f"datasets.{key}: has no {split} split; name its file as datasets.{key}.{wanted}")
     return file
 
 
 @without_collector
-def load_own_samples(
-    key: str, spec: DatasetConfig, *, dataset_root: Path | str, split: str = "train", labels: bool = True
+def load_custom_samples(
+    key: str,
+    spec: DatasetConfig,
+    *,
+    dataset_root: Path | str,
+    split: str = "train",
+    labels: bool = True,
+    crops: Crops = AS_PUBLISHED,
 ) -> list[Sample]:
     """The samples of a block in file order: ``train`` those of ``path``, ``test`` of ``test_path`` (else ``path``).
 
-    Without ``labels`` a file needs no column of them.
+    Without ``labels`` a file needs no column of them. One valence with a point makes all of them floats, as in a table.
     Raises ConfigError naming the key, DataError naming file and sample.
     """
     columns = _columns(f"datasets.{key}", spec)
     if labels:
-        own_label_types(key, spec)
+        custom_label_types(key, spec)
     root = Path(dataset_root)
     path = root / _file_of(key, spec, split)
     wanted = {role: heading for role, heading in columns.items() if labels or role in ("name", "subtitle", "file")}
     folders = {medium: Folder(root / folder, suffixes=_SUFFIXES[medium]) for medium, folder in spec.folders.items()}
-    crops = own_crops(key, spec, dataset_root=root)
     samples = []
     for name, cells in read_annotations(path, wanted):
         where = f"{path}, sample {name!r}"
@@ -185,10 +193,16 @@ def load_own_samples(
                 **{medium: folder.find(stem) for medium, folder in folders.items()},
             )
         )
+    if any(isinstance(sample.labels.valence, float) for sample in samples):
+        samples = [replace(s, labels=_with_float(s.labels)) for s in samples]
     return samples
 
 
-def own_crops(key: str, spec: DatasetConfig, *, dataset_root: Path | str) -> Crops:
+def _with_float(labels: Labels) -> Labels:
+    return labels if labels.valence is None else replace(labels, valence=float(labels.valence))
+
+
+def custom_crops(key: str, spec: DatasetConfig, *, dataset_root: Path | str) -> Crops:
     """How a block's face folder stores its crops. Raises DataError as ``folder_crops`` does."""
     if "face" not in spec.folders:
         return AS_PUBLISHED
@@ -224,6 +238,6 @@ def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> 
 
 
 def _stem(file: str, where: str) -> str:
-    """A file cell without its suffix; it may lie in a folder below, never above."""
+    """A file cell without its suffix; it may be in a folder below, never above."""
     stem, suffix = os.path.splitext(check_below(file, source=where, folder="the media folder"))  # noqa: PTH122 - 300,000 of them
     return stem if suffix.lower() in _ALL_SUFFIXES else file

@@ -64,7 +64,7 @@ def load_samples(
     description, which whoever asks for it refuses by name.
     ``face_channels``: how the face crops are stored, by the configuration; None: as their folder's record says.
 
-    Each media folder is listed once. A medium that is not there gets the path where it should lie, so that whoever
+    Each media folder is listed once. A medium that is not there gets the path where it should be, so that whoever
     opens it names that place. Raises DataError as ``load_labels`` and ``stored_crops`` do, and for a sample without a
     subtitle row.
     """
@@ -105,24 +105,6 @@ def place_samples(
     ]  # fmt: skip
 
 
-def candidate_labels(row: DatasetRow, dataset_root: Path | str) -> list[str]:
-    """The emotion words of the training split, sorted: what the question with candidates lists."""
-    train = load_labels(row, split="train", dataset_root=dataset_root)
-    words = sorted({label.emotion for label in train.values() if label.emotion is not None})
-    if not words:
-        raise DataError(f"{row.name}: its training split holds no emotion word, so there are no candidate labels")
-    return words
-
-
-def value_range(row: DatasetRow, dataset_root: Path | str) -> tuple[float, float]:
-    """Smallest and largest valence of the training split: what the valence question names, integers as such."""
-    train = load_labels(row, split="train", dataset_root=dataset_root)
-    values = [label.valence for label in train.values() if label.valence is not None]
-    if not values:
-        raise DataError(f"{row.name}: its training split holds no valence, so there is no range to ask for")
-    return min(values), max(values)
-
-
 def parse_label_list(text: str) -> tuple[str, ...]:
     """``['happy', "calm"]`` or ``[happy, calm]`` → its labels (SPEC section 7, before lower-casing)."""
     text = text.strip()
@@ -145,7 +127,7 @@ class Folder:
     def find(self, name: str) -> Path:
         """``NAME.suffix`` in the order of the suffixes, or ``NAME/NAME.suffix``; the first if none is there.
 
-        The name may lie in a folder below (``part1/0001``), which is then listed once too.
+        The name may be in a folder below (``part1/0001``), which is then listed once too.
         """
         below, _, leaf = name.rpartition("/")
         if below:

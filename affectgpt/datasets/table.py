@@ -1,4 +1,4 @@
-"""One row per data set: where its files lie, what its labels are, and how it is scored (SPEC section 5)."""
+"""One row per data set: where its files are, what its labels are, and how it is scored (SPEC section 5)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ MELD_EMOTIONS = ("anger", "joy", "sadness", "neutral", "disgust", "fear", "surpr
 IEMOCAP_EMOTIONS = ("happy", "sad", "neutral", "anger")
 ONEHOT = ("onehot_w_candidates", "onehot_wo_candidates")
 VALENCE = ("valence", "sentiment")
-OWN = "own"  # label_kind of a user's own set
+CUSTOM = "custom"  # label_kind of a user's own set
 OPEN = ("description", "ovlabel")
 
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """Where the files of one data set lie (relative to its root) and what they hold.
+    """Where the files of one data set are (relative to its root) and what they hold.
 
     ``label_kind`` names the reader (``datasets.label_files.LABEL_READERS``, where others can be added): ``npz_word``
     (``emo`` is a word), ``npz_index`` (``emo`` indexes ``classes``), ``npz_valence`` (``val``), ``csv_open``
-    (name/openset and name/reason tables), ``names_only``, ``own`` (a user's).
+    (name/openset and name/reason tables), ``names_only``, ``custom`` (a user's).
     ``splits`` maps a split to the key in the label file (npz) or is unused (CSV); ``counts`` to its expected size.
     """
 
@@ -46,7 +46,7 @@ class DatasetRow:
     audio_dir: str = "audio"
     face_dir: str = "openface_face"
     split_rule: Mapping[str, str] = field(default_factory=dict)  # IEMOCAP: split → allowed 5th characters of the name
-    own_columns: Mapping[str, str] = field(default_factory=dict)  # of a user's set: what a column holds → its heading
+    custom_columns: Mapping[str, str] = field(default_factory=dict)  # of a user's set: role → heading
 
 
 def _npz(
@@ -114,12 +114,12 @@ def get_row(name: str, *, others: Iterable[str] = ()) -> DatasetRow:
     raise DataError(f"unknown data set {name!r}.{did_you_mean(name.strip(), known)}")
 
 
-def parse_names(text: str, *, own: Iterable[str] = ()) -> list[str]:
+def parse_names(text: str, *, custom: Iterable[str] = ()) -> list[str]:
     """Data set names from ``A,B`` or ``inferenceData`` (the nine of MER-UniBench), in canonical spelling.
 
-    ``own``: names that the table lacks and that are taken as they are. Raises DataError with the nearest name.
+    ``custom``: names that the table lacks and that are taken as they are. Raises DataError with the nearest name.
     """
-    others = {name.lower(): name for name in own if name.lower() not in DATASETS}
+    others = {name.lower(): name for name in custom if name.lower() not in DATASETS}
     names: list[str] = []
     for part in (p.strip() for p in text.split(",")):
         if part.lower() in ("inferencedata", "all"):

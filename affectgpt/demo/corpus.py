@@ -77,7 +77,7 @@ def plan_part(part: PartSpec, *, seed: int) -> list[ClipPlan]:
         if not decks.get(emotion):
             deck = [(c, t) for e, c, t in cells if e == emotion]
             rng.shuffle(deck)
-            decks[emotion] = [tuple(card) for card in deck]
+            decks[emotion] = [(channel, text) for channel, text in deck]
         channel, text = decks[emotion].pop()
         persons = HELDOUT_PERSONS if part.held_out else TRAIN_PERSONS
         person = draw_person(seed=seed, number=int(rng.integers(persons)), held_out=part.held_out)
@@ -100,7 +100,7 @@ def _number(part: PartSpec) -> int:
 
 
 def clip_paths(root: Path, row: DatasetRow, name: str) -> dict[str, Path]:
-    """Where the three files of a clip lie."""
+    """Where the three files of a clip are."""
     base = root / row.root
     face = f"{name}/{name}.npy" if row.root == "mer2025-dataset" else f"{name}.npy"
     return {

@@ -82,9 +82,11 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     """A person, from a generator that knows nothing of emotions."""
 
     def shade(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-        return tuple(int(min(255, max(0, c + rng.normal(0, 8)))) for c in colour)
+        red, green, blue = (int(min(255, max(0, c + rng.normal(0, 8)))) for c in colour)
+        return red, green, blue
 
     skin = shade(SKINS[int(rng.integers(len(SKINS)))])
+    red, green, blue = (int(0.35 * c + 0.65 * lip) for c, lip in zip(skin, (175, 45, 55), strict=True))
     return Identity(
         skin=skin,
         hair=shade(HAIRS[int(rng.integers(len(HAIRS)))]),
@@ -99,7 +101,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         nose=rng.uniform(0.03, 0.05),
         mouth_w=rng.uniform(0.075, 0.095),
         mouth_y=rng.uniform(0.145, 0.165),
-        lips=tuple(int(0.35 * c + 0.65 * lip) for c, lip in zip(skin, (175, 45, 55), strict=True)),
+        lips=(red, green, blue),
         glasses=bool(rng.random() < 0.25),
         beard=bool(rng.random() < 0.2),
     )
@@ -144,7 +146,7 @@ def draw_frame(background: np.ndarray, who: Identity, expression: Expression, po
     return canvas
 
 
-# Where eyes, nose and mouth corners lie in a 112 × 112 crop: the usual template of aligned face sets.
+# Where eyes, nose and mouth corners are in a 112 × 112 crop: the usual template of aligned face sets.
 _TEMPLATE = ((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2))
 
 
@@ -217,7 +219,8 @@ class _Painter:
         self._mouth()
 
     def _darker(self, factor: float) -> tuple[int, int, int]:
-        return tuple(int(c * factor) for c in self.who.skin)
+        red, green, blue = (int(c * factor) for c in self.who.skin)
+        return red, green, blue
 
     def _body_and_hair(self) -> None:
         w = self.who

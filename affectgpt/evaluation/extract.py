@@ -17,7 +17,7 @@ from affectgpt.core.runtime import logger
 from affectgpt.evaluation import extract_direct, extract_llm
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.metrics.base import METRICS
-from affectgpt.textllm.base import CLIENTS, Reply, Sampling, TextLLM, open_client
+from affectgpt.textllm.base import CLIENTS, Sampling, TextLLM, TextReply, open_client
 
 LABELS, POLARITY = "labels", "polarity"  # the two steps; the second, for sentiment data sets, reads the first's items
 
@@ -109,7 +109,7 @@ class LLMExtractor(Extractor):
     def run(self, step: str, texts: Sequence[str], *, on_item: OnItem) -> None:
         """Ask the model; replies arrive in any order."""
 
-        def on_result(index: int, reply: Reply) -> None:
+        def on_result(index: int, reply: TextReply) -> None:
             note = f"reply cut at {self.sampling.max_tokens} tokens" if reply.truncated else None
             on_item(index, extract_llm.clean_reply(reply.text), note)
 

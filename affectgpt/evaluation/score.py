@@ -12,7 +12,7 @@ import numpy as np
 
 from affectgpt.core.errors import DataError
 from affectgpt.datasets.label_files import load_labels
-from affectgpt.datasets.table import OWN, DatasetRow
+from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.lexicon import Lexicon
@@ -45,8 +45,8 @@ class Truth:
         read = METRICS.get(row.task).truth
         values = {name: truth for name, label in labels.items() if (truth := read(label)) is not None}
         if not values:
-            where = f"in {root / str(row.label_file)}" if row.label_kind == OWN else f"under {root}"
-            raise DataError(f"{row.name}: no sample of its test split has a truth {where}")
+            file = root / (row.openset_file or row.label_file or "")
+            raise DataError(f"{row.name}: no sample of its test split has a truth in {file}")
         guessed = row.names_from_subtitles and not (Path(dataset_root) / row.root / row.subtitle_file).exists()
         return cls(row, values, frozenset(labels), complete=not guessed)
 

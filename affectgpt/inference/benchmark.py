@@ -19,15 +19,15 @@ from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
+from affectgpt.datasets.base import open_dataset
 from affectgpt.inference.encode import DatasetFeatures
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.media.video import video_reader
-from affectgpt.processing.loader import named_samples
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
 from affectgpt.results.files import meta_path, read_meta, result_path
-from affectgpt.results.shard import Share
+from affectgpt.results.shard import ResultShard
 
 
 class Benchmark:
@@ -56,7 +56,7 @@ class Benchmark:
     def samples(self, dataset: str) -> list[Sample]:
         """The test split. Raises DataError when it is empty."""
         if dataset not in self._samples:
-            _, found = named_samples(self.config, dataset, split="test")
+            found = open_dataset(self.config, dataset).samples("test", labels=False)
             if not found:
                 raise DataError(f"{dataset}: the test split is empty, there is nothing to answer")
             self._samples[dataset] = found
@@ -84,7 +84,9 @@ class Benchmark:
         key = self._key(dataset, checkpoint, question, samples)
         order = _by_length(samples)
         started = time.perf_counter()
-        with Share(target, names=order, key=settings_hash(key), rank=self.rank, world_size=self.world_size) as share:
+        with ResultShard(
+            target, names=order, key=settings_hash(key), rank=self.rank, world_size=self.world_size
+        ) as share:
             if share.pending:
                 with _answers_kept(target):
                     self._answer(share, order, dataset=dataset, checkpoint=checkpoint, question=question)
@@ -144,7 +146,7 @@ class Benchmark:
         }
 
     def _answer(
-        self, share: Share, order: Sequence[str], *, dataset: str, checkpoint: CheckpointFile, question: str
+        self, share: ResultShard, order: Sequence[str], *, dataset: str, checkpoint: CheckpointFile, question: str
     ) -> None:
         from tqdm import tqdm
 

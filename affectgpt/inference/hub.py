@@ -179,8 +179,8 @@ def _card(
             "---",
             f"# {name}",
             "",
-            "AffectGPT (Lian et al., ICML 2025, https://arxiv.org/abs/2501.16566): audio, face or frames and subtitle of "
-            "a clip in, open-vocabulary emotion labels or a description out.",
+            "AffectGPT (Lian et al., ICML 2025, https://arxiv.org/abs/2501.16566): audio, face or frames and subtitle "
+            "of a clip in, open-vocabulary emotion labels or a description out.",
             "",
             f"Made from `{checkpoint.name}`; {how}. Input mode: `{processor.mode}`.",
             "",

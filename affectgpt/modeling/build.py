@@ -165,7 +165,7 @@ def _check_connectors(config: Config) -> None:
 def hf_config(config: Config, *, text_config: Any, tokenizer: Any = None) -> AffectGPTConfig:
     """The transformers configuration of a training configuration's model."""
     model = config.model
-    numbers, preprocessors = {}, {}
+    numbers = {}
     for key in ENCODERS:
         found = _encoder_numbers(config, key)
         numbers[key] = found.to_dict() if hasattr(found, "to_dict") else dict(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import threading
@@ -14,9 +15,8 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import atomic_path
 from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
-from affectgpt.core.types import VIDEO_SUFFIXES
+from affectgpt.core.types import SAMPLE_RATE, VIDEO_SUFFIXES
 from affectgpt.media.guard import Decoder
-from affectgpt.preprocess.audio_track import extract_audio
 from affectgpt.preprocess.detect import FaceDetector
 from affectgpt.preprocess.faces import face_crops
 
@@ -28,8 +28,8 @@ _FLAGS = {"framing": "--face-framing"}  # entry of the record → flag of the co
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where the results of a folder of clips lie: the layout of the published data sets."""
+class ClipFolders:
+    """Where the results of a folder of clips are: the layout of the published data sets."""
 
     root: Path
 
@@ -56,7 +56,7 @@ class Places:
         return self.root / "subtitle.csv"
 
 
-def claim(places: Places, *, frames: int, channels: str | None, framing: str | None) -> dict[str, Any]:
+def claim(places: ClipFolders, *, frames: int, channels: str | None, framing: str | None) -> dict[str, Any]:
     """How the crops of this run are made, noted in their folder; None: as those that are there, else the default.
 
     Raises ConfigError when crops are there that were made otherwise, DataError for a damaged record.
@@ -92,7 +92,7 @@ def claim(places: Places, *, frames: int, channels: str | None, framing: str | N
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ClipOutcome:
     """What became of one clip. ``errors`` is empty when all is there."""
 
     name: str
@@ -120,14 +120,21 @@ class ClipProcessor:
     """Makes what is not there yet. One per process: it holds the face detector and a decoder."""
 
     def __init__(
-        self, places: Places, *, n_frames: int, sheet: bool, channels: str, time_limit: float, framing: str = "loose"
+        self,
+        places: ClipFolders,
+        *,
+        n_frames: int,
+        sheet: bool,
+        channels: str,
+        time_limit: float,
+        framing: str = "loose",
     ) -> None:
         self.places, self.n_frames, self.sheet, self.channels = places, n_frames, sheet, channels
         self.framing = framing
         self.decoder = Decoder(time_limit=time_limit)
         self._detector: FaceDetector | None = None
 
-    def __call__(self, video: Path) -> Outcome:
+    def __call__(self, video: Path) -> ClipOutcome:
         """Faces, sound and sheet of one clip; each is tried even where another fails."""
         errors, notes = [], []
         name = video.stem
@@ -141,7 +148,7 @@ class ClipProcessor:
                     notes.append(NO_SOUND)
             except DataError as error:
                 errors.append(str(error))
-        return Outcome(name, tuple(dict.fromkeys(errors)), tuple(notes))
+        return ClipOutcome(name, tuple(dict.fromkeys(errors)), tuple(notes))
 
     def _faces(self, video: Path, name: str) -> None:
         import numpy as np
@@ -177,10 +184,28 @@ def write_sheet(crops: np.ndarray, path: Path, *, channels: str = "rgb", columns
         temporary.write_bytes(encoded.tobytes())
 
 
+def extract_audio(video: Path | str, wav: Path | str, *, decoder: Decoder | None = None) -> Path | None:
+    """Write a video's sound track to ``wav``, atomically; None, and no file, when the video has no sound track.
+
+    Raises DataError naming the video when its sound cannot be decoded.
+    """
+    import soundfile
+
+    samples = (decoder or Decoder()).track(video)
+    if samples is None:
+        return None
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    wav = Path(wav)
+    with atomic_path(wav) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return wav
+
+
 _processor: dict[int, ClipProcessor] = {}  # process id → its processor: what a pool's worker keeps between clips
 
 
-def start_worker(places: Places, options: dict) -> None:
+def start_worker(places: ClipFolders, options: dict) -> None:
     """Initialise a pool's worker; it ends when its parent does, however that was ended."""
     import cv2
 
@@ -196,6 +221,6 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def process(video: Path) -> Outcome:
+def process(video: Path) -> ClipOutcome:
     """Process one clip in a pool's worker."""
     return _processor[os.getpid()](video)

@@ -157,6 +157,6 @@ def _keep(
     if not len(boxes):
         return boxes.reshape(0, 4), scores.reshape(0), np.zeros(0, dtype=int)
     corner_and_side = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float32)
-    kept = cv2.dnn.NMSBoxes(corner_and_side.tolist(), scores.astype(float).tolist(), threshold, overlap)
-    kept = np.asarray(kept, dtype=int).reshape(-1)
+    found = cv2.dnn.NMSBoxes(corner_and_side.tolist(), scores.astype(float).tolist(), threshold, overlap)
+    kept = np.asarray(found, dtype=int).reshape(-1)
     return boxes[kept], scores[kept], kept

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CROP_SIZE = 112  # pixels
 DEFAULT_FRAMES = 32
 _LONGEST_SIDE = 1280  # larger frames are scaled down before detection
-# Where the landmarks of a frontal face lie in a 112x112 crop (the usual template of aligned face sets).
+# Where the landmarks of a frontal face are in a 112x112 crop (the usual template of aligned face sets).
 _TEMPLATE = ((38.29, 51.70), (73.53, 51.50), (56.03, 71.74), (41.55, 92.37), (70.73, 92.20))
 # The same of a mean face 146 units wide at 0.7 pixels a unit, as OpenFace frames it; and that face's outline, from the
 # forehead (above the crop) down the left side to the chin, the right side being its mirror image.

@@ -94,7 +94,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def store_folder(root: Path | str, *, dataset: str, split: str, modality: Modality, encoder: str) -> Path:
-    """Where the features of one data set, split, medium and encoder lie."""
+    """Where the features of one data set, split, medium and encoder are."""
     return Path(root) / dataset.lower() / split / f"{modality.value}-{encoder}"
 
 

@@ -1,13 +1,12 @@
 """The feature store: outputs of frozen encoders, computed once, read from memory maps.
 
 ``ROOT/<data set>/<split>/<modality>-<encoder>/`` holds ``key.json`` (what the features depend on) and, per writing
-process, ``shard-NNNN.bin`` (records of one shape and dtype) with ``shard-NNNN.jsonl`` (name, flags and CRC-32 of each
-record, or a name and why it has none). Both only grow: a killed writer loses at most the record it was writing.
+process, ``shard-NNNN.bin`` (records of one shape and dtype) with ``shard-NNNN.jsonl``, a journal: name → number, flags
+and CRC-32 of its record, or why it has none. Both only grow: a killed writer loses at most the record it was writing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,12 +15,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.errors import DataError
-from affectgpt.core.files import locked, write_json
+from affectgpt.core.files import write_json
 from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.media.audio import wave_flags
 from affectgpt.media.reader import Source, content_checksum, media_file
+from affectgpt.processing.feature_index import LOST, indices, open_index, read_index
 from affectgpt.processing.feature_key import (
     CROPS,
     Key,
@@ -108,9 +108,10 @@ def stored_problems(
 
 
 class FeatureWriter:
-    """Appends records to one shard. Opening it goes on after the last whole record; ``done`` knows all shards' names.
+    """Appends records to one shard, after the last whole one; ``done`` knows all shards' names.
 
-    Raises DataError when the folder holds features of another key, shape or dtype, or another process writes the shard.
+    Raises DataError when the folder holds features of another key, shape or dtype, AffectGPTError when another process
+    writes the shard.
     """
 
     def __init__(self, folder: Path, *, key: Key, dtype: str = "float32", rank: int = 0) -> None:
@@ -131,20 +132,37 @@ class FeatureWriter:
                 )
             self.shape = tuple(meta["shape"])
         self._data_path = folder / f"shard-{rank:04d}.bin"
-        self._index_path = folder / f"shard-{rank:04d}.jsonl"
         self._data: IO[bytes] | None = None
-        self._index: IO[str] | None = None
-        self._lock = contextlib.ExitStack()
-        self._index_path.touch()
-        if not self._lock.enter_context(locked(self._index_path, wait=False)):
-            raise DataError(f"{self._index_path}: another process writes this shard; wait for it, or end it")
-        if self._index_path.exists() and self.shape is not None:
-            _cut_to_whole_records(self._data_path, self._index_path, size=_record_size(self.shape, dtype))
-        self.done = {e["name"] for path in _indices(folder) for e in _read_index(path) if "failed" not in e}
+        self._index = open_index(self._data_path.with_suffix(".jsonl"))
+        try:
+            self._records = self._keep_whole_records()
+            found = [entry for path in indices(folder) for entry in read_index(path).items()]
+        except BaseException:
+            self._index.close()
+            raise
+        self.done = {name for name, entry in found if "failed" not in entry}
         self.failed: dict[str, str] = {}  # by this writer
 
     def __contains__(self, sample: Sample) -> bool:
         return sample.name in self.done
+
+    def _keep_whole_records(self) -> int:
+        """Make data and index agree after a kill: as many records as both have in full; how many these are."""
+        entries = {name: e for name, e in self._index.entries.items() if e is not LOST and "record" in e}
+        if self.shape is None and entries:
+            raise DataError(
+                f"{self.folder}: key.json, which says what its features are of, is not there; remove the folder"
+            )
+        size = 0 if self.shape is None else _record_size(self.shape, self.dtype)
+        available = self._data_path.stat().st_size // size if size and self._data_path.exists() else 0
+        for name in [name for name, entry in entries.items() if entry["record"] >= available]:
+            self._index.add(name, LOST)
+            del entries[name]
+        records = 1 + max((entry["record"] for entry in entries.values()), default=-1)
+        if self._data_path.exists():
+            with self._data_path.open("r+b") as handle:
+                handle.truncate(records * size)
+        return records
 
     def write(
         self, name: str, feature: torch.Tensor, *, flags: Iterable[str] = (), source: Source | None = None
@@ -171,42 +189,31 @@ class FeatureWriter:
             write_json(self.folder / "key.json", meta)
         if array.shape != self.shape:
             raise DataError(f"{self.folder}: sample {name!r} gives {list(array.shape)}, others {list(self.shape)}")
-        self._open()
-        assert self._data is not None
+        if self._data is None:
+            self._data = self._data_path.open("ab")
         content = array.tobytes()
         self._data.write(content)
         self._data.flush()
-        entry = {"name": name, "flags": list(flags), "crc32": zlib.crc32(content)}
+        entry: dict[str, Any] = {"record": self._records, "flags": list(flags), "crc32": zlib.crc32(content)}
         entry |= {} if source is None else source._asdict()
         if self.key.get("modality") == Modality.AUDIO:
             entry["revision"] = REVISIONS["sound_channels"]
-        self._note(entry)
+        self._index.add(name, entry)
+        self._records += 1
         self.done.add(name)
         return True
 
     def fail(self, name: str, reason: str) -> None:
         """Note a sample whose medium cannot be read; reading its features gives that reason."""
-        self._open()
-        self._note({"name": name, "failed": reason})
+        self._index.add(name, {"failed": reason})
         self.failed[name] = reason
 
     def close(self) -> None:
         """Close the shard's files."""
-        for handle in (self._data, self._index):
-            if handle is not None:
-                handle.close()
-        self._data = self._index = None
-        self._lock.close()
-
-    def _open(self) -> None:
-        if self._index is None:
-            self._data = self._data_path.open("ab")
-            self._index = self._index_path.open("a", encoding="utf-8")
-
-    def _note(self, entry: dict[str, Any]) -> None:
-        assert self._index is not None
-        self._index.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._index.flush()
+        if self._data is not None:
+            self._data.close()
+            self._data = None
+        self._index.close()
 
 
 class FeatureReader:
@@ -239,25 +246,23 @@ class FeatureReader:
         self._mixed: set[str] = set()  # sounds whose channels, if they were many, an earlier version mixed
         self._shards: list[Path] = []
         self._good: list[bytearray] = []  # per shard and record: 1 after a look at its bytes in this process
-        for path in _indices(folder):
-            shard, record = len(self._shards), 0
+        for path in indices(folder):
+            shard = len(self._shards)
             data_path = path.with_suffix(".bin")
             available = data_path.stat().st_size // size if data_path.exists() else 0
             self._shards.append(data_path)
             self._good.append(bytearray(available))
-            for entry in _read_index(path):
+            for name, entry in read_index(path).items():
                 if "failed" in entry:
-                    self._failed[entry["name"]] = entry["failed"]
-                    continue
-                if record < available:
-                    self._where[entry["name"]] = (shard, record, entry.get("crc32"))
+                    self._failed[name] = entry["failed"]
+                elif entry["record"] < available:
+                    self._where[name] = (shard, entry["record"], entry.get("crc32"))
                     if entry["flags"]:
-                        self._flags[entry["name"]] = tuple(entry["flags"])
+                        self._flags[name] = tuple(entry["flags"])
                     if entry.get("bytes") is not None:
-                        self._sources[entry["name"]] = Source(entry["bytes"], entry.get("mtime"), entry.get("parts"))
+                        self._sources[name] = Source(entry["bytes"], entry.get("mtime"), entry.get("parts"))
                     if self.modality is Modality.AUDIO and entry.get("revision") != REVISIONS["sound_channels"]:
-                        self._mixed.add(entry["name"])
-                record += 1
+                        self._mixed.add(name)
         self._maps: dict[int, np.ndarray] = {}
         unknown = sum(crc is None for _, _, crc in self._where.values())
         if unknown:
@@ -304,13 +309,13 @@ class FeatureReader:
         found = zlib.crc32(values.data)
         wrong = None
         if written is not None and found != written:
-            wrong = f"is damaged (its CRC-32 is {found:08x}, {written:08x} was written)"
+            wrong = f"are damaged (the CRC-32 is {found:08x}, {written:08x} was written)"
         elif not np.isfinite(values).all():
-            wrong = "holds values that are not finite"
+            wrong = "have values that are not finite"
         if wrong is not None:
             path = self._shards[shard]
             raise DataError(
-                f"{sample.dataset}: sample {sample.name!r}: its stored features, record {record} of {path}, "
+                f"{sample.dataset}: sample {sample.name!r}: its stored features (record {record} of {path}) "
                 f"{wrong}. Remove {path.name} and {path.stem}.jsonl there and run affectgpt extract_features, which "
                 "computes what is missing; affectgpt check_data finds all such records"
             )
@@ -363,43 +368,7 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: damaged ({error}); remove the folder and compute the features again") from error
 
 
-def _indices(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.jsonl"))
-
-
-def _read_index(path: Path) -> list[dict[str, Any]]:
-    """Entries of an index; what a kill left of the last line is not one."""
-    lines = path.read_bytes().split(b"\n")
-    try:
-        entries = [json.loads(line) for line in lines[:-1]]
-        for number, entry in enumerate(entries, start=1):
-            whole = isinstance(entry["failed"], str) if "failed" in entry else isinstance(entry["flags"], list)
-            numbers = isinstance(entry.get("bytes"), int | None) and isinstance(entry.get("crc32"), int | None)
-            if not (whole and numbers and isinstance(entry["name"], str)):
-                raise ValueError(f"line {number}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove the shard and compute it again") from error
-    return entries
-
-
 def _record_size(shape: tuple[int, ...], dtype: str) -> int:
     import numpy as np
 
     return int(np.prod(shape)) * np.dtype(dtype).itemsize
-
-
-def _cut_to_whole_records(data_path: Path, index_path: Path, *, size: int) -> None:
-    """Make data and index agree after a kill: as many records as both have in full."""
-    available = data_path.stat().st_size // size if data_path.exists() else 0
-    kept, records = [], 0
-    for entry in _read_index(index_path):
-        if "failed" in entry:
-            continue  # tried again
-        if records == available:
-            break
-        kept.append(entry)
-        records += 1
-    index_path.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
-    if data_path.exists():
-        with data_path.open("r+b") as handle:
-            handle.truncate(records * size)

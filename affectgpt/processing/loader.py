@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from affectgpt.config.schema import Config, DatasetConfig
+from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.files import naming
 from affectgpt.core.runtime import allowed_cpus, logger, rank, world_size
 from affectgpt.core.types import Batch, Modality, Sample
-from affectgpt.datasets.custom import load_own_samples, own_label_types
-from affectgpt.datasets.label_files import candidate_labels, load_samples, value_range
+from affectgpt.datasets.base import EmotionDataset, open_dataset
 from affectgpt.datasets.splits import hold_out, keep_fraction
-from affectgpt.datasets.table import DATASETS, DatasetRow, get_row
 from affectgpt.processing.collator import share
 from affectgpt.processing.dataset import ExampleDataset
 from affectgpt.processing.features import stored_features
 from affectgpt.processing.processor import AffectGPTProcessor, Example
-from affectgpt.processing.questions import HYBRID, Context
+from affectgpt.processing.questions import question_context
 from affectgpt.processing.sampler import MixedBatches, SequentialBatches
 
 _WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM
@@ -168,16 +166,16 @@ def training_batches(
     Raises ConfigError and DataError naming the key, data set or file.
     """
     parts, weights = {}, []
-    for name, dataset in config.datasets.items():
-        title, samples, known_types, context = training_source(name, dataset, config.paths.dataset_root)
-        samples, _ = hold_out(samples, config)
+    for name, block in config.datasets.items():
+        dataset = open_dataset(config, name)
+        samples, _ = hold_out(dataset.samples("train"), config)
         if not samples:
-            raise DataError(f"datasets.{name}: the training split of {title} is empty")
-        parts[title] = labelled(
-            config, dataset, keep_fraction(samples, ratio=dataset.ratio, seed=config.run.seed), title=title,
-            known_types=known_types, context=context, processor=processor,
+            raise DataError(f"datasets.{name}: the training split of {dataset.name} is empty")
+        parts[dataset.name] = labelled(
+            config, dataset, keep_fraction(samples, ratio=block.ratio, seed=config.run.seed), split="train",
+            processor=processor,
         )  # fmt: skip
-        weights.append(dataset.sample_ratio)
+        weights.append(block.sample_ratio)
     if any(weight is None for weight in weights) and not all(weight is None for weight in weights):
         raise ConfigError("datasets: give sample_ratio for all data sets or for none")
     batches = MixedBatches(
@@ -200,27 +198,19 @@ def training_batches(
 
 
 def labelled(
-    config: Config,
-    dataset: DatasetConfig,
-    samples: Sequence[Sample],
-    *,
-    title: str,
-    split: str = "train",
-    known_types: tuple[str, ...],
-    context: Callable[[Sequence[str]], Context],
-    processor: AffectGPTProcessor,
+    config: Config, dataset: EmotionDataset, samples: Sequence[Sample], *, split: str, processor: AffectGPTProcessor
 ) -> ExampleDataset:
-    """Samples with questions and answers, as their section of the configuration asks."""
-    types = known_types if dataset.label_type == HYBRID else (dataset.label_type,)
+    """Samples of a data set with questions and answers, as its block of the configuration asks."""
+    block = dataset.block
     return ExampleDataset(
         samples,
         processor,
-        mode=dataset.face_or_frame,
-        label_types=types,
-        context=context(types),
+        mode=block.face_or_frame,
+        label_types=dataset.learnt_types,
+        context=question_context(dataset, dataset.learnt_types),
         seed=config.run.seed,
         features=stored_features(
-            config, samples, dataset=title, split=split, mode=dataset.face_or_frame, policy=dataset.features
+            config, samples, dataset=dataset.name, split=split, mode=block.face_or_frame, policy=block.features
         ),
     )
 
@@ -243,67 +233,6 @@ def question_loader(
         num_workers=min(num_workers, len(batches)),
         on_error=on_error,
         failures=failures,
-    )
-
-
-def named_samples(config: Config, name: str, *, split: str) -> tuple[str, list[Sample]]:
-    """A data set's name as written in stores and results, and its samples: of the table, or the user's own."""
-    name = next((key for key in config.datasets if key.lower() == name.lower()), name)
-    spec = block_of(config, name)
-    if split == "train":
-        title, samples, _, _ = training_source(name, spec, config.paths.dataset_root)
-        return title, samples
-    if name.lower() not in DATASETS and spec != DatasetConfig():
-        return name, load_own_samples(name, spec, dataset_root=config.paths.dataset_root, split=split, labels=False)
-    row = get_row(name)
-    samples = load_samples(row, split=split, dataset_root=config.paths.dataset_root, face_channels=spec.face_channels)
-    return row.name, samples
-
-
-def block_of(config: Config, name: str) -> DatasetConfig:
-    """A data set's block under ``datasets:``, whatever the case of its name; the defaults where it has none."""
-    return next((spec for key, spec in config.datasets.items() if key.lower() == name.lower()), DatasetConfig())
-
-
-def training_source(
-    name: str, spec: DatasetConfig, dataset_root: str
-) -> tuple[str, list[Sample], tuple[str, ...], Callable[[Sequence[str]], Context]]:
-    """A data set of the table, or the user's own: its name, samples, label types, and what its questions name."""
-    if name.lower() not in DATASETS and spec.path:
-        own = load_own_samples(name, spec, dataset_root=dataset_root)
-        return name, own, own_label_types(name, spec), partial(own_context, own)
-    row = configured_row(name, spec)
-    if "train" not in row.splits:
-        raise ConfigError(f"datasets.{name}: {row.name} has no training split; it can only be tested on")
-    samples = load_samples(row, split="train", dataset_root=dataset_root, face_channels=spec.face_channels)
-    return row.name, samples, row.label_types, partial(question_context, row, dataset_root=dataset_root)
-
-
-def configured_row(name: str, spec: DatasetConfig) -> DatasetRow:
-    """A row of the table, with the label file of its block where it is published without a fixed file name."""
-    row = get_row(name)
-    if spec.columns or spec.folders or spec.test_path or (spec.path and row.reason_file):
-        raise ConfigError(f"datasets.{name}: {row.name} has files of its own; path, columns and folders are for others")
-    return replace(row, reason_file=spec.path) if spec.path else row
-
-
-def own_context(samples: Sequence[Sample], label_types: Sequence[str]) -> Context:
-    """``question_context`` of a user's own data set: all of its samples are training samples."""
-    emotions = sorted({s.labels.emotion for s in samples if s.labels.emotion is not None})
-    values = [s.labels.valence for s in samples if s.labels.valence is not None]
-    if not all(isinstance(value, int) for value in values):  # one number with a point makes a column of them
-        values = [float(value) for value in values]
-    return Context(
-        candidates=emotions if "onehot_w_candidates" in label_types else (),
-        value_range=(min(values), max(values)) if "valence" in label_types and values else None,
-    )
-
-
-def question_context(row: DatasetRow, label_types: Sequence[str], *, dataset_root: Path | str) -> Context:
-    """What the questions of these label types name of the training split; nothing is read where none needs it."""
-    return Context(
-        candidates=candidate_labels(row, dataset_root) if "onehot_w_candidates" in label_types else (),
-        value_range=value_range(row, dataset_root) if "valence" in label_types else None,
     )
 
 

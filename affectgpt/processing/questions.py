@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Labels, Modality, Sample
+from affectgpt.datasets.base import EmotionDataset
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,26 @@ for _row in (
     LabelType("qa", "{question}", lambda labels: labels.answer),  # instruction sets: both taken verbatim
 ):
     LABEL_TYPES.register(_row.name)(_row)
-HYBRID = "hybird"  # the published spelling
 
 
 def get_label_type(name: str) -> LabelType:
     """The row of a label type; ConfigError with the nearest name otherwise."""
     return LABEL_TYPES.get(name)
+
+
+def question_context(dataset: EmotionDataset, label_types: Sequence[str]) -> Context:
+    """What the questions of these label types name of the training split; it is read only where one needs it.
+
+    Raises DataError where a question that is asked alone names what no training sample has.
+    """
+    texts = [get_label_type(label_type).question for label_type in label_types]
+    candidates = dataset.candidate_labels() if any("{candidates}" in text for text in texts) else []
+    value_range = dataset.value_range() if any("{min}" in text for text in texts) else None
+    if len(texts) == 1 and "{candidates}" in texts[0] and not candidates:
+        raise DataError(f"{dataset.name}: its training split holds no emotion word, so there are no candidate labels")
+    if len(texts) == 1 and "{min}" in texts[0] and value_range is None:
+        raise DataError(f"{dataset.name}: its training split holds no valence, so there is no range to ask for")
+    return Context(candidates=candidates, value_range=value_range)
 
 
 def render_question(label_type: str, context: Context | None = None, labels: Labels | None = None) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import rank, world_size
-from affectgpt.datasets.custom import load_own_samples
-from affectgpt.datasets.label_files import load_samples
+from affectgpt.datasets.base import open_dataset
 from affectgpt.datasets.splits import hold_out
-from affectgpt.datasets.table import DATASETS, get_row
-from affectgpt.processing.loader import BatchStream, labelled, training_source
+from affectgpt.processing.loader import BatchStream, labelled
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.sampler import SequentialBatches
 
@@ -22,31 +20,25 @@ def validation_batches(config: Config, *, processor: AffectGPTProcessor) -> dict
     """
     run = config.run
     streams: dict[str, BatchStream] = {}
+    datasets = [open_dataset(config, name) for name in config.datasets]
     for split in run.valid_splits:
         found = len(streams)
-        for name, dataset in config.datasets.items():
-            title, samples, known_types, context = training_source(name, dataset, config.paths.dataset_root)
+        for dataset in datasets:
             if split == "valid":
-                _, samples = hold_out(samples, config)
-            elif name.lower() in DATASETS and split in get_row(name).splits:
-                samples = load_samples(
-                    get_row(name), split=split, dataset_root=config.paths.dataset_root,
-                    face_channels=dataset.face_channels,
-                )  # fmt: skip
-            elif name.lower() not in DATASETS and split == "test" and dataset.test_path:
-                samples = load_own_samples(name, dataset, dataset_root=config.paths.dataset_root, split=split)
+                _, samples = hold_out(dataset.samples("train"), config)
+            elif split in dataset.splits:
+                samples = dataset.samples(split)
             else:
                 continue
             if not samples:
                 continue
             part = labelled(
-                config, dataset, samples, title=title, split="train" if split == "valid" else split,
-                known_types=known_types, context=context,
+                config, dataset, samples, split="train" if split == "valid" else split,
                 processor=processor,
             )  # fmt: skip
             shared = world_size() > 1 and run.parallel != "fsdp2"  # shards go through every batch together
-            streams[f"{title}_{split}"] = BatchStream(
-                {title: part},
+            streams[f"{dataset.name}_{split}"] = BatchStream(
+                {dataset.name: part},
                 batches=SequentialBatches(
                     len(part),
                     batch_size=run.batch_size_eval,

@@ -13,12 +13,12 @@ from affectgpt.core.runtime import logger
 from affectgpt.results.files import beside, write_answers
 
 
-class Share:
+class ResultShard:
     """Answers of one process, kept in a journal of its own beside the result file.
 
     Sample number i of ``names`` (in the order in which they are worked on) belongs to process ``i % world_size``.
-    Whoever finishes last writes the file: nobody waits for anybody, and after a kill any number of processes may go
-    on, for all journals of the same ``key`` are read.
+    Whoever finishes last writes the file: nobody waits for anybody, and after a kill any number of processes may
+    resume, for all journals of the same ``key`` are read.
     """
 
     def __init__(self, target: Path, *, names: Sequence[str], key: str, rank: int = 0, world_size: int = 1) -> None:
@@ -85,7 +85,7 @@ class Share:
                 part.unlink()
         return True
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> ResultShard:
         return self
 
     def __exit__(self, *exc: object) -> None:

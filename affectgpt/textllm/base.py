@@ -7,9 +7,10 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
-from affectgpt.core.errors import AffectGPTError
+from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.core.registry import Registry
 
 # A message as OpenAI writes it: {"role": "user", "content": "…" or a list of parts}; see messages.py for the parts.
@@ -17,6 +18,8 @@ Message: TypeAlias = dict[str, Any]
 Conversation: TypeAlias = Sequence[Message]
 
 CLIENTS = Registry("text LLM client", "affectgpt.textllm")
+# They tell two models of one folder name apart; the weights themselves are too large to read for that.
+_IDENTIFYING = ("config.json", "model.safetensors.index.json", "tokenizer_config.json")
 
 
 class TextLLMError(AffectGPTError):
@@ -59,7 +62,7 @@ class Sampling:
         for name, good in bounds.items():
             if not good:
                 raise TextLLMError(
-                    f"sampling: {name} is {getattr(self, name)}; temperature lies in [0, 2], top_p in (0, 1], "
+                    f"sampling: {name} is {getattr(self, name)}; temperature must be in [0, 2], top_p in (0, 1], "
                     "repetition_penalty in (0, 2], max_tokens is 1 or more"
                 )
 
@@ -69,7 +72,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TextReply:
     """The text of one reply; ``truncated`` when it ended at ``max_tokens`` and not by itself.
 
     What it cost, where the client knows: tokens of prompt and reply, seconds of the request that brought it.
@@ -82,7 +85,7 @@ class Reply:
     seconds: float | None = None
 
 
-OnResult: TypeAlias = Callable[[int, Reply], None]
+OnResult: TypeAlias = Callable[[int, TextReply], None]
 
 
 class TextLLM(ABC):
@@ -101,7 +104,7 @@ class TextLLM(ABC):
     @abstractmethod
     def chat_many(
         self, conversations: Sequence[Conversation], *, sampling: Sampling, on_result: OnResult | None = None
-    ) -> list[Reply]:
+    ) -> list[TextReply]:
         """One reply per conversation, in their order.
 
         ``on_result(index, reply)`` is called in the calling thread as each is finished, in any order; what it was
@@ -133,3 +136,35 @@ def seed_for(conversation: Conversation, seed: int) -> int:
 def open_client(name: str, **settings: Any) -> TextLLM:
     """The client called ``name`` (transformers, vllm, openai), not loaded yet. ConfigError for an unknown name."""
     return CLIENTS.get(name)(**settings)
+
+
+def folder_identity(folder: str | Path) -> dict[str, Any]:
+    """``model``, the folder's own name, and ``model_sha256``, a hash of its small files (None where it is absent)."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for name in _IDENTIFYING:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    known = (folder / "config.json").is_file()
+    return {"model": folder.resolve().name, "model_sha256": digest.hexdigest() if known else None}
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder, if it holds a language model with weights and a tokenizer; CheckpointError saying what lacks."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: no such model folder. Download the model there (for example Qwen2.5-7B-Instruct), "
+            "or give the folder that has it"
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: missing or unreadable ({error})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{folder / 'config.json'}: has no model_type, so it is not a model's configuration")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise CheckpointError(f"{folder}: no weights in it (*.safetensors or *.bin); is the download complete?")
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        raise CheckpointError(f"{folder}: no tokenizer in it (tokenizer.json); is the download complete?")
+    return folder

@@ -23,10 +23,10 @@ from affectgpt.textllm.base import (
     Conversation,
     ConversationsFailedError,
     OnResult,
-    Reply,
     Sampling,
     TextLLM,
     TextLLMError,
+    TextReply,
     Unanswered,
     seed_for,
 )  # fmt: skip
@@ -122,7 +122,7 @@ class OpenAIClient(TextLLM):
 
     def chat_many(
         self, conversations: Sequence[Conversation], *, sampling: Sampling, on_result: OnResult | None = None
-    ) -> list[Reply]:
+    ) -> list[TextReply]:
         """One reply each, ``concurrency`` requests at a time.
 
         A conversation that fails for good does not stop the others; at the end ConversationsFailedError names the
@@ -135,7 +135,7 @@ class OpenAIClient(TextLLM):
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(conversations)):
             waiting.put(index)
-        finished: queue.SimpleQueue[tuple[int, Reply | None, Exception | None]] = queue.SimpleQueue()
+        finished: queue.SimpleQueue[tuple[int, TextReply | None, Exception | None]] = queue.SimpleQueue()
         stop = threading.Event()
         # One for each request on its way or not yet taken in: a killed program loses no more than these.
         slots = threading.Semaphore(self._concurrency)
@@ -167,11 +167,11 @@ class OpenAIClient(TextLLM):
     def _collect(
         self,
         total: int,
-        finished: queue.SimpleQueue[tuple[int, Reply | None, Exception | None]],
+        finished: queue.SimpleQueue[tuple[int, TextReply | None, Exception | None]],
         slots: threading.Semaphore,
         on_result: OnResult | None,
-    ) -> list[Reply]:
-        replies: dict[int, Reply] = {}
+    ) -> list[TextReply]:
+        replies: dict[int, TextReply] = {}
         failed: dict[int, Unanswered] = {}
         in_a_row = 0
         for _ in range(total):
@@ -214,7 +214,7 @@ class OpenAIClient(TextLLM):
                 limits=httpx2.Limits(max_connections=self._concurrency),
             )
 
-    def _ask(self, conversation: Conversation, sampling: Sampling, stop: threading.Event) -> Reply:
+    def _ask(self, conversation: Conversation, sampling: Sampling, stop: threading.Event) -> TextReply:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": list(conversation),
@@ -261,7 +261,7 @@ class OpenAIClient(TextLLM):
         if stop.is_set():
             raise _Stopped
 
-    def _attempt(self, content: bytes, *, most: int) -> Reply:
+    def _attempt(self, content: bytes, *, most: int) -> TextReply:
         """One request. ``_AttemptError`` if it is worth another, else ``_ConversationError`` or TextLLMError."""
         assert self._loop is not None
         asked = asyncio.run_coroutine_threadsafe(self._exchange(content, most), self._loop)
@@ -313,7 +313,7 @@ class OpenAIClient(TextLLM):
         body = _decoded(bytes(received), response.headers.get("Content-Encoding", ""), most)
         return response.status_code, response.headers, body
 
-    def _refused(self, status: int, headers: Mapping[str, str], received: bytes) -> Reply:
+    def _refused(self, status: int, headers: Mapping[str, str], received: bytes) -> TextReply:
         reason = f"status {status}: {_error_text(received)}"
         hopeless = status in _HOPELESS or status < 400
         if not hopeless and (status in _RETRIED or status >= 500):
@@ -350,14 +350,14 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def _parse(received: bytes) -> Reply:
+def _parse(received: bytes) -> TextReply:
     try:
         completion = json.loads(received)
         choice = completion["choices"][0]
         text = text_of(choice["message"]["content"])
         refusal = choice["message"].get("refusal")
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise _AttemptError(f"the reply is no chat completion: {_error_text(received)}") from error
+        raise _AttemptError(f"the reply is not a chat completion: {_error_text(received)}") from error
     if refusal or choice.get("finish_reason") == "content_filter":
         raise _ConversationError(f"the model refused: {_error_text(str(refusal or 'content filter').encode())}")
     if text is None:
@@ -366,7 +366,7 @@ def _parse(received: bytes) -> Reply:
     usage = completion.get("usage")
     counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
     prompt_tokens, reply_tokens = [count if isinstance(count, int) else None for count in counts]
-    return Reply(
+    return TextReply(
         text=text, truncated=choice.get("finish_reason") == "length", prompt_tokens=prompt_tokens,
         reply_tokens=reply_tokens,
     )  # fmt: skip

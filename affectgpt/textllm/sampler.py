@@ -20,7 +20,7 @@ class SeededSampler:
     """
 
     def __init__(self, sampling: Sampling, *, seeds: Sequence[int], prompt_mask: torch.Tensor) -> None:
-        """``seeds``: one per row; ``prompt_mask`` ``[B, L]``: 1 where the prompt is no padding."""
+        """``seeds``: one per row; ``prompt_mask`` ``[B, L]``: 1 where the prompt is not padding."""
         import torch
 
         self._sampling = sampling

@@ -8,8 +8,18 @@ from typing import Any
 
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.runtime import logger, pick_device
-from affectgpt.textllm.base import CLIENTS, Conversation, OnResult, Reply, Sampling, TextLLM, TextLLMError, seed_for
-from affectgpt.textllm.folder import check_folder, folder_identity
+from affectgpt.textllm.base import (
+    CLIENTS,
+    Conversation,
+    OnResult,
+    Sampling,
+    TextLLM,
+    TextLLMError,
+    TextReply,
+    check_folder,
+    folder_identity,
+    seed_for,
+)
 from affectgpt.textllm.messages import text_only
 
 
@@ -51,7 +61,7 @@ class TransformersClient(TextLLM):
 
     def chat_many(
         self, conversations: Sequence[Conversation], *, sampling: Sampling, on_result: OnResult | None = None
-    ) -> list[Reply]:
+    ) -> list[TextReply]:
         """One reply each; the longest prompts first, so that a batch that does not fit shows at once."""
         text_only(conversations, client=self.name)
         if not conversations:
@@ -65,7 +75,7 @@ class TransformersClient(TextLLM):
         self._check_lengths(lengths, sampling, model)
         seeds = [seed_for(conversation, sampling.seed) for conversation in conversations]
         order = sorted(range(len(prompts)), key=lambda index: -lengths[index])
-        replies: dict[int, Reply] = {}
+        replies: dict[int, TextReply] = {}
         for batch in self._batches(order):
             made = self._generate_or_halve(batch, prompts, seeds, sampling)
             for index, reply in made:
@@ -127,7 +137,7 @@ class TransformersClient(TextLLM):
 
     def _generate_or_halve(
         self, batch: list[int], prompts: list[str], seeds: list[int], sampling: Sampling
-    ) -> list[tuple[int, Reply]]:
+    ) -> list[tuple[int, TextReply]]:
         import torch
 
         try:
@@ -146,7 +156,7 @@ class TransformersClient(TextLLM):
         parts = (batch[:half], batch[half:])
         return [pair for part in parts for pair in self._generate_or_halve(part, prompts, seeds, sampling)]
 
-    def _generate(self, prompts: list[str], seeds: list[int], sampling: Sampling) -> list[Reply]:
+    def _generate(self, prompts: list[str], seeds: list[int], sampling: Sampling) -> list[TextReply]:
         import torch
         from transformers import LogitsProcessorList
 
@@ -168,7 +178,7 @@ class TransformersClient(TextLLM):
         for row in output[:, inputs["input_ids"].shape[1] :].tolist():
             stop = next((place for place, token in enumerate(row) if token in ends), None)
             text = tokenizer.decode(row[:stop], skip_special_tokens=True)
-            replies.append(Reply(text=text, truncated=stop is None))
+            replies.append(TextReply(text=text, truncated=stop is None))
         return replies
 
     def close(self) -> None:

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from affectgpt.textllm.base import CLIENTS, Conversation, OnResult, Reply, Sampling, TextLLM, TextLLMError, seed_for
-from affectgpt.textllm.folder import check_folder, folder_identity
+from affectgpt.textllm.base import (
+    CLIENTS,
+    Conversation,
+    OnResult,
+    Sampling,
+    TextLLM,
+    TextLLMError,
+    TextReply,
+    check_folder,
+    folder_identity,
+    seed_for,
+)
 
 # Conversations per call: vLLM returns when all are finished, and what it returned is kept when a later call is killed.
 _CHUNK = 512
@@ -69,14 +79,14 @@ class VLLMClient(TextLLM):
 
     def chat_many(
         self, conversations: Sequence[Conversation], *, sampling: Sampling, on_result: OnResult | None = None
-    ) -> list[Reply]:
+    ) -> list[TextReply]:
         """One reply each, in calls of 512 conversations."""
         if not conversations:
             return []
         llm = self._load()
         from vllm import SamplingParams
 
-        replies: list[Reply] = []
+        replies: list[TextReply] = []
         for start in range(0, len(conversations), _CHUNK):
             chunk = [list(conversation) for conversation in conversations[start : start + _CHUNK]]
             params = [
@@ -91,7 +101,7 @@ class VLLMClient(TextLLM):
             ]
             for output in llm.chat(chunk, sampling_params=params, use_tqdm=False):
                 best = output.outputs[0]
-                reply = Reply(text=best.text, truncated=best.finish_reason == "length")
+                reply = TextReply(text=best.text, truncated=best.finish_reason == "length")
                 replies.append(reply)
                 if on_result:
                     on_result(len(replies) - 1, reply)

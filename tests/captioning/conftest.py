@@ -19,8 +19,8 @@ def world(small_world, tmp_path) -> World:
     """The small world with a work folder of this test's own."""
     yaml = tmp_path / small_world.yaml.name
     yaml.write_text(small_world.yaml.read_text().replace(str(small_world.work), str(tmp_path / "work")))
-    crowd = small_world.root / "crowd"
-    yaml.write_text(yaml.read_text().replace("neutral_band: 0.3", f"neutral_band: 0.3, folder: {crowd}"))
+    ensemble = small_world.root / "crowd"
+    yaml.write_text(yaml.read_text().replace("neutral_band: 0.3", f"neutral_band: 0.3, folder: {ensemble}"))
 
     class Mine(World):
         @property

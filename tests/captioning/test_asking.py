@@ -9,9 +9,9 @@ import pytest
 from fake_llm_server import Answer
 
 from affectgpt.captioning.asking import Request, ask, judge
-from affectgpt.captioning.cache import Kept, ReplyCache
+from affectgpt.captioning.cache import CachedReply, ReplyCache
 from affectgpt.core.errors import DataError
-from affectgpt.textllm.base import Reply, Sampling, open_client
+from affectgpt.textllm.base import Sampling, TextReply, open_client
 from affectgpt.textllm.messages import user_message
 
 SAMPLING = Sampling(repetition_penalty=1.0, max_tokens=50)
@@ -175,6 +175,6 @@ def test_conversations_are_built_when_their_turn_comes(serve, tmp_path):
 
 def test_a_reply_cut_short_is_kept_as_such(tmp_path):
     with ReplyCache(tmp_path, step="merge", settings={}) as cache:
-        cache.put("a", "h", judge(Reply("half a sen", truncated=True)))
-        assert cache.get("a", "h") == Kept("half a sen", truncated=True)
+        cache.put("a", "h", judge(TextReply("half a sen", truncated=True)))
+        assert cache.get("a", "h") == CachedReply("half a sen", truncated=True)
         assert cache.get("a", "other") is None

@@ -55,5 +55,5 @@ def test_a_names_file_picks_clips(root):
 def test_an_empty_folder_is_told(tmp_path):
     with pytest.raises(DataError, match="names no clip"):
         load(tmp_path, subtitles="")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         load(tmp_path / "none")

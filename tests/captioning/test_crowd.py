@@ -8,15 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from affectgpt.captioning.crowd_model import EMOTION, VALENCE, CrowdClassifier, Head
-from affectgpt.captioning.crowd_predict import opinions, split_scores
-from affectgpt.captioning.crowd_sets import LabelledSet, build_head, sets_of
-from affectgpt.captioning.crowd_train import finished, load_crowd, train_crowd, train_one
-from affectgpt.config.captioning import CrowdConfig
+from affectgpt.captioning.ensemble import (
+    EMOTION,
+    VALENCE,
+    EnsembleClassifier,
+    Head,
+    LabelledSet,
+    build_head,
+    opinions,
+    sets_of,
+    split_scores,
+)
+from affectgpt.captioning.ensemble_train import finished, load_ensemble, train_ensemble, train_one
+from affectgpt.config.captioning import EnsembleConfig
 from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.types import Labels, Sample
 
-SPEC = CrowdConfig(models=3, epochs=12, hidden=24, batch=32, sets=("A", "B", "V"), dropout=0.1, lr=3e-3)
+SPEC = EnsembleConfig(models=3, epochs=12, hidden=24, batch=32, sets=("A", "B", "V"), dropout=0.1, lr=3e-3)
 HEADS = (
     Head("A", EMOTION, classes=("angry", "happy", "sad")),
     Head("B", EMOTION, classes=("joy", "sadness")),
@@ -52,13 +60,13 @@ def sets() -> list[LabelledSet]:
 
 
 @pytest.fixture(scope="module")
-def crowd(sets, tmp_path_factory):
+def ensemble(sets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("crowd")
-    return train_crowd(SPEC, sets, folder=folder, encoders={"face": {"encoder": "x"}}), folder
+    return train_ensemble(SPEC, sets, folder=folder, encoders={"face": {"encoder": "x"}}), folder
 
 
-def test_face_and_voice_are_both_learnt_and_both_needed(crowd):
-    models, _ = crowd
+def test_face_and_voice_are_both_learnt_and_both_needed(ensemble):
+    models, _ = ensemble
     tests = [lessons(head, 200, seed=10 + i) for i, head in enumerate(HEADS)]
     scores = {row["set"]: row["majority"] for row in split_scores(models, tests, neutral_band=0.1)}
     assert scores["A"]["accuracy"] > 0.9 and scores["B"]["f1"] > 0.9 and scores["V"]["f1"] > 0.85
@@ -78,8 +86,8 @@ def test_the_channel_that_shows_something_gets_the_weight():
     assert weights[:, 0].std() > 0.02  # clip by clip, not one weight for all
 
 
-def test_classifiers_differ_by_seed_and_by_sets(crowd):
-    models, _ = crowd
+def test_classifiers_differ_by_seed_and_by_sets(ensemble):
+    models, _ = ensemble
     known = [tuple(head.dataset for head in model.heads) for model in models]
     assert known == [("B", "V"), ("A", "V"), ("B", "V")]
     first, third = models[0].state_dict(), models[2].state_dict()
@@ -111,52 +119,52 @@ def test_training_is_the_same_every_time_and_leaves_the_global_stream_alone(sets
         assert torch.equal(value, two.state_dict()[key])
 
 
-def test_a_stopped_training_goes_on_and_a_finished_one_is_read(crowd, sets, tmp_path):
+def test_a_stopped_training_goes_on_and_a_finished_one_is_read(ensemble, sets, tmp_path):
     import shutil
 
-    models, folder = crowd
+    models, folder = ensemble
     part = tmp_path / "part"
     shutil.copytree(folder, part)
     (part / "classifier_01.pt").unlink()
     assert not finished(part) and finished(folder)
     kept = (part / "classifier_00.pt").stat().st_mtime_ns
-    again = train_crowd(SPEC, sets, folder=part, encoders={"face": {"encoder": "x"}})
+    again = train_ensemble(SPEC, sets, folder=part, encoders={"face": {"encoder": "x"}})
     assert (part / "classifier_00.pt").stat().st_mtime_ns == kept
     for a, b in zip(models, again, strict=True):
         assert all(torch.equal(a.state_dict()[key], b.state_dict()[key]) for key in a.state_dict())
 
 
-def test_another_crowd_is_not_taken_for_this_one(crowd, sets, tmp_path):
-    _, folder = crowd
+def test_another_ensemble_is_not_taken_for_this_one(ensemble, sets, tmp_path):
+    _, folder = ensemble
     encoders = {"face": {"encoder": "x"}}
     with pytest.raises(CheckpointError, match="epochs is 12, this run has 13"):
-        train_crowd(replace(SPEC, epochs=13), sets, folder=folder, encoders=encoders)
+        train_ensemble(replace(SPEC, epochs=13), sets, folder=folder, encoders=encoders)
     fewer = [replace(sets[0], names=sets[0].names[::-1]), *sets[1:]]
     with pytest.raises(CheckpointError, match="sha256"):
-        train_crowd(SPEC, fewer, folder=folder, encoders=encoders)
+        train_ensemble(SPEC, fewer, folder=folder, encoders=encoders)
     with pytest.raises(CheckpointError, match=r"other features: face\.encoder"):
-        load_crowd(folder, spec=SPEC, encoders={"face": {"encoder": "y"}})
+        load_ensemble(folder, spec=SPEC, encoders={"face": {"encoder": "y"}})
     with pytest.raises(CheckpointError, match="hidden is 24"):
-        load_crowd(folder, spec=replace(SPEC, hidden=8), encoders=encoders)
+        load_ensemble(folder, spec=replace(SPEC, hidden=8), encoders=encoders)
     with pytest.raises(CheckpointError, match="affectgpt crowd train"):
-        load_crowd(tmp_path, spec=SPEC, encoders=encoders)
+        load_ensemble(tmp_path, spec=SPEC, encoders=encoders)
     (tmp_path / "crowd.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
-        load_crowd(tmp_path, spec=SPEC, encoders=encoders)
+        load_ensemble(tmp_path, spec=SPEC, encoders=encoders)
 
 
-def test_a_damaged_classifier_is_named(crowd, tmp_path):
+def test_a_damaged_classifier_is_named(ensemble, tmp_path):
     import shutil
 
     folder = tmp_path / "copy"
-    shutil.copytree(crowd[1], folder)
+    shutil.copytree(ensemble[1], folder)
     (folder / "classifier_02.pt").write_bytes(b"PK\x03\x04nonsense")
     with pytest.raises(CheckpointError, match=r"classifier_02\.pt: damaged"):
-        load_crowd(folder, spec=SPEC, encoders={"face": {"encoder": "x"}})
+        load_ensemble(folder, spec=SPEC, encoders={"face": {"encoder": "x"}})
 
 
 def test_opinions_pool_the_heads_that_know_a_word():
-    model = CrowdClassifier(d_visual=4, d_acoustic=4, heads=HEADS, hidden=8, dropout=0.0).eval()
+    model = EnsembleClassifier(d_visual=4, d_acoustic=4, heads=HEADS, hidden=8, dropout=0.0).eval()
     rng = np.random.default_rng(0)
     visual, acoustic = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(2))
     (found,) = opinions([model], visual, acoustic)
@@ -178,6 +186,6 @@ def test_heads_come_from_labels():
             build_head("X", samples)
 
 
-def test_a_crowd_without_emotions_is_refused(sets, tmp_path):
+def test_an_ensemble_without_emotions_is_refused(sets, tmp_path):
     with pytest.raises(DataError, match="at least one"):
-        train_crowd(SPEC, sets[2:], folder=tmp_path, encoders={})
+        train_ensemble(SPEC, sets[2:], folder=tmp_path, encoders={})

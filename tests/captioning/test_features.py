@@ -79,7 +79,7 @@ def test_features_are_computed_where_the_store_lacks_them_and_tried_again_when_f
 
 
 def test_clips_in_either_channel_order_have_the_same_features(small_world, tmp_path):
-    """The crowd learns from published crops (BGR) and judges clips whose folder may say RGB."""
+    """The ensemble learns from published crops (BGR) and judges clips whose folder may say RGB."""
     import shutil
 
     from affectgpt.captioning.clips import load_clips
@@ -103,7 +103,7 @@ def test_clips_in_either_channel_order_have_the_same_features(small_world, tmp_p
         features_of(config, "x", "unlabelled", samples_of(load_clips(config.captioning.input, title="x", limit=3)))
 
 
-def test_a_crowd_of_the_other_order_is_another_crowd(small_world):
+def test_an_ensemble_of_the_other_order_is_another_ensemble(small_world):
     from affectgpt.captioning.features import encoder_keys
     from affectgpt.core.types import Modality
     from affectgpt.processing.feature_key import differing

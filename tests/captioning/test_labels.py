@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_llm_server import Answer
 
-from affectgpt.captioning.labels import Labels, extract_labels, open_extractor
+from affectgpt.captioning.labels import ClipLabels, extract_labels, open_extractor
 from affectgpt.config.captioning import ExtractorConfig
 from affectgpt.core.errors import ConfigError
 
@@ -14,7 +14,7 @@ def test_the_direct_extractor_needs_no_server_and_no_cache(tmp_path):
     texts = {"a": "So the person's emotional state is Happy and joyful.", "b": "The chair is red and so is the table."}
     with open_extractor(ExtractorConfig(name="direct")) as extractor:
         found, steps = extract_labels(texts, extractor, folder=tmp_path / "cache")
-    assert found == {"a": Labels(("happy", "joyful"), "positive"), "b": Labels((), "neutral")}
+    assert found == {"a": ClipLabels(("happy", "joyful"), "positive"), "b": ClipLabels((), "neutral")}
     assert [step.step for step in steps] == ["labels", "polarity"] and not (tmp_path / "cache").exists()
 
 
@@ -23,7 +23,7 @@ def test_equal_texts_are_asked_once_and_new_ones_added(serve, tmp_path):
     spec = ExtractorConfig(name="openai", base_url=server.url, model="m")
     with open_extractor(spec) as extractor:
         found, _ = extract_labels({"a": "x", "b": "x", "c": "y"}, extractor, folder=tmp_path)
-        assert found == dict.fromkeys("abc", Labels(("sad", "tired"), "negative"))
+        assert found == dict.fromkeys("abc", ClipLabels(("sad", "tired"), "negative"))
         assert len(server.requests) == 3  # two texts; one label list
         extract_labels({"a": "x", "d": "z"}, extractor, folder=tmp_path)
     assert len(server.requests) == 4

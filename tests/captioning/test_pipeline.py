@@ -201,7 +201,7 @@ def test_a_killed_run_goes_on_where_it_was(world, serve):
         ("captioning.input.root=nowhere", DataError, "affectgpt preprocess"),
         ("captioning.input.subtitles=none.csv", DataError, r"none\.csv: no such file"),
         ("captioning.audio.client=transformers captioning.merge.client=openai", ConfigError, "text only"),
-        ("captioning.crowd.models=4", Exception, "holds a crowd of other settings: models is 3"),
+        ("captioning.crowd.models=4", Exception, "holds an ensemble of other settings: models is 3"),
         ("captioning.agreement.rule=X", ConfigError, "allowed: one of E, S"),
         ("captioning.audio.modle=x", ConfigError, "Did you mean 'model'"),
     ],

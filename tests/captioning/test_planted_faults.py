@@ -58,23 +58,23 @@ def test_each_filter_finds_its_kind_of_fault(judged):
     assert np.mean([verdicts[name]["verdict"] == "kept" for name in right]) >= 0.9
 
 
-def test_the_crowd_is_what_tells_right_from_wrong(judged):
+def test_the_ensemble_is_what_tells_right_from_wrong(judged):
     """With the votes' clips dealt out anew the same filter drops right and wrong alike."""
     from affectgpt.captioning.agreement import high_level
     from affectgpt.captioning.clips import load_clips
-    from affectgpt.captioning.labels import Labels
+    from affectgpt.captioning.labels import ClipLabels
     from affectgpt.captioning.votes import Wheels
-    from affectgpt.cli.caption import crowd_votes
+    from affectgpt.cli.caption import ensemble_votes
     from affectgpt.evaluation.lexicon import load_builtin
 
     kinds, verdicts, world = judged
     config = world.config("captioning.agreement.rule=E")
     wheels = Wheels(load_builtin())
     clips = load_clips(config.captioning.input, title=config.name)
-    votes, missing = crowd_votes(config, clips, wheels)
+    votes, missing = ensemble_votes(config, clips, wheels)
     assert not missing
     labels = {
-        name: Labels(tuple(row["labels"].split(", ")), row["polarity"])
+        name: ClipLabels(tuple(row["labels"].split(", ")), row["polarity"])
         for name, row in verdicts.items()
         if row["labels"]
     }

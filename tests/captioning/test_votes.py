@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from affectgpt.captioning.agreement import high_level
-from affectgpt.captioning.labels import Labels
+from affectgpt.captioning.labels import ClipLabels
 from affectgpt.captioning.votes import ClipVotes, Majority, Opinion, Wheels, polarity_of, tally
 from affectgpt.config.captioning import AgreementConfig
 from affectgpt.core.errors import ConfigError
@@ -61,7 +61,10 @@ def test_polarity_has_a_neutral_band(wheels):
 
 def verdict(labels, polarity, opinions, wheels, **spec) -> str | None:
     _, dropped = high_level(
-        {"clip": Labels(tuple(labels), polarity)}, {"clip": one(opinions, wheels)}, wheels, spec=AgreementConfig(**spec)
+        {"clip": ClipLabels(tuple(labels), polarity)},
+        {"clip": one(opinions, wheels)},
+        wheels,
+        spec=AgreementConfig(**spec),
     )
     return dropped.get("clip")
 
@@ -93,21 +96,22 @@ def test_the_rules_of_table_4(labels, polarity, rule, kept, wheels):
 def test_the_reason_says_what_both_sides_said(wheels):
     reason = verdict(["happy"], "positive", three("sad", -0.8), wheels)
     assert reason == (
-        "emotion: the description says happy, the crowd sad; sentiment: the description is positive, the crowd negative"
+        "emotion: the description says happy, the ensemble sad; sentiment: the description is positive, the ensemble "
+        "negative"
     )
 
 
-def test_a_crowd_that_is_not_of_one_mind(wheels):
+def test_an_ensemble_that_is_not_of_one_mind(wheels):
     split = [opinion("happy", valence=0.8), opinion("sad", valence=-0.8), opinion("angry", valence=0)]
     assert "not of one mind" in (verdict(["happy"], "positive", split, wheels, votes=0.6) or "")
     assert verdict(["happy"], "positive", split, wheels, votes=0.6, undecided="keep") is None
 
 
-def test_sentiment_needs_a_crowd_that_has_learnt_it(wheels):
+def test_sentiment_needs_an_ensemble_that_has_learnt_it(wheels):
     with pytest.raises(ConfigError, match="has learnt no valence"):
         verdict(["sad"], "negative", [opinion("sad")], wheels, rule="E+S")
     assert verdict(["sad"], "negative", [opinion("sad")], wheels, rule="E") is None
 
 
 def test_a_clip_without_votes_is_not_judged(wheels):
-    assert high_level({"clip": Labels(("sad",), "negative")}, {}, wheels, spec=AgreementConfig()) == ({}, {})
+    assert high_level({"clip": ClipLabels(("sad",), "negative")}, {}, wheels, spec=AgreementConfig()) == ({}, {})

@@ -47,7 +47,7 @@ def test_train_prints_accuracy_and_f1_and_predict_writes_votes(world, capsys, tm
     assert len((tmp_path / "meld.csv").read_text().splitlines()) == 11
 
 
-def test_predicting_needs_a_crowd(world, tmp_path):
+def test_predicting_needs_an_ensemble(world, tmp_path):
     with pytest.raises(CheckpointError, match="affectgpt crowd train"):
         run(world, "predict", "--out", "x.csv", options=(f"captioning.crowd.folder={tmp_path}",))
 

@@ -40,7 +40,7 @@ def test_a_run_s_name_stays_below_the_results(home, capsys, name):
         capsys, "evaluate", "--answers", "answers.csv", "--datasets", "mer2023", "--extractor", "direct",
         "--lexicon", "builtin", "--run", name,
     )  # fmt: skip
-    assert "--run: run name" in err and ("no file stem" in err or "300 bytes" in err)
+    assert "--run: run name" in err and ("not a file stem" in err or "300 bytes" in err)
     assert _files(home) == before
 
 
@@ -48,7 +48,7 @@ def test_an_answers_file_gives_no_name_that_leads_out(home, capsys):
     (home / "answers.csv").rename(home / "...csv")
     before = _files(home)
     arguments = ["--datasets", "mer2023", "--extractor", "direct", "--lexicon", "builtin"]
-    assert "run name '..' is no file stem" in _refused(capsys, "evaluate", "--answers", "...csv", *arguments)
+    assert "run name '..' is not a file stem" in _refused(capsys, "evaluate", "--answers", "...csv", *arguments)
     assert _files(home) == before
 
 
@@ -68,7 +68,7 @@ def test_names_in_a_configuration_are_names(home, capsys, command, option):
     (home / "clip.mp4").write_bytes(b"")
     before = _files(home)
     err = _refused(capsys, command, *COMMANDS[command], "--cfg-path", "recipe.yaml", *options)
-    assert "is no file stem" in err and ("'../../x'" in err or "'..'" in err)
+    assert "is not a file stem" in err and ("'../../x'" in err or "'..'" in err)
     assert ("recipe.yaml:1: data set name" if datasets else f"--options '{option}': name") in err
     assert _files(home) == before
 
@@ -90,7 +90,7 @@ def test_sample_names_of_own_sets(home, capsys, names, form):
     (home / "a.csv").write_text(f"n,e\n{names},sad\n", encoding="utf-8")
     (home / "a.json").write_text(f'[{{"n": "{names}", "e": "sad"}}]', encoding="utf-8")
     err = _refused(capsys, "extract_features", "--cfg-path", "recipe.yaml")
-    assert f"a.{form}" in err and "sample name" in err and ("no file stem" in err or "file systems take 255" in err)
+    assert f"a.{form}" in err and "sample name" in err and ("not a file stem" in err or "file systems take 255" in err)
 
 
 @pytest.mark.parametrize("name", ["../v/x.mp4", "/v/x.mp4", "a/../../x.mp4", "a\x1b[2J.mp4", f"a/{LONG}.mp4"])

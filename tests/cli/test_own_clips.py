@@ -254,6 +254,18 @@ def test_training_names_the_answer(name, told, mine, clone, capsys):
     assert error.startswith("error: ") and f"sample '{name}'" in error and told in error
 
 
+def test_a_set_of_ones_own_is_scored_during_training(mine, clone, capsys):
+    write_rows(mine / "all.csv", [["name", "emotion"], ["ann", "happy"], ["bob", "sad"], ["zoe", "happy"]])
+    more = "path: mine/all.csv, face_or_frame: textonly,"
+    yaml = configure(mine, clone, task="basic", columns="emotion: emotion", more=more)
+    options = ["run.max_epoch=1", "run.iters_per_epoch=1", "run.score_every=1", "run.score_datasets=[Mine]"]
+    options.append("paths.output_root=scored")
+    assert run_cli(train.main, ["--cfg-path", yaml, "--options", *options]) == 0, capsys.readouterr().err
+    [log] = Path("scored").rglob("log.txt")
+    scores = [line["score_mine"] for line in map(json.loads, log.read_text().splitlines()) if "score_mine" in line]
+    assert len(scores) == 1 and 0 <= scores[0] <= 1
+
+
 LONG = "n" * 300
 
 

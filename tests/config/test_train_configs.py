@@ -1,16 +1,17 @@
 """Every shipped configuration parses; the released ones have the released keys and values."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from layouts import opened
 from openpyxl import Workbook
 
 from affectgpt.config.load import load_config
 from affectgpt.config.schema import to_dict
-from affectgpt.datasets.custom import load_own_samples, own_label_types
-from affectgpt.datasets.table import DATASETS, get_row
+from affectgpt.datasets.base import open_dataset
 from affectgpt.processing.modes import get_mode
 from affectgpt.training.optim import get_schedule
 
@@ -27,10 +28,9 @@ def test_shipped_file_parses_and_names_things_that_exist(path):
     assert config.datasets
     for name, spec in config.datasets.items():
         get_mode(spec.face_or_frame)
-        if name in DATASETS:
-            assert "train" in get_row(name).splits
-        else:
-            assert spec.label_type in own_label_types(name, spec)
+        dataset = open_dataset(config, name)
+        assert "train" in dataset.splits
+        assert set(dataset.learnt_types) <= set(dataset.label_types)
     assert get_schedule(config.run)(1, 0) > 0
 
 
@@ -134,7 +134,7 @@ def test_a_training_set_of_table_3_is_read_where_its_file_says(name, tmp_path):
         media = tmp_path / spec.folders[spec.data_type] / medium
         media.parent.mkdir(parents=True, exist_ok=True)
         media.touch()
-        [sample] = load_own_samples(key, spec, dataset_root=tmp_path)
+        [sample] = opened(key, tmp_path, **dataclasses.asdict(spec)).samples("train")
         assert getattr(sample, spec.data_type) == media
         if spec.label_type == "qa":
             assert sample.labels.question and sample.labels.answer

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from affectgpt.core.errors import AffectGPTError
@@ -57,6 +60,46 @@ def test_what_follows_a_damaged_line_is_dropped(tmp_path, junk):
     with Journal(path, key="k") as journal:
         assert journal.entries == {"one": 1}
     assert path.read_bytes() == good
+
+
+def test_a_journal_of_an_earlier_version_is_continued(tmp_path):
+    """Line for line as commit 71ad866 wrote it, with a line that a kill tore."""
+    path = tmp_path / "a.jsonl"
+    text = '{"journal": 1, "key": "k"}\n{"name": "\\u540d", "value": {"answer": "x", "flags": []}}\n{"name": "tor'
+    path.write_text(text)
+    assert Journal.read(path, key="k", strict=True) == {"名": {"answer": "x", "flags": []}}
+    with Journal(path, key="k") as journal:
+        journal.add("two", 2)
+    assert Journal.read(path, key="k", strict=True) == {"名": {"answer": "x", "flags": []}, "two": 2}
+    path.write_text(text + "\n")
+    with pytest.raises(ValueError, match="line 3"):
+        Journal.read(path, key="k", strict=True)
+
+
+def test_the_last_entry_of_a_name_counts_and_a_journal_is_written_at_once(tmp_path):
+    path = tmp_path / "a.jsonl"
+    Journal.write(path, key="k", entries={"one": 1, "two": 2})
+    with Journal(path, key="k") as journal:
+        journal.add("one", 3)
+    assert Journal.read(path, key="k", strict=True) == {"one": 3, "two": 2}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF])
+def test_a_file_system_without_locks_keeps_nobody_from_writing(tmp_path, monkeypatch, number):
+    import fcntl
+
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "a.jsonl"
+    for name in ("one", "two"):
+        with Journal(path, key="k") as journal:
+            journal.add(name, 1)
+    assert Journal.read(path, key="k") == {"one": 1, "two": 1}
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    with pytest.raises(OSError, match="I/O error"):
+        Journal(path, key="k")
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -18,7 +18,7 @@ def test_names_that_files_may_have(name):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0b", "a\n", "\x9b2J", "\ud83d", "\u202etxt"])
 def test_names_that_are_refused(name):
-    with pytest.raises(DataError, match=r"labels\.csv, line 3: sample name .* is no file stem") as caught:
+    with pytest.raises(DataError, match=r"labels\.csv, line 3: sample name .* is not a file stem") as caught:
         check_name(name, source="labels.csv", line=3)
     assert printable(str(caught.value)) == str(caught.value)
 

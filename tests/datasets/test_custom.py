@@ -11,8 +11,8 @@ import pytest
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, Modality
-from affectgpt.datasets.custom import load_own_samples
-from affectgpt.processing.loader import named_samples, training_batches
+from affectgpt.datasets.base import open_dataset
+from affectgpt.processing.loader import training_batches
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.validation import validation_batches
 
@@ -94,7 +94,7 @@ def test_captions_draw_their_question_by_name(build, make, tmp_path):
         "wavcaps:\n  path: wavcaps.jsonl\n  data_type: audio\n  face_or_frame: audioonly\n"
         "  columns: {caption: caption}\n  folders: {audio: sounds}\n"
     )
-    load = lambda: load_own_samples("wavcaps", config.datasets["wavcaps"], dataset_root=tmp_path)  # noqa: E731
+    load = lambda: open_dataset(config, "wavcaps").samples("train")  # noqa: E731
     asked = [sample.labels.question for sample in load()]
     assert asked == [sample.labels.question for sample in load()]
     assert len(set(asked)) == 4 and all("audio" in q or "sound" in q for q in asked)
@@ -120,13 +120,14 @@ def test_clips_to_answer_and_the_loss_on_them(build, make, tokenizer, transforms
     splits = dataclasses.replace(config, run=dataclasses.replace(config.run, valid_splits=("test",)))
     (batch,) = validation_batches(splits, processor=processor)["mine_test"]
     assert batch.names == ["z"] and "glad" in tokenizer.decode(batch.labels[0][batch.labels[0] != IGNORE_INDEX])
-    assert [s.name for s in named_samples(config, "MINE", split="train")[1]] == ["x", "y"]
+    assert [s.name for s in open_dataset(config, "MINE").samples("train")] == ["x", "y"]
     spec = dataclasses.replace(config.datasets["mine"], test_path="c.csv")
     config = dataclasses.replace(config, datasets={"mine": spec})
-    title, (sample,) = named_samples(config, "MINE", split="test")
-    assert (title, sample.name, sample.subtitle) == ("mine", "z", "Well.")
+    dataset = open_dataset(config, "MINE")
+    (sample,) = dataset.samples("test", labels=False)
+    assert (dataset.name, sample.name, sample.subtitle) == ("mine", "z", "Well.")
     spec = dataclasses.replace(spec, test_path=None)  # no other file: those of path
-    assert len(named_samples(dataclasses.replace(config, datasets={"mine": spec}), "mine", split="test")[1]) == 2
+    assert len(open_dataset(dataclasses.replace(config, datasets={"mine": spec}), "mine").samples("test")) == 2
 
 
 def test_a_set_published_without_a_file_name_takes_it_from_path(build, make, tmp_path):
@@ -210,7 +211,7 @@ def test_sets_of_table_3_are_read_from_their_published_files(name, build, make, 
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (30, 20)).save(path)
     config, batches = build(f"{name}: {{path: {file}, {block}}}")
-    samples = load_own_samples(name, config.datasets[name], dataset_root=tmp_path)
+    samples = open_dataset(config, name).samples("train")
     kind = {"image": "image", "audio": "audio", "video": "video"}[config.datasets[name].data_type]
     assert [s.name for s in samples] == [e[0] for e in expected]
     assert [str(getattr(s, kind).relative_to(tmp_path / "media")) for s in samples] == [e[1] for e in expected]
@@ -258,7 +259,7 @@ def test_dialogues_that_are_none(content, message, build, tmp_path):
         ("mine: {path: a.csv, columns: {emotion: x}}", DataError, "a.csv: no column 'x'"),
         ("mine: {path: a.csv, columns: {valence: e}}", DataError, "sample 'x': valence is 'sad'"),
         ("mine: {path: a.csv, columns: {name: n, emotion: e}}", DataError, "sample name '../x'"),
-        ("mine: {path: a.csv, columns: {file: n, emotion: e}}", DataError, "file '../x' must lie below"),
+        ("mine: {path: a.csv, columns: {file: n, emotion: e}}", DataError, "file '../x' must be below"),
         ("mine: {path: a.json, columns: {caption: c}}", DataError, "record 2: no 'c'"),
         ("mine: {path: b.json, columns: {caption: c}}", DataError, "cannot be read as UTF-8 JSON"),
         ("mine: {path: d.json, columns: {caption: c}}", DataError, "'x' is there twice"),
@@ -267,7 +268,7 @@ def test_dialogues_that_are_none(content, message, build, tmp_path):
         ("mine: {path: c.json, columns: {caption: c}}", DataError, "'c' is ['x'], expected a text"),
         ("mine: {path: a.txt, columns: {caption: c}}", DataError, "expected a .csv, .xlsx, .json or .jsonl file"),
         ("mine: {path: a.xlsx, columns: {caption: c}}", DataError, "cannot be read as an Excel file"),
-        ("a/b: {path: a.csv, columns: {emotion: e}}", DataError, "'a/b' is no file stem"),
+        ("a/b: {path: a.csv, columns: {emotion: e}}", DataError, "'a/b' is not a file stem"),
         ("mercaptionplus: {path: a.csv}", ConfigError, "has files of its own"),
     ],
 )

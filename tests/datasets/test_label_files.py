@@ -8,12 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from layouts import opened
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.core.types import Labels
-from affectgpt.datasets.label_files import candidate_labels, load_labels, load_samples, parse_label_list, value_range
+from affectgpt.datasets.label_files import load_labels, load_samples, parse_label_list
 from affectgpt.datasets.table import DATASETS, get_row
+from affectgpt.processing.questions import question_context
 
 ROWS = [row for row in DATASETS.values() if row.label_file or row.openset_file]
 
@@ -69,13 +71,13 @@ def test_sessions_of_iemocap(make, tmp_path):
 def test_candidates_and_range(make, tmp_path):
     make.layout(get_row("MER2023"), tmp_path)
     make.layout(get_row("SIMS"), tmp_path)
-    assert candidate_labels(get_row("MER2023"), tmp_path) == ["happy", "sad"]
-    low, high = value_range(get_row("SIMS"), tmp_path)
+    assert opened("MER2023", tmp_path).candidate_labels() == ["happy", "sad"]
+    low, high = opened("SIMS", tmp_path).value_range()
     assert (str(low), str(high)) == ("-1.0", "1.0")
     with pytest.raises(DataError, match="no valence"):
-        value_range(get_row("MER2023"), tmp_path)
-    with pytest.raises(DataError, match="OVMERDPlus has no split 'train'"):
-        candidate_labels(get_row("OVMERDPlus"), tmp_path)
+        question_context(opened("MER2023", tmp_path), ["valence"])
+    with pytest.raises(ConfigError, match="OVMERDPlus has no training split"):
+        opened("OVMERDPlus", tmp_path).candidate_labels()
 
 
 @pytest.mark.parametrize(
@@ -126,8 +128,8 @@ DAMAGE = {
     "gbk": ("name,english\nsample_00000000,你好\n".encode("gbk"), "not UTF-8"),
     "utf-16": ("name,english\nx,1\n".encode("utf-16"), "not UTF-8"),
     "slash": (b"name,english\n../../etc/passwd,1\n", "line 2: sample name '../../etc/passwd'"),
-    "backslash": (b"name,english\na\\b,1\n", "no file stem"),
-    "nameless": (b"name,english\n,1\n", "no file stem"),
+    "backslash": (b"name,english\na\\b,1\n", "not a file stem"),
+    "nameless": (b"name,english\n,1\n", "not a file stem"),
     "short row": (b"name,chinese,english\nx\n", "line 2: 1 cells where 3 are needed, sample 'x'"),
     "long row": (
         b"name,english\nx,Hi, you\n",
@@ -166,7 +168,7 @@ def test_cells_are_text_and_a_byte_order_mark_is_no_part_of_them(make, tmp_path)
         ("SIMS", {"a": {"val": float("nan")}}, "sample 'a': 'val' is nan, expected a finite number"),
         ("SIMS", {"a": {"val": "high"}}, "'val' is 'high', expected a number"),
         ("SIMS", {"a": {"emo": 1}}, "expected a dict with 'val'"),
-        ("SIMS", {"../a": {"val": 1.0}}, "'../a' is no file stem"),
+        ("SIMS", {"../a": {"val": 1.0}}, "'../a' is not a file stem"),
     ],
 )
 def test_damaged_labels(name, corpus, message, tmp_path):

@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from affectgpt.core.types import Modality
-from affectgpt.demo import language, models, teach_decoder, teach_speech, teach_vision
+from affectgpt.demo import language, models, pretrain_decoder, pretrain_speech, pretrain_vision
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return teach_decoder.build_tokenizer()
+    return pretrain_decoder.build_tokenizer()
 
 
-@pytest.mark.parametrize("question", sorted(teach_decoder.QUESTIONS))
-@pytest.mark.parametrize("mode", sorted(teach_decoder.MODES))
+@pytest.mark.parametrize("question", sorted(pretrain_decoder.QUESTIONS))
+@pytest.mark.parametrize("mode", sorted(pretrain_decoder.MODES))
 def test_lessons_use_the_prompts_of_the_product(mode, question):
     from affectgpt.processing.prompt import render_prompt
 
     subtitle = "I am so glad, my brother bought some bread."
-    assert teach_decoder.prompt(mode, subtitle=subtitle, question=question) == render_prompt(
-        mode, subtitle=subtitle, question=teach_decoder.QUESTIONS[question]
+    assert pretrain_decoder.prompt(mode, subtitle=subtitle, question=question) == render_prompt(
+        mode, subtitle=subtitle, question=pretrain_decoder.QUESTIONS[question]
     )
 
 
@@ -32,9 +32,9 @@ def test_questions_and_answers_are_those_of_the_product():
     from affectgpt.processing import questions
 
     asked = {row.question for row in questions.LABEL_TYPES.values()}
-    assert set(teach_decoder.QUESTIONS.values()) <= asked
+    assert set(pretrain_decoder.QUESTIONS.values()) <= asked
     rng = np.random.default_rng(0)
-    answers = [teach_decoder.draw_lesson(rng).answer for _ in range(60)]
+    answers = [pretrain_decoder.draw_lesson(rng).answer for _ in range(60)]
     labels = [a for a in answers if a.startswith("The character's emotional state is ")]
     assert 20 < len(labels) < 50 and all(a.endswith(".") for a in answers)
 
@@ -76,13 +76,13 @@ def test_tokenizer_keeps_the_marks_apart(tokenizer):
 
 def test_enlarged_clip_answers_as_the_small_one():
     torch.manual_seed(0)
-    small = teach_vision.build_clip(image_size=112).eval()
-    big = teach_vision.enlarge(small).eval()
+    small = pretrain_vision.build_clip(image_size=112).eval()
+    big = pretrain_vision.enlarge(small).eval()
     pixels = torch.randn(2, 3, 112, 112)
     doubled = pixels.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     with torch.no_grad():
         torch.testing.assert_close(
-            teach_vision.embed(big, doubled), teach_vision.embed(small, pixels), rtol=1e-4, atol=1e-5
+            pretrain_vision.embed(big, doubled), pretrain_vision.embed(small, pixels), rtol=1e-4, atol=1e-5
         )
 
 
@@ -97,7 +97,7 @@ def test_lessons_hear_what_the_product_hears(tmp_path):
     soundfile.write(tmp_path / "a.wav", wave, 16_000, subtype="FLOAT")
     transform = ACOUSTIC_ENCODERS.get("HUBERT_LARGE").transform_of(_preprocessor(tmp_path))
     product = transform(read_audio(tmp_path / "a.wav")[0])
-    np.testing.assert_allclose(teach_speech.eight_clips(wave), np.asarray(product), atol=1e-4)
+    np.testing.assert_allclose(pretrain_speech.eight_clips(wave), np.asarray(product), atol=1e-4)
 
 
 def _preprocessor(folder):
@@ -110,11 +110,11 @@ def taught(tmp_path_factory):
     """All three folders after a fraction of their lessons."""
     root = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teach_decoder, "STEPS", 12)
-        patch.setattr(teach_vision, "_FACES", 96)
-        patch.setattr(teach_vision, "_EPOCHS", 1)
-        patch.setattr(teach_speech, "_SENTENCES", 64)
-        patch.setattr(teach_speech, "_EPOCHS", 1)
+        patch.setattr(pretrain_decoder, "STEPS", 12)
+        patch.setattr(pretrain_vision, "_FACES", 96)
+        patch.setattr(pretrain_vision, "_EPOCHS", 1)
+        patch.setattr(pretrain_speech, "_SENTENCES", 64)
+        patch.setattr(pretrain_speech, "_EPOCHS", 1)
         made = models.make_models(root, seed=1, workers=1)
     assert sorted(made) == sorted(models.RECIPES)
     return root
@@ -132,7 +132,7 @@ def test_folders_load_as_real_ones(taught, tmp_path):
     z_v = visual(torch.randn(1, 8, 3, 224, 224))
     z_a = acoustic(torch.randn(1, 8, 32_000))
     D = llm.get_input_embeddings().weight.shape[1]
-    assert z_v.shape == (1, 8, teach_vision.WIDTH) and z_a.shape == (1, 8, teach_speech.WIDTH)
+    assert z_v.shape == (1, 8, pretrain_vision.WIDTH) and z_a.shape == (1, 8, pretrain_speech.WIDTH)
     assert len({D, z_v.shape[-1], z_a.shape[-1]}) == 3  # so that a swapped dimension shows
     assert tokenizer.bos_token == "<|im_start|>" and tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
     assert [len(s) for s in stop_sequences(tokenizer)] == [1, 2, 2]
@@ -161,7 +161,7 @@ def test_a_model_that_fails_leaves_no_folder(tmp_path, monkeypatch):
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teach_vision, "teach_clip", fail)
+    monkeypatch.setattr(pretrain_vision, "pretrain_clip", fail)
     monkeypatch.setattr(models, "RECIPES", {"demo-clip": models.RECIPES["demo-clip"]})
     with pytest.raises(KeyboardInterrupt):
         models.make_models(tmp_path, workers=1)
@@ -170,7 +170,7 @@ def test_a_model_that_fails_leaves_no_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("teach", ["vision", "speech"])
 def test_no_lesson_uses_a_held_out_person(teach, monkeypatch):
-    module = {"vision": teach_vision, "speech": teach_speech}[teach]
+    module = {"vision": pretrain_vision, "speech": pretrain_speech}[teach]
     asked, real = [], module.draw_person
 
     def draw(**arguments):
@@ -188,12 +188,12 @@ def test_the_decoder_learns_to_read_cues(tokenizer):
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    encoder = teach_decoder._Encoder(tokenizer)
-    model = teach_decoder.build_qwen2(tokenizer)
+    encoder = pretrain_decoder._Encoder(tokenizer)
+    model = pretrain_decoder.build_qwen2(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(25):
-        lessons = [teach_decoder.draw_lesson(rng) for _ in range(8)]
+        lessons = [pretrain_decoder.draw_lesson(rng) for _ in range(8)]
         embeds, mask, labels = encoder.batch(model, lessons, rng)
         logits = model(inputs_embeds=embeds, attention_mask=mask.long()).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())

@@ -32,7 +32,7 @@ def test_three_formats_give_the_same(tmp_path: Path) -> None:
         ("x.jsonl", '{"name": "a", "answer": "b"}\n{"name": "a"', "line 2: not JSON"),
         ("x.jsonl", '{"name": "a", "answer": null}\n', "line 1: expected"),
         ("x.jsonl", '{"name": "a", "answer": "b"}\n' * 2, "line 2: sample 'a' is there twice"),
-        ("x.jsonl", '{"name": "../a", "answer": "b"}\n', "no file stem"),
+        ("x.jsonl", '{"name": "../a", "answer": "b"}\n', "not a file stem"),
         ("x.jsonl", "\n", "it holds no answer"),
         ("x.txt", "a", r"answers are read from \.csv, \.jsonl, \.npz, not from \.txt"),
     ],

@@ -21,7 +21,7 @@ from affectgpt.evaluation import extract_llm
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.extract import LLMExtractor, extract_file, extractor_names, get_extractor
 from affectgpt.evaluation.extraction_file import read_items
-from affectgpt.textllm.base import Reply, Sampling, TextLLM, TextLLMError
+from affectgpt.textllm.base import Sampling, TextLLM, TextLLMError, TextReply
 
 ANSWERS = {
     "b": "The character's emotional state is happy, calm.",
@@ -56,7 +56,7 @@ class FakeLLM(TextLLM):
                 reply = "Output: positive\n" if "happy" in text else "neutral"
             else:
                 reply = f"Output: [{text.removesuffix('.').rpartition(' is ')[2]}]\n" if " is " in text else "[]"
-            on_result(index, Reply(reply, truncated=text.startswith("He")))
+            on_result(index, TextReply(reply, truncated=text.startswith("He")))
         return []
 
 

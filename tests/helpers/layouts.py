@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from affectgpt.config.schema import Config, DatasetConfig, PathsConfig
 from affectgpt.core.npz import write_npz
+from affectgpt.datasets.base import EmotionDataset, open_dataset
 
 NAMES = ("sample_00000000", "Ses05F_impro01_F000", "00012", "名字_1")
 
@@ -74,6 +76,12 @@ class Layout:
     dataset_root: Path
     root: Path
     names: dict[str, tuple[str, ...]]
+
+
+def opened(name: str, root: Path, **block) -> EmotionDataset:
+    """A data set below a folder, with the keys of its block, if it has any."""
+    blocks = {name: DatasetConfig(**block)} if block else {}
+    return open_dataset(Config(name="test", datasets=blocks, paths=PathsConfig(dataset_root=str(root))), name)
 
 
 def make_layout(row, dataset_root: Path, *, media: bool = False) -> Layout:

@@ -213,19 +213,19 @@ def test_clips_that_were_put_right_are_answered_by_the_next_attempt(world, broke
 
 
 def test_a_failure_that_another_process_tries_again_is_awaited(tmp_path):
-    from affectgpt.results.shard import Share
+    from affectgpt.results.shard import ResultShard
 
     target = tmp_path / "results" / "checkpoint.npz"
     names = ["a", "b", "c", "d"]
     written = []
 
     def open_share(rank):
-        return Share(target, names=names, key="k", rank=rank, world_size=2)
+        return ResultShard(target, names=names, key="k", rank=rank, world_size=2)
 
     def finish(share):
         return share.finish(dataset=DATASET, order=names, write_meta=written.append)
 
-    with Share(target, names=names, key="k") as alone:  # a run of one process, ended after two clips
+    with ResultShard(target, names=names, key="k") as alone:  # a run of one process, ended after two clips
         alone.add("a", answer="[calm]", flags=(), tokens=3)
         alone.fail("b", "no such file")
     first, second = open_share(0), open_share(1)

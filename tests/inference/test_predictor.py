@@ -97,7 +97,7 @@ def test_a_video_alone_is_enough(predictors, clips):
 
 
 def test_the_parts_of_a_clip_given_apart_are_what_is_taken_from_the_video(predictors, clips, tmp_path):
-    from affectgpt.preprocess.audio_track import extract_audio
+    from affectgpt.preprocess.clip import extract_audio
     from affectgpt.preprocess.faces import face_crops
 
     video = clips / "face.mp4"

@@ -14,8 +14,7 @@ from drawn_clip import write_clip
 from affectgpt.cli.preprocess import main
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.media.video import read_faces
-from affectgpt.preprocess.audio_track import extract_audio
-from affectgpt.preprocess.clip import find_videos, write_sheet
+from affectgpt.preprocess.clip import extract_audio, find_videos, write_sheet
 from affectgpt.preprocess.subtitles import read_subtitle_file
 
 
@@ -224,10 +223,11 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
     code = (
         "import concurrent.futures as f, multiprocessing as m, os, pathlib, signal\n"
-        "from affectgpt.preprocess.clip import Places, start_worker\n"
+        "from affectgpt.preprocess.clip import ClipFolders, start_worker\n"
         "if __name__ == '__main__':\n"
         "    options = dict(n_frames=1, sheet=False, channels='rgb', time_limit=9)\n"
-        "    pool = f.ProcessPoolExecutor(1, m.get_context('spawn'), start_worker, (Places(pathlib.Path()), options))\n"
+        "    made = (ClipFolders(pathlib.Path()), options)\n"
+        "    pool = f.ProcessPoolExecutor(1, m.get_context('spawn'), start_worker, made)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -6,12 +6,13 @@ import csv
 
 import numpy as np
 import pytest
+from layouts import opened
 
 from affectgpt.cli.check_data import main
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.npz import write_npz
 from affectgpt.datasets.table import DATASETS, get_row
-from affectgpt.processing.check import Look, check_split
+from affectgpt.processing.check import CheckOptions, check_split
 
 ROW = get_row("SIMS")
 
@@ -22,7 +23,8 @@ def layout(make, tmp_path):
 
 
 def check(root, **options):
-    return check_split(ROW, split="test", dataset_root=root, counts=False, look=Look(workers=2, **options))
+    options = CheckOptions(workers=2, **options)
+    return check_split(opened(ROW.name, root), split="test", counts=False, options=options)
 
 
 def test_a_whole_data_set(layout):
@@ -106,7 +108,7 @@ def test_a_label_of_one_kind_only_is_named(make, tmp_path):
     row = get_row("OVMERD")
     layout = make.layout(row, tmp_path)
     make.csv(layout.root / row.reason_file, ["name", "reason"], [[n, "x"] for n in make.names[1:]])
-    report = check_split(row, split="train", dataset_root=tmp_path, counts=False, look=Look(media=()))
+    report = check_split(opened("OVMERD", tmp_path), split="train", counts=False, options=CheckOptions(media=()))
     assert [(p.sample, p.what, p.kind) for p in report.problems] == [(make.names[0], "label", "missing")]
 
 

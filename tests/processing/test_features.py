@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import pickle
+import zlib
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ import yaml
 from affectgpt.cli.check_data import main as check_data
 from affectgpt.cli.extract_features import main
 from affectgpt.config.load import load_config
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import AffectGPTError, DataError
+from affectgpt.core.files import locked
 from affectgpt.core.types import Modality, Sample
+from affectgpt.datasets.base import open_dataset
 from affectgpt.datasets.table import get_row
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
+from affectgpt.processing.feature_index import read_index
 from affectgpt.processing.feature_key import differing, feature_key, features_policy, store_folder
 from affectgpt.processing.features import FeatureReader, FeatureWriter
-from affectgpt.processing.loader import named_samples, training_batches
+from affectgpt.processing.loader import training_batches
 from affectgpt.processing.processor import AffectGPTProcessor
 
 MEDIA = (Modality.AUDIO, Modality.FACE)
@@ -57,6 +61,19 @@ def cfg(world, tmp_path):
 def folder_of(config, modality, split="train"):
     name = config.model.acoustic_encoder if modality is Modality.AUDIO else config.model.visual_encoder
     return store_folder(config.paths.features_root, dataset="OVMERD", split=split, modality=modality, encoder=name)
+
+
+def entries_of(index):
+    """Name → entry of a shard's journal."""
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    assert lines[0] == {"journal": 1, "key": "features"}
+    return {line["name"]: line["value"] for line in lines[1:]}
+
+
+def write_earlier(index, entries):
+    """The index of a shard as commit 71ad866 wrote it: no head, a record's number is that of its line."""
+    lines = [{"name": name, **{k: v for k, v in entry.items() if k != "record"}} for name, entry in entries.items()]
+    index.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 def reader_of(config, modality):
@@ -101,7 +118,7 @@ def test_stored_features_stand_in_for_media(cfg, tokenizer):
 def test_half_precision_is_smaller_and_near(cfg, tokenizer):
     config = load_config(cfg)
     assert main(["--cfg-path", str(cfg)]) == 0
-    _, samples = named_samples(config, "ovmerd", split="train")
+    samples = open_dataset(config, "ovmerd").samples("train")
     whole = [reader_of(config, Modality.FACE)(s)[0] for s in samples]
     size = (folder_of(config, Modality.FACE) / "shard-0000.bin").stat().st_size
     with pytest.raises(DataError, match="dtype is float32, this run writes float16"):
@@ -119,14 +136,16 @@ def test_half_precision_is_smaller_and_near(cfg, tokenizer):
 def test_extraction_goes_on_after_a_kill(left, cfg):
     config = load_config(cfg)
     assert main(["--cfg-path", str(cfg)]) == 0
-    _, samples = named_samples(config, "ovmerd", split="train")
+    samples = open_dataset(config, "ovmerd").samples("train")
     before = [reader_of(config, Modality.AUDIO)(s)[0] for s in samples]
     data, index = (folder_of(config, Modality.AUDIO) / f"shard-0000.{s}" for s in ("bin", "jsonl"))
     record = data.stat().st_size // len(samples)
     lines = index.read_bytes().splitlines(keepends=True)
     data_left = {"half a record": 2.5, "a record without its line": 3, "half a line": 3, "a line too many": 2}[left]
     data.write_bytes(data.read_bytes()[: int(data_left * record)])
-    index.write_bytes(b"".join(lines[:2]) + {"half a line": lines[2][:9], "a line too many": lines[2]}.get(left, b""))
+    head, *lines = lines
+    rest = {"half a line": lines[2][:9], "a line too many": lines[2]}.get(left, b"")
+    index.write_bytes(b"".join([head, *lines[:2], rest]))
     assert len(reader_of(config, Modality.AUDIO).missing(samples)) == 2  # readable as it is, as far as it goes
     assert main(["--cfg-path", str(cfg)]) == 0
     assert data.stat().st_size == record * len(samples)
@@ -140,11 +159,8 @@ def test_each_process_writes_its_own_shard(cfg, monkeypatch):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert main(["--cfg-path", str(cfg)]) == 0
-    names = [
-        [json.loads(line)["name"] for line in path.read_text().splitlines()]
-        for path in sorted(folder_of(config, Modality.FACE).glob("*.jsonl"))
-    ]
-    _, samples = named_samples(config, "ovmerd", split="train")
+    names = [list(entries_of(path)) for path in sorted(folder_of(config, Modality.FACE).glob("*.jsonl"))]
+    samples = open_dataset(config, "ovmerd").samples("train")
     assert [len(n) for n in names] == [2, 2] and {x for n in names for x in n} == {s.name for s in samples}
     reader = pickle.loads(pickle.dumps(reader_of(config, Modality.FACE)))
     assert all(reader(s)[0].shape == reader.shape for s in samples) and reader.missing(samples) == []
@@ -189,7 +205,7 @@ def test_incomplete_features(cfg, tokenizer):
     config = load_config(cfg)
     assert main(["--cfg-path", str(cfg)]) == 0
     index = folder_of(config, Modality.FACE) / "shard-0000.jsonl"
-    index.write_text("".join(index.read_text().splitlines(keepends=True)[:3]))
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:4]))
     with pytest.raises(DataError, match="no features for 1 of 4 samples, first '名字_1'"):
         batches_of(config, tokenizer, features="require")
     assert batches_of(config, tokenizer).media == {Modality.FACE}  # auto: the sound is complete
@@ -221,7 +237,7 @@ def test_a_file_that_changed_is_not_answered_for(cfg, make, tmp_path):
     make.layout(get_row("OVMERD"), root, media=True)
     option = f"paths.dataset_root={root}"
     assert main(["--cfg-path", str(cfg), "--options", option]) == 0
-    _, samples = named_samples(load_config(cfg, [option]), "ovmerd", split="train")
+    samples = open_dataset(load_config(cfg, [option]), "ovmerd").samples("train")
     reader = reader_of(config, Modality.FACE)
     make.faces(samples[0].face, n=5)
     samples[1].face.unlink()
@@ -238,7 +254,7 @@ def test_a_file_of_the_same_size_is_told_from_a_copy(cfg, make, tmp_path):
     make.layout(get_row("OVMERD"), root, media=True)
     option = f"paths.dataset_root={root}"
     assert main(["--cfg-path", str(cfg), "--options", option]) == 0
-    _, samples = named_samples(load_config(cfg, [option]), "ovmerd", split="train")
+    samples = open_dataset(load_config(cfg, [option]), "ovmerd").samples("train")
     reader = reader_of(load_config(cfg), Modality.FACE)
     os.utime(samples[0].face, (1, 1))
     crops = np.load(samples[1].face)
@@ -299,7 +315,7 @@ def test_the_test_split_is_prepared_as_inference_does(cfg, world, make):
 
 def test_one_shard_has_one_writer(tmp_path):
     writer = FeatureWriter(tmp_path / "s", key={"a": 1})
-    with pytest.raises(DataError, match=r"shard-0000\.jsonl: another process writes this shard"):
+    with pytest.raises(AffectGPTError, match=r"shard-0000\.jsonl: another process is writing this file"):
         FeatureWriter(tmp_path / "s", key={"a": 1})
     writer.close()
     FeatureWriter(tmp_path / "s", key={"a": 1}).close()
@@ -355,12 +371,12 @@ def test_encoding_leaves_the_random_stream_as_with_stored_features(cfg, tokenize
 def overwrite(config, modality, *, record, values):
     """Other bytes in place of a stored record; the sample it belongs to."""
     data = folder_of(config, modality) / "shard-0000.bin"
-    lines = data.with_suffix(".jsonl").read_text().splitlines()
-    size = data.stat().st_size // len(lines)
+    entries = read_index(data.with_suffix(".jsonl"))
+    size = data.stat().st_size // len(entries)
     with data.open("r+b") as handle:
         handle.seek(record * size)
         handle.write(values[:size])
-    return json.loads(lines[record])["name"]
+    return next(name for name, entry in entries.items() if entry["record"] == record)
 
 
 def train(cfg, *options):
@@ -377,7 +393,7 @@ def test_overwritten_records_are_named_by_training_and_by_check_data(cfg, capsys
     check = ["--cfg-path", str(cfg), "--splits", "train", "--media", "none", "--any-count"]
     assert check_data(check) == 0
     name = overwrite(config, Modality.FACE, record=2, values=values)
-    told = rf"sample '{name}'.* record 2 of .*OVMERD.*shard-0000\.bin, is damaged .*Remove shard-0000\.bin and"
+    told = rf"sample '{name}'.* \(record 2 of .*OVMERD.*shard-0000\.bin\) are damaged .*Remove shard-0000\.bin and"
     with pytest.raises(DataError, match="(?i)" + told):
         train(cfg)
     capsys.readouterr()
@@ -394,9 +410,9 @@ def test_a_store_without_checksums_loads_with_a_note(cfg, log_lines):
     assert main(["--cfg-path", str(cfg)]) == 0
     for modality in MEDIA:
         path = folder_of(config, modality) / "shard-0000.jsonl"
-        entries = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "crc32"}) + "\n" for e in entries))
-    _, samples = named_samples(config, "ovmerd", split="train")
+        entries = entries_of(path)
+        write_earlier(path, {n: {k: v for k, v in e.items() if k != "crc32"} for n, e in entries.items()})
+    samples = open_dataset(config, "ovmerd").samples("train")
     reader = reader_of(config, Modality.FACE)
     assert all(reader(sample)[0].isfinite().all() for sample in samples)
     [note] = [line for line in log_lines if "checksum" in line]
@@ -419,15 +435,92 @@ def test_outputs_that_are_not_finite_are_not_stored(tmp_path):
             reader(Sample(name=name, dataset="d"))
 
 
-@pytest.mark.parametrize("line", ['{"flags": []}', "[]", '{"name": "x"}', '{"name": "x", "flags": [], "crc32": "1"}'])
+DAMAGED = (
+    '{"flags": []}', "[]", '{"name": "x"}', '{"name": "x", "flags": [], "crc32": "1"}', '{"name": "x", "value": {}}',
+    '{"name": "x", "value": 3}', '{"name": "x", "value": {"record": -1, "flags": []}}', "[" * 9999,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED)
 def test_a_damaged_index_is_named(tmp_path, line):
     writer = FeatureWriter(tmp_path / "s", key={"a": 1})
     writer.write("good", torch.ones(2, 3))
     writer.close()
     path = tmp_path / "s" / "shard-0000.jsonl"
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(DataError, match=r"shard-0000\.jsonl: damaged"):
-        FeatureReader(tmp_path / "s", key={"a": 1})
+    for opened in (FeatureReader, FeatureWriter):
+        with pytest.raises(DataError, match=r"shard-0000\.jsonl: damaged"):
+            opened(tmp_path / "s", key={"a": 1})
+
+
+def values_of(folder, *names):
+    reader = FeatureReader(folder, key={"a": 1})
+    return [reader(Sample(name=name, dataset="d"))[0].unique().tolist() for name in names]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"name": "torn", "fla'])
+def test_a_store_of_an_earlier_version_is_read_and_continued(tmp_path, torn):
+    """The files as commit 71ad866 wrote them: no head in the index, failures between records, a line torn by a kill."""
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / "key.json").write_text(json.dumps({"key": {"a": 1}, "shape": [2, 3], "dtype": "float32"}))
+    records = [np.full((2, 3), number, np.float32).tobytes() for number in range(3)]
+    (folder / "shard-0000.bin").write_bytes(b"".join(records) + b"half a rec")
+    lines = [
+        {"name": "名字_1", "flags": ["no_audio_track"], "crc32": zlib.crc32(records[0])},
+        {"name": "broken", "failed": "b.mp4: no such file"},
+        {"name": "b", "flags": [], "crc32": zlib.crc32(records[1]), "bytes": 4, "mtime": 5, "parts": 6},
+        {"name": "c", "flags": [], "crc32": zlib.crc32(records[2])},
+    ]
+    index = folder / "shard-0000.jsonl"
+    index.write_bytes("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in lines).encode() + torn)
+    before = index.read_bytes()
+    assert values_of(folder, "名字_1", "b", "c") == [[0], [1], [2]]
+    with pytest.raises(DataError, match=r"sample 'broken': b\.mp4: no such file"):
+        values_of(folder, "broken")
+    assert index.read_bytes() == before  # reading changes nothing
+    writer = FeatureWriter(folder, key={"a": 1})
+    assert writer.done == {"名字_1", "b", "c"}  # what failed is tried again
+    writer.write("broken", torch.full((2, 3), 3.0))
+    writer.close()
+    assert values_of(folder, "名字_1", "broken", "b", "c") == [[0], [3], [1], [2]]
+    assert entries_of(index)["b"] == {"record": 1, "flags": [], "crc32": zlib.crc32(records[1]), "bytes": 4,
+                                      "mtime": 5, "parts": 6}  # fmt: skip
+    assert FeatureReader(folder, key={"a": 1})(Sample(name="名字_1", dataset="d"))[1] == ("no_audio_track",)
+
+
+def test_an_index_of_an_earlier_version_that_is_being_written_is_left_alone(tmp_path):
+    (tmp_path / "shard-0000.jsonl").write_text('{"name": "x", "failed": "y"}\n')
+    with locked(tmp_path / "shard-0000.jsonl"), pytest.raises(AffectGPTError, match="another process is writing"):
+        FeatureWriter(tmp_path, key={"a": 1})
+    assert (tmp_path / "shard-0000.jsonl").read_text() == '{"name": "x", "failed": "y"}\n'
+
+
+def test_records_that_a_power_cut_took_are_computed_again(tmp_path):
+    """The index is there, the data are not: no name may be left with the number of another's record."""
+    folder = tmp_path / "s"
+    writer = FeatureWriter(folder, key={"a": 1})
+    for number, name in enumerate("abcd"):
+        writer.write(name, torch.full((2, 3), float(number)))
+    writer.close()
+    data = folder / "shard-0000.bin"
+    data.write_bytes(data.read_bytes()[: 24 + 10])
+    writer = FeatureWriter(folder, key={"a": 1})
+    assert writer.done == {"a"}
+    writer.write("d", torch.full((2, 3), 7.0))
+    writer.close()
+    reader = FeatureReader(folder, key={"a": 1})
+    assert reader.missing([Sample(name=name, dataset="d") for name in "abcd"]) == ["b", "c"]
+    assert values_of(folder, "a", "d") == [[0], [7]] and data.stat().st_size == 2 * 24
+
+
+def test_records_without_the_key_of_their_store_are_refused(tmp_path):
+    writer = FeatureWriter(tmp_path / "s", key={"a": 1})
+    writer.write("a", torch.ones(2, 3))
+    writer.close()
+    (tmp_path / "s" / "key.json").unlink()
+    with pytest.raises(DataError, match=r"key\.json, which says .* is not there; remove the folder"):
+        FeatureWriter(tmp_path / "s", key={"a": 2})
 
 
 def test_check_data_names_stores_that_do_not_say_the_order_of_the_faces(cfg, capsys):

@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
-from affectgpt.textllm.base import CLIENTS, Sampling, TextLLMError, open_client, seed_for
-from affectgpt.textllm.folder import check_folder, folder_identity
+from affectgpt.textllm.base import CLIENTS, Sampling, TextLLMError, check_folder, folder_identity, open_client, seed_for
 from affectgpt.textllm.messages import text_only, user_message
 
 

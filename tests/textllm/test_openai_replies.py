@@ -134,7 +134,7 @@ def test_a_packed_reply_is_read(serve):
 
 def test_a_reply_of_brackets_is_no_crash(serve):
     _, client = serve(lambda *_: Answer(body=b"[" * 500_000))
-    with pytest.raises(TextLLMError, match=r"no chat completion.*\(3 attempts\)"):
+    with pytest.raises(TextLLMError, match=r"not a chat completion.*\(3 attempts\)"):
         client.chat_many(_conversations("a"), sampling=SAMPLING)
 
 

@@ -10,7 +10,7 @@ import pytest
 from vllm_source import fields_of, parameters_of, vllm_source
 
 from affectgpt.textllm import vllm_client
-from affectgpt.textllm.base import Reply, Sampling, TextLLMError, open_client, seed_for
+from affectgpt.textllm.base import Sampling, TextLLMError, TextReply, open_client, seed_for
 from affectgpt.textllm.messages import user_message
 
 SAMPLING = Sampling(temperature=0.3, top_p=0.6, repetition_penalty=1.2, max_tokens=9, seed=5)
@@ -58,7 +58,7 @@ def test_replies_come_back_in_chunks(folder, calls, monkeypatch):
     with open_client("vllm", model=folder, max_model_len=4096) as client:
         replies = client.chat_many(TALKS, sampling=SAMPLING, on_result=lambda i, reply: seen.append((i, reply)))
         client.chat_many(TALKS[:1], sampling=SAMPLING)
-    assert replies == [Reply(str(i), truncated=i == 1) for i in range(5)]
+    assert replies == [TextReply(str(i), truncated=i == 1) for i in range(5)]
     assert seen == list(enumerate(replies))
     assert [len(call["messages"]) for call in calls["chat"]] == [2, 2, 1, 1]
     assert len(calls["LLM"]) == 1 and calls["LLM"][0]["model"] == str(folder)

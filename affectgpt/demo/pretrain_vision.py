@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.files import write_json
 from affectgpt.demo import faces
@@ -46,7 +46,7 @@ def draw_lessons(*, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(crops), np.array(labels)
 
 
-def build_clip(*, image_size: int) -> torch.nn.Module:
+def build_clip(*, image_size: int) -> Any:
     """A random CLIPModel of demo size, 8 × 8 patches."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -66,7 +66,7 @@ def build_clip(*, image_size: int) -> torch.nn.Module:
     )  # fmt: skip
 
 
-def embed(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+def embed(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Projected image embeddings ``[B, WIDTH]`` of pixels ``[B, 3, 224, 224]``, on any version of transformers."""
     return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
 
@@ -79,7 +79,7 @@ def to_pixels(crops: torch.Tensor) -> torch.Tensor:
     return (x - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
 
 
-def enlarge(small: torch.nn.Module) -> torch.nn.Module:
+def enlarge(small: Any) -> Any:
     """A CLIPModel for 224 pixels from one for 112: each patch weight becomes a quarter of it in 2 × 2 places.
 
     On an image enlarged from 112 it answers as the small one does, whose lessons cost a quarter.
@@ -92,8 +92,8 @@ def enlarge(small: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def teach_clip(folder: Path, *, seed: int) -> dict[str, float]:
-    """Make, teach and save the tiny CLIP; returns its accuracy on the last lessons."""
+def pretrain_clip(folder: Path, *, seed: int) -> dict[str, float]:
+    """Make, pretrain and save the tiny CLIP; returns its accuracy on the last lessons."""
     import torch
     from torch.nn.functional import cross_entropy
 

@@ -20,7 +20,6 @@ from affectgpt.demo.tokenizer import save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 WIDTH = 96  # differs from every other width of the demo
 VOCABULARY = 832
@@ -130,18 +129,17 @@ def build_tokenizer() -> Any:
     return train_tokenizer([line.replace("Here>", "> <") for line in lines], vocab_size=VOCABULARY)
 
 
-def build_qwen2(tokenizer: Any) -> torch.nn.Module:
+def build_qwen2(tokenizer: Any) -> Any:
     """A random Qwen2ForCausalLM of demo size. Like the real one it has more embedding rows than tokens."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=VOCABULARY + 64, hidden_size=WIDTH, intermediate_size=256, num_hidden_layers=3,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, rope_theta=10_000.0,
-            tie_word_embeddings=False, initializer_range=0.05, bos_token_id=tokenizer.token_to_id("<|endoftext|>"),
-            eos_token_id=tokenizer.token_to_id("<|im_end|>"), attn_implementation="sdpa",
-        )
-    )  # fmt: skip
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY + 64, "hidden_size": WIDTH, "intermediate_size": 256, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "rope_theta": 10_000.0,
+        "tie_word_embeddings": False, "initializer_range": 0.05, "attn_implementation": "sdpa",
+        "bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+    }  # fmt: skip
+    return Qwen2ForCausalLM(Qwen2Config(**shape))
 
 
 class _Encoder:
@@ -201,8 +199,8 @@ class _Encoder:
         return embeds, mask, labels
 
 
-def teach_qwen2(folder: Path, *, seed: int) -> dict[str, float]:
-    """Make, teach and save the tiny Qwen2 with its tokenizer; returns the loss on the last lessons."""
+def pretrain_qwen2(folder: Path, *, seed: int) -> dict[str, float]:
+    """Make, pretrain and save the tiny Qwen2 with its tokenizer; returns the loss on the last lessons."""
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy

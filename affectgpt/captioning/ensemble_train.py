@@ -1,4 +1,4 @@
-"""Train the crowd: several classifiers that differ by seed and by the sets they learn from (paper, section 2.2)."""
+"""Train the ensemble: several classifiers that differ by seed and by the sets they learn from (paper, section 2.2)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
-from affectgpt.captioning.crowd_model import EMOTION, CrowdClassifier, Head
-from affectgpt.captioning.crowd_sets import LabelledSet, sets_of
-from affectgpt.config.captioning import CrowdConfig
+from affectgpt.captioning.ensemble import EMOTION, EnsembleClassifier, Head, LabelledSet, sets_of
+from affectgpt.config.captioning import EnsembleConfig
 from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.core.runtime import logger
@@ -25,7 +24,7 @@ RECORD = "crowd.json"
 _VERSION = 1
 
 
-def settings_of(spec: CrowdConfig, sets: Sequence[LabelledSet], encoders: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(spec: EnsembleConfig, sets: Sequence[LabelledSet], encoders: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides the classifiers: hyper-parameters, lessons, encoders."""
     lessons = {}
     for lesson in sets:
@@ -34,23 +33,23 @@ def settings_of(spec: CrowdConfig, sets: Sequence[LabelledSet], encoders: Mappin
     return {"version": _VERSION, **_chosen(spec), "sets": lessons, "encoders": dict(encoders)}
 
 
-def _chosen(spec: CrowdConfig) -> dict[str, Any]:
+def _chosen(spec: EnsembleConfig) -> dict[str, Any]:
     """What decides a training besides its lessons."""
     return {key: value for key, value in asdict(spec).items() if key not in ("folder", "sets", "neutral_band")}
 
 
-def train_crowd(
-    spec: CrowdConfig, sets: Sequence[LabelledSet], *, folder: Path, encoders: Mapping[str, Any]
-) -> list[CrowdClassifier]:
-    """Train the classifiers that ``folder`` lacks; they are saved one by one, so that a stopped run goes on.
+def train_ensemble(
+    spec: EnsembleConfig, sets: Sequence[LabelledSet], *, folder: Path, encoders: Mapping[str, Any]
+) -> list[EnsembleClassifier]:
+    """Train the classifiers that ``folder`` lacks; they are saved one by one, so that a stopped run can resume.
 
-    Raises DataError when the sets teach no emotion at all, CheckpointError when the folder holds another crowd.
+    Raises DataError when the sets teach no emotion at all, CheckpointError when the folder holds another ensemble.
     """
     if not any(lesson.head.task == EMOTION for lesson in sets):
-        raise DataError("captioning.crowd.sets: none of them has emotion words; the crowd needs at least one")
+        raise DataError("captioning.crowd.sets: none of them has emotion words; the ensemble needs at least one")
     settings = settings_of(spec, sets, encoders)
     _claim(folder, settings)
-    crowd = []
+    ensemble = []
     for number in range(spec.models):
         path = model_path(folder, number)
         if not path.exists():
@@ -65,11 +64,13 @@ def train_crowd(
                 "classifier %d of %d (%s): epoch %d, held-back score %.3f, %.1f s",
                 number + 1, spec.models, names, best["epoch"], best["score"], time.perf_counter() - started,
             )  # fmt: skip
-        crowd.append(load_one(path))
-    return crowd
+        ensemble.append(load_one(path))
+    return ensemble
 
 
-def train_one(spec: CrowdConfig, sets: Sequence[LabelledSet], *, seed: int) -> tuple[CrowdClassifier, dict[str, float]]:
+def train_one(
+    spec: EnsembleConfig, sets: Sequence[LabelledSet], *, seed: int
+) -> tuple[EnsembleClassifier, dict[str, float]]:
     """One classifier and its best epoch, by the mean held-back score of its heads (accuracy; for valence of the sign).
 
     All clips of all sets are kept in memory as whole tensors; a batch mixes sets, each head learns from its own clips.
@@ -84,7 +85,7 @@ def train_one(spec: CrowdConfig, sets: Sequence[LabelledSet], *, seed: int) -> t
     learnt = torch.nonzero(~back).squeeze(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CrowdClassifier(
+        model = EnsembleClassifier(
             d_visual=visual.shape[1], d_acoustic=acoustic.shape[1], heads=heads, hidden=spec.hidden,
             dropout=spec.dropout,
         )  # fmt: skip
@@ -136,7 +137,11 @@ def _loss(
 
 @torch.no_grad()
 def _score(
-    model: CrowdClassifier, visual: torch.Tensor, acoustic: torch.Tensor, of_head: torch.Tensor, targets: torch.Tensor
+    model: EnsembleClassifier,
+    visual: torch.Tensor,
+    acoustic: torch.Tensor,
+    of_head: torch.Tensor,
+    targets: torch.Tensor,
 ) -> float:
     model.eval()
     scores = []
@@ -157,22 +162,22 @@ def model_path(folder: Path, number: int) -> Path:
     return folder / f"classifier_{number:02d}.pt"
 
 
-def load_one(path: Path) -> CrowdClassifier:
+def load_one(path: Path) -> EnsembleClassifier:
     """A saved classifier. CheckpointError naming the file when it is missing or damaged."""
     try:
-        return CrowdClassifier.from_file(torch.load(path, map_location="cpu", weights_only=True))
+        return EnsembleClassifier.from_file(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such classifier; train the crowd: affectgpt crowd train") from None
+        raise CheckpointError(f"{path}: no such classifier; train the ensemble: affectgpt crowd train") from None
     except Exception as error:  # torch raises many kinds on damaged files
         raise CheckpointError(
-            f"{path}: damaged ({type(error).__name__}); remove it and train the crowd again"
+            f"{path}: damaged ({type(error).__name__}); remove it and train the ensemble again"
         ) from error
 
 
-def load_crowd(
-    folder: Path, *, spec: CrowdConfig, encoders: Mapping[str, Any]
-) -> tuple[list[CrowdClassifier], dict[str, Any]]:
-    """The crowd of a folder and its record.
+def load_ensemble(
+    folder: Path, *, spec: EnsembleConfig, encoders: Mapping[str, Any]
+) -> tuple[list[EnsembleClassifier], dict[str, Any]]:
+    """The ensemble of a folder and its record.
 
     CheckpointError when it is missing or unfinished, of other encoders, or was trained otherwise than ``spec`` says.
     """
@@ -180,24 +185,24 @@ def load_crowd(
 
     record = read_record(folder)
     if record is None:
-        raise CheckpointError(f"{folder}: no crowd of classifiers; train one: affectgpt crowd train")
+        raise CheckpointError(f"{folder}: no ensemble of classifiers; train one: affectgpt crowd train")
     wanted = {**_chosen(spec), "sets": sorted(name.lower() for name in spec.sets)}
     found = {key: record["settings"].get(key) for key in wanted}
     found["sets"] = sorted(name.lower() for name in record["settings"]["sets"])
     difference = differing(found, wanted)
     if difference is not None:
         raise CheckpointError(
-            f"{folder}: holds a crowd of other settings: {difference}. Give captioning.crowd the settings it was "
+            f"{folder}: holds an ensemble of other settings: {difference}. Give captioning.crowd the settings it was "
             "trained with, or another folder"
         )
     difference = differing(record["settings"]["encoders"], encoders)
     if difference is not None:
-        raise CheckpointError(f"{folder}: the crowd was trained on other features: {difference}. Train it again")
+        raise CheckpointError(f"{folder}: the ensemble was trained on other features: {difference}. Train it again")
     return [load_one(model_path(folder, i)) for i in range(record["settings"]["models"])], record
 
 
 def finished(folder: Path) -> bool:
-    """Whether a folder holds a whole crowd."""
+    """Whether a folder holds a whole ensemble."""
     record = read_record(folder)
     return record is not None and all(model_path(folder, i).exists() for i in range(record["settings"]["models"]))
 
@@ -212,7 +217,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} and train the crowd again") from error
+        raise CheckpointError(f"{path}: damaged ({error}); remove {folder} and train the ensemble again") from error
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -227,7 +232,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     difference = differing(record["settings"], plain)
     if difference is not None:
         raise CheckpointError(
-            f"{folder}: holds a crowd of other settings: {difference}. Move it away, or give captioning.crowd.folder"
+            f"{folder}: holds an ensemble of other settings: {difference}. Move it away, or set captioning.crowd.folder"
         )
 
 

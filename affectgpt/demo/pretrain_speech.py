@@ -7,7 +7,7 @@ so that pitch and brightness need not be found from raw samples first.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.files import write_json
 from affectgpt.core.types import CLIP_SAMPLES, N_FRAMES, SAMPLE_RATE
@@ -65,11 +65,13 @@ def _filter_bank(convolution: torch.nn.Conv1d) -> None:
     import numpy as np
     import torch
 
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([90.0, 6500.0]) / 700)), _BANDS)
+    lowest, highest = 2595 * np.log10(1 + np.array([90.0, 6500.0]) / 700)
+    mel = np.linspace(lowest, highest, _BANDS)
     hertz = 700 * (10 ** (mel / 2595) - 1)
     t = np.arange(_WINDOW) / SAMPLE_RATE
     window = np.hanning(_WINDOW)
     bank = [window * wave(2 * np.pi * f * t) * np.sqrt(f / 500) for f in hertz for wave in (np.sin, np.cos)]
+    assert convolution.bias is not None
     with torch.no_grad():
         convolution.weight.zero_()
         convolution.bias.zero_()
@@ -78,25 +80,24 @@ def _filter_bank(convolution: torch.nn.Conv1d) -> None:
         convolution.bias[len(bank) :] = torch.linspace(-1, 1, _LEVEL_CHANNELS)
 
 
-def build_hubert() -> torch.nn.Module:
+def build_hubert() -> Any:
     """A HubertModel of demo size, random but for the filter bank."""
     from transformers import HubertConfig, HubertModel
 
-    model = HubertModel(
-        HubertConfig(
-            hidden_size=WIDTH, intermediate_size=136, num_hidden_layers=4, num_attention_heads=4,
-            conv_dim=(2 * _BANDS + _LEVEL_CHANNELS, 64), conv_kernel=(_WINDOW, 8), conv_stride=(_HOP, 6),
-            num_feat_extract_layers=2, conv_bias=True, feat_extract_norm="layer", do_stable_layer_norm=True,
-            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, vocab_size=32,
-            hidden_dropout=0.0, activation_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0,
-            apply_spec_augment=False, mask_time_prob=0.0,
-        )
-    )  # fmt: skip
+    shape: dict[str, Any] = {
+        "hidden_size": WIDTH, "intermediate_size": 136, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "conv_dim": (2 * _BANDS + _LEVEL_CHANNELS, 64), "conv_kernel": (_WINDOW, 8), "conv_stride": (_HOP, 6),
+        "num_feat_extract_layers": 2, "conv_bias": True, "feat_extract_norm": "layer", "do_stable_layer_norm": True,
+        "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "vocab_size": 32,
+        "hidden_dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0,
+        "layerdrop": 0.0, "apply_spec_augment": False, "mask_time_prob": 0.0,
+    }  # fmt: skip
+    model: Any = HubertModel(HubertConfig(**shape))
     _filter_bank(model.feature_extractor.conv_layers[0].conv)
     return model
 
 
-def embed(model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
+def embed(model: Any, clips: torch.Tensor) -> torch.Tensor:
     """``[N, samples]`` → ``[N, WIDTH]``: mean of the last four hidden states and over time, as AffectGPT uses them."""
     import torch
 
@@ -105,14 +106,14 @@ def embed(model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
     return torch.stack(last_four).mean(dim=0).mean(dim=1)
 
 
-def teach_hubert(folder: Path, *, seed: int) -> dict[str, float]:
-    """Make, teach and save the tiny HuBERT; returns its accuracy on the last lessons."""
+def pretrain_hubert(folder: Path, *, seed: int) -> dict[str, float]:
+    """Make, pretrain and save the tiny HuBERT; returns its accuracy on the last lessons."""
     import torch
     from torch.nn.functional import cross_entropy
 
     torch.manual_seed(seed)
-    waves, labels = draw_lessons(count=_SENTENCES, seed=seed)
-    labels = torch.from_numpy(labels)
+    waves, emotions = draw_lessons(count=_SENTENCES, seed=seed)
+    labels = torch.from_numpy(emotions)
     model = build_hubert()
     filters = model.feature_extractor.conv_layers[0]  # stays as it is, so its output is computed once
     with torch.no_grad():
