@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     names = parse_names(",".join(words), custom=config.datasets)
     datasets = [open_dataset(config, name) for name in names]
     modes = [args.mode or _mode_of(config, dataset) for dataset in datasets]
-    reader = media_reader(config, training=args.split == "train")
-    encoders = Encoders(config, device=device)
     failed = 0
     sources = [dataset.samples(args.split, labels=False) for dataset in datasets]  # what is missing shows at once
+    reader = media_reader(config, training=args.split == "train")
+    encoders = Encoders(config, device=device)
     for dataset, mode, samples in zip(datasets, modes, sources, strict=True):
         for modality in get_mode(mode).media:
             written, broken = extract(

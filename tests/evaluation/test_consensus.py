@@ -161,7 +161,7 @@ def test_files_and_clips_that_lack_are_named(voters: Bench, capsys) -> None:
         (["--checkpoints", "30"], "a vote needs two or more result files"),
         (["--checkpoints", "30-60/5"], "no result file of epoch 45, 50, 55, 60"),
         (["--name", "run_a"], "is one of the voters' runs"),
-        (["--name", "../x"], "is no file stem"),
+        (["--name", "../x"], "is not a file stem"),
         (["--at-least", "9"], "--at-least 9: 1 to 3"),
         (["--run", "rum_a"], "Did you mean 'run_a'?"),
         (["--voters", "run_a", "run_x"], "no run 'run_x'"),
