@@ -2,14 +2,25 @@
 
 __version__ = "0.1.0"
 
+# Name → the module that has it. They pull in torch; importing the package must not.
+_LAZY = {
+    "AffectGPTConfig": "affectgpt.modeling.configuration_affectgpt",
+    "AffectGPTForConditionalGeneration": "affectgpt.modeling.modeling_affectgpt",
+    "AffectGPTProcessor": "affectgpt.processing.processor",
+    "EmotionDataset": "affectgpt.datasets.base",
+    "GenerationSession": "affectgpt.inference.session",
+    "Predictor": "affectgpt.inference.predictor",
+    "open_dataset": "affectgpt.datasets.base",
+    "register": "affectgpt.inference.hub",
+}
+
 
 def __getattr__(name: str):
-    # Predictor pulls in torch; importing the package must not.
-    if name == "Predictor":
-        from affectgpt.inference.predictor import Predictor
+    if name in _LAZY:
+        import importlib
 
-        return Predictor
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'affectgpt' has no attribute {name!r}")
 
 
-__all__ = ["Predictor", "__version__"]
+__all__ = ["__version__", *sorted(_LAZY)]

@@ -151,9 +151,9 @@ def _shortest(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The two arguments of every published command: ``--cfg-path`` and ``--options``."""
-    parser.add_argument("--cfg-path", required=True, metavar="FILE", help="configuration, a file of train_configs/")
+    parser.add_argument("--cfg-path", required=required, metavar="FILE", help="configuration, a file of train_configs/")
     parser.add_argument(
         "--options",
         nargs="+",

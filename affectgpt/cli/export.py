@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from affectgpt.cli.common import add_imports_argument, run_cli
@@ -21,6 +22,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="PATH", help="a new folder, or a new FILE.pth to go back")
     parser.add_argument("--merge", action="store_true", help="merge LoRA into the LLM's weights and write them")
     add_imports_argument(parser)
+    parser.add_argument(
+        "--hf", action="store_true",
+        help="write the whole model as a folder that transformers loads: AutoModel… and AutoProcessor.from_pretrained",
+    )  # fmt: skip
+    parser.add_argument("--adapter", action="store_true", help="with --hf: LoRA beside the weights (peft), not merged")
+    parser.add_argument(
+        "--cfg-path", metavar="FILE", help="with --hf: the checkpoint's configuration (default: the one inside it)"
+    )
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override any of its keys")
+    parser.add_argument("--mode", metavar="MODE", help="with --hf: input mode (default: that of the training data)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="with --hf: of the weights (default: as the LLM's)"
+    )
+    parser.add_argument("--scores", metavar="JSON", help="with --hf: scores for the model card, from score --json")
     parser.add_argument("--llm", metavar="FOLDER", help="the LLM's folder (default: where its configuration has it)")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the model code that an LLM's folder brings (Baichuan2)"
@@ -41,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; name a new one")
     import_files(args.imports)
+    if args.hf:
+        return _export_hf(args, checkpoint, out)
+    if args.adapter or args.cfg_path or args.scores or args.mode or args.dtype:
+        raise ConfigError("--adapter, --cfg-path, --mode, --dtype and --scores go with --hf")
     content = read_checkpoint(checkpoint)
     if out.suffix == ".pth":
         if args.merge:
@@ -54,6 +73,32 @@ def main(argv: list[str] | None = None) -> int:
         row, folder = _llm_of(content, llm=args.llm, read=args.merge, trusted=args.trust_remote_code)
         export_folder(content, out, row=row, llm=folder, merge=args.merge)
     print(out)
+    return 0
+
+
+def _export_hf(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
+    import torch
+
+    from affectgpt.config.load import load_config, saved_config
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.evaluation.report_json import headline
+    from affectgpt.inference.hub import export_hf
+    from affectgpt.modeling.checkpoint import read_checkpoint
+
+    if args.merge:
+        raise ConfigError("--hf merges LoRA by itself; --adapter keeps it apart")
+    if args.options and not args.cfg_path:
+        raise ConfigError("--options go with --cfg-path")
+    if args.cfg_path:
+        config = load_config(args.cfg_path, args.options)
+    else:
+        config = saved_config(read_checkpoint(checkpoint).get("config"), source=checkpoint)
+    if args.llm:
+        folders = {**config.paths.folders, config.model.llama_model: args.llm}
+        config = replace(config, paths=replace(config.paths, folders=folders))
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    scores = None if args.scores is None else headline(Path(args.scores), checkpoint=checkpoint.stem)
+    print(export_hf(config, checkpoint, out, mode=args.mode, adapter=args.adapter, dtype=dtype, scores=scores))
     return 0
 
 

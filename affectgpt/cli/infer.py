@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from affectgpt.cli.common import add_config_arguments, run_cli
+
+if TYPE_CHECKING:
+    from affectgpt.config.schema import Config
 
 
 def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that both published inference commands have."""
-    add_config_arguments(parser)
+    add_config_arguments(parser, required=False)
+    parser.add_argument(
+        "--hf", metavar="DIR",
+        help="a folder that affectgpt export --hf wrote, instead of a checkpoint; --cfg-path then is not needed",
+    )  # fmt: skip
     parser.add_argument(
         "--zeroshot", action="store_true", help="ask for open-vocabulary labels (what happens anyway; as published)"
     )
@@ -19,6 +29,18 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--outside_face_or_frame", metavar="MODE", help="input mode, instead of that of the training data in the file"
     )
+
+
+def load_inference_config(args: argparse.Namespace, options: Sequence[str]) -> Config:
+    """The configuration of ``--cfg-path``, or with ``--hf`` alone the defaults; options laid over."""
+    from affectgpt.config.load import default_config, load_config
+    from affectgpt.core.errors import ConfigError
+
+    if args.cfg_path:
+        return load_config(args.cfg_path, options)
+    if not args.hf:
+        raise ConfigError("give --cfg-path FILE, or --hf DIR")
+    return default_config(Path(args.hf).resolve().name, options)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,8 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, then run every chosen checkpoint over every data set."""
     args = build_parser().parse_args(argv)
 
-    from affectgpt.config.load import load_config
-    from affectgpt.config.paths import select_checkpoints
+    from affectgpt.config.paths import CheckpointFile, select_checkpoints
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.runtime import logger, setup_logging
     from affectgpt.datasets.table import parse_names
@@ -82,9 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.both and args.outside_user_message:
         raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
     skip = ["inference.on_error=skip"] if args.skip_unreadable else []
-    config = load_config(args.cfg_path, [*args.options, *skip])
+    config = load_inference_config(args, [*args.options, *skip])
     names = parse_names(args.dataset, custom=config.datasets)
-    checkpoints = select_checkpoints(config)
+    checkpoints = [] if args.hf else select_checkpoints(config)
     rank, world_size = parse_shard(args.shard)
 
     from affectgpt.inference.benchmark import Benchmark
@@ -92,6 +113,10 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.processing.questions import render_question
     from affectgpt.results.files import export
 
+    if args.hf:
+        from affectgpt.modeling.build import exported_weights
+
+        checkpoints = [CheckpointFile(exported_weights(args.hf), epoch=0, loss=0.0)]
     base_root = config.inference.base_root
     questions = [(args.outside_user_message or render_question("ovlabel"), base_root)]
     if args.both:
@@ -100,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         config,
         device=inference_device(config),
         mode=args.outside_face_or_frame,
+        hf=args.hf,
         rank=rank,
         world_size=world_size,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.cli.common import run_cli
-from affectgpt.cli.infer import add_inference_arguments
+from affectgpt.cli.infer import add_inference_arguments, load_inference_config
 from affectgpt.core.printable import printable
 
 
@@ -95,25 +95,31 @@ def main(argv: list[str] | None = None) -> int:
         if len(videos) > 1 and getattr(args, option) is not None:
             raise ConfigError(f"--{option} belongs to one video; {len(videos)} are given")
 
-    from affectgpt.config.load import load_config
-    from affectgpt.config.paths import select_checkpoints
+    from affectgpt.config.paths import CheckpointFile, select_checkpoints
     from affectgpt.inference.predictor import Predictor, check_inputs
     from affectgpt.inference.session import training_mode
+    from affectgpt.modeling.build import exported_config, exported_weights
     from affectgpt.preprocess.asr import Transcriber
 
-    config = load_config(args.cfg_path, args.options)
-    mode = args.outside_face_or_frame or training_mode(config)
+    config = load_inference_config(args, args.options)
+    shared = {
+        "recognise": Transcriber(args.asr) if args.asr else None,
+        "face_framing": args.face_framing,
+    }
+    if args.hf:
+        config, mode = exported_config(args.hf, config, mode=args.outside_face_or_frame)
+        checkpoints = [CheckpointFile(exported_weights(args.hf), epoch=0, loss=0.0)]
+    else:
+        mode = args.outside_face_or_frame or training_mode(config)
+        checkpoints = select_checkpoints(config)
     check_inputs(mode, video=videos[0], audio=args.audio_path, face=args.face_npy)
-    checkpoints = select_checkpoints(config)
-    predictor = Predictor.from_config(
-        args.cfg_path,
-        checkpoint=checkpoints[0].path,
-        options=args.options,
-        mode=mode,
-        recognise=Transcriber(args.asr) if args.asr else None,
-        face_framing=args.face_framing,
-        keep_features=len(checkpoints) > 1,
-    )
+    if args.hf:
+        predictor = Predictor.from_pretrained(args.hf, config=config, mode=mode, **shared)
+    else:
+        predictor = Predictor.from_config(
+            args.cfg_path, checkpoint=checkpoints[0].path, options=args.options, mode=mode,
+            keep_features=len(checkpoints) > 1, **shared,
+        )  # fmt: skip
     failed = 0
     for checkpoint, video in itertools.product(checkpoints, videos):
         predictor.use(checkpoint.path)

@@ -61,6 +61,17 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     return config
 
 
+def default_config(name: str, options: Iterable[str] = ()) -> Config:
+    """The defaults under a name, with options laid over them. Raises ConfigError as ``load_config`` does."""
+    origins = Origins(name)
+    items = list(_items(options))
+    for item in items:
+        origins.note(item.partition("=")[0], f"--options {item!r}")
+    return dataclasses.replace(
+        _build(Config, {"name": name, **lay_options({}, items, Path(name))}, "", origins), origins=origins
+    )
+
+
 def saved_config(values: Mapping[str, Any] | None, *, source: str | Path) -> Config:
     """The configuration that a checkpoint or an export holds; its ``imports`` are never followed.
 

@@ -14,9 +14,12 @@ over all data sets. ``published``: the paper's values in the same unit, present 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from affectgpt import __version__
+from affectgpt.core.errors import DataError
+from affectgpt.core.files import parse_json
 from affectgpt.evaluation import published
 from affectgpt.evaluation.compare import PairedResult, SeedResult
 from affectgpt.evaluation.floors import above
@@ -63,6 +66,25 @@ def as_dict(run_scores: RunScores) -> dict[str, Any]:
         mean = published.mean_of(run_scores.datasets)
         value["published"] = {"model": published.MODEL, "datasets": known, "mean": None if mean is None else mean / 100}
     return value
+
+
+def headline(path: Path, *, checkpoint: str) -> dict[str, str]:
+    """Of a file of scores: data set → what a checkpoint (file stem) scored there, e.g. ``HIT 78.5``.
+
+    Raises DataError when the file is not one of these, or says nothing of the checkpoint.
+    """
+    try:
+        value = parse_json(path.read_text(encoding="utf-8"))
+        found = {
+            name: f"{entry['metric']} {100 * entry['checkpoints'][checkpoint][entry['metric']]:.2f}"
+            for name, entry in value["datasets"].items()
+            if checkpoint in entry["checkpoints"]
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not scores as affectgpt score --json writes them ({error})") from error
+    if not found:
+        raise DataError(f"{path}: has no score of {checkpoint}")
+    return found
 
 
 def _selection(run_scores: RunScores) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from affectgpt.inference.encode import DatasetFeatures
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.media.video import video_reader
+from affectgpt.modeling.build import exported_config
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
 from affectgpt.results.files import meta_path, read_meta, result_path
@@ -34,6 +35,7 @@ class Benchmark:
     """Runs checkpoints over data sets; the model is built once, at the first answer that is needed.
 
     Encoders run once per clip, however many checkpoints and questions follow.
+    ``hf``: a folder of ``affectgpt export --hf`` in place of the configured model and its checkpoints.
     ``rank`` of ``world_size`` processes answers its share of the samples.
     """
 
@@ -43,9 +45,13 @@ class Benchmark:
         *,
         device: torch.device,
         mode: str | None = None,
+        hf: str | Path | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        self.hf = None if hf is None else Path(hf)
+        if self.hf is not None:
+            config, mode = exported_config(self.hf, config, mode=mode)
         self.config, self.device = config, device
         self.mode = get_mode(mode or training_mode(config)).name
         self.rank, self.world_size = rank, world_size
@@ -153,13 +159,19 @@ class Benchmark:
         features = self._features.get(dataset)
         if features is None:  # kept for the checkpoints and questions that follow
             features = self._features[dataset] = DatasetFeatures(
-                self.config, self.samples(dataset), dataset=dataset, mode=self.mode
-            )
+                self.config, self.samples(dataset), dataset=dataset, mode=self.mode,
+                policy=None if self.hf is None else "off",  # stored features are of encoders in folders of their own
+            )  # fmt: skip
         if self.session is None or (features.needs_encoders and not self.session.has_encoders):
             self.session = None  # its memory is needed
-            self.session = GenerationSession.from_config(
-                self.config, device=self.device, mode=self.mode, encoders=features.needs_encoders
-            )
+            if self.hf is not None:
+                self.session = GenerationSession.from_pretrained(
+                    self.hf, config=self.config, device=self.device, mode=self.mode
+                )
+            else:
+                self.session = GenerationSession.from_config(
+                    self.config, device=self.device, mode=self.mode, encoders=features.needs_encoders
+                )
         self.session.use(checkpoint.path)
         by_name = {sample.name: sample for sample in self.samples(dataset)}
         pending = [by_name[name] for name in order if name in share.pending]

@@ -145,14 +145,16 @@ class DatasetFeatures:
     Calling an entry of ``readers`` with a sample gives its output: what ``processor(…, features=…)`` takes.
     """
 
-    def __init__(self, config: Config, samples: Sequence[Sample], *, dataset: str, mode: str) -> None:
+    def __init__(
+        self, config: Config, samples: Sequence[Sample], *, dataset: str, mode: str, policy: str | None = None
+    ) -> None:
         self.config, self.dataset = config, dataset
         self.media = get_mode(mode).media
         self.unreadable: dict[str, str] = {}  # sample → why
         self._kept: dict[Modality, TemporaryStore] = {}
         self.stored: dict[Modality, FeatureReader] = stored_features(
-            config, samples, dataset=dataset, split="test", mode=mode, policy=features_policy(config, dataset),
-            processor=config.inference_frames,
+            config, samples, dataset=dataset, split="test", mode=mode,
+            policy=policy or features_policy(config, dataset), processor=config.inference_frames,
         )  # fmt: skip
         if self.stored:
             logger.info("%s: stored features of %s", dataset, ", ".join(self.stored))

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    GenerationConfig,
-)
+import transformers
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
@@ -31,9 +23,9 @@ from affectgpt.inference.session import training_mode
 from affectgpt.modeling.build import build_model, load_checkpoint
 from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
 from affectgpt.modeling.lora import PUBLISHED, has_lora, merge_lora, write_adapter
-from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.modeling.modeling_affectgpt import AUTO_MODELS, AffectGPTForConditionalGeneration
 from affectgpt.processing.processor import DEFAULT_MODE, AffectGPTProcessor
-from affectgpt.processing.prompt import CHAT_TEMPLATE
+from affectgpt.processing.prompt import chat_template
 
 ADAPTER = "adapter"
 
@@ -42,16 +34,9 @@ def register() -> None:
     """Make the Auto classes of transformers know AffectGPT, so that no code of a folder needs to be trusted."""
     AutoConfig.register(AffectGPTConfig.model_type, AffectGPTConfig, exist_ok=True)
     AutoProcessor.register(AffectGPTConfig, AffectGPTProcessor, exist_ok=True)
-    for auto in auto_models():
-        auto.register(AffectGPTConfig, AffectGPTForConditionalGeneration, exist_ok=True)
-
-
-def auto_models() -> list[Any]:
-    """The Auto classes that load the model; AutoModelForMultimodalLM is not in every version of transformers."""
-    import transformers
-
-    found = [AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText]
-    return [*found, *filter(None, [getattr(transformers, "AutoModelForMultimodalLM", None)])]
+    for name in AUTO_MODELS:
+        if hasattr(transformers, name):
+            getattr(transformers, name).register(AffectGPTConfig, AffectGPTForConditionalGeneration, exist_ok=True)
 
 
 def export_hf(
@@ -80,7 +65,7 @@ def export_hf(
         )
     mode = mode or (training_mode(config) if config.datasets else DEFAULT_MODE)
     processor = AffectGPTProcessor.from_config(config, mode=mode)
-    processor.chat_template = CHAT_TEMPLATE
+    processor.chat_template = chat_template(mode)
     folder = llm_folder(config)
     dtype = dtype or _stored_dtype(folder)
     model = build_model(config, device=torch.device("cpu"), tokenizer=processor.tokenizer, dtype=dtype).eval()
@@ -89,10 +74,7 @@ def export_hf(
     if has_lora(model.llm):
         if adapter:
             lora = {f"{PUBLISHED}{n}": t for n, t in model.llm.state_dict().items() if ".lora_" in n}
-            for parameter in model.llm.parameters():
-                if parameter.requires_grad:
-                    parameter.data.zero_()
-        merge_lora(model.llm)
+        merge_lora(model.llm, add=not adapter)
     model.config.lora_r = 0
     defaults = folder_generation_config(folder)
     inference = config.inference
@@ -122,28 +104,6 @@ def export_hf(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
-
-
-def session_config(folder: str | Path, config: Config | None = None) -> Config:
-    """A configuration for an exported folder: its model's keys over ``config`` (the defaults where there is none)."""
-    settings = read_settings(folder)
-    base = config or Config(name=Path(folder).resolve().name)
-    known = {key: settings[key] for key in AffectGPTConfig().recipe if key in settings}
-    return replace(base, model=replace(base.model, **known))
-
-
-def read_settings(folder: str | Path) -> dict[str, Any]:
-    """config.json of an exported folder. Raises CheckpointError naming the folder when it is none."""
-    path = Path(folder) / "config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"--hf {folder}: no folder written by affectgpt export --hf ({error})") from error
-    if not isinstance(settings, dict) or settings.get("model_type") != AffectGPTConfig.model_type:
-        raise CheckpointError(
-            f"--hf {folder}: config.json is not of an AffectGPT model; write it: affectgpt export --hf"
-        )
-    return settings
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -14,6 +14,7 @@ import torch
 
 from affectgpt.config.load import load_config
 from affectgpt.config.paths import select_checkpoints
+from affectgpt.config.schema import Config
 from affectgpt.core.crops import AS_PUBLISHED, CHANNELS, Crops, file_crops
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
@@ -158,6 +159,21 @@ class Predictor:
         chosen = select_checkpoints(config)[-1]
         session = GenerationSession.from_config(config, mode=mode)
         session.use(chosen.path)
+        return cls(session, recognise=recognise, face_framing=face_framing, keep_features=keep_features)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        config: Config | None = None,
+        mode: str | None = None,
+        recognise: Callable[[Path], str] | None = None,
+        face_framing: str = "loose",
+        keep_features: bool = False,
+    ) -> Predictor:
+        """The same of a folder that ``affectgpt export --hf`` wrote; ``config`` says how answers are drawn."""
+        session = GenerationSession.from_pretrained(folder, config=config, mode=mode)
         return cls(session, recognise=recognise, face_framing=face_framing, keep_features=keep_features)
 
     def use(self, checkpoint: str | Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError
@@ -20,8 +21,9 @@ from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine
 from affectgpt.inference.flags import answer_flags
 from affectgpt.inference.memory import find_batch_size
 from affectgpt.inference.sampling import sample_seed
-from affectgpt.modeling.build import build_model
+from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings
 from affectgpt.modeling.modeling_affectgpt import encode_medium
+from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example, FeatureOf
 
 _MODE_FROM = ("mercaptionplus", "ovmerd")  # of several training sets, those whose input mode is that of inference
@@ -103,6 +105,41 @@ class GenerationSession:
             tensor_parallel_size=config.inference.tensor_parallel_size,
         )
         return cls(config, processor=processor, model=model, engine=made, device=device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        config: Config | None = None,
+        device: torch.device | None = None,
+        mode: str | None = None,
+    ) -> GenerationSession:
+        """The model of a folder that ``affectgpt export --hf`` wrote; its one set of weights is the checkpoint.
+
+        ``config`` says how answers are drawn and where data are. Raises CheckpointError and ConfigError.
+        """
+        folder = Path(folder)
+        read_settings(folder)
+        config = config or Config(name=folder.resolve().name)
+        device = device or inference_device(config)
+        with config.naming("inference.engine"):
+            engine = ENGINES.get(config.inference.engine)
+        processor = AffectGPTProcessor.from_pretrained(folder)
+        processor.mode = get_mode(mode or processor.mode).name
+        processor.max_new_tokens = config.inference.max_new_tokens
+        dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.model.llm_dtype)
+        model = load_exported(folder, dtype=dtype).to(device)
+        defaults, model.generation_config = model.generation_config, GenerationConfig()
+        made = engine(
+            model,
+            processor=processor,
+            decoding=Decoding.from_config(config.inference),
+            defaults=defaults,
+            tensor_parallel_size=config.inference.tensor_parallel_size,
+        )
+        weights = exported_weights(folder)
+        return cls(config, processor=processor, model=model, engine=made, device=device, checkpoint=weights)
 
     @property
     def mode(self) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from affectgpt.core.crops import PUBLISHED, Crops, in_order
+from affectgpt.core.crops import AS_PUBLISHED, PUBLISHED, Crops, file_crops, in_order
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.runtime import logger
 from affectgpt.core.seeds import seeded
 from affectgpt.core.types import CLIP_SAMPLES, IMAGE_SIZE, N_FRAMES, SOUND_SUFFIXES, Modality, Sample
 from affectgpt.media.audio import NO_AUDIO_TRACK, cut_clips, read_wave, wave_flags
 from affectgpt.media.guard import Decoder
-from affectgpt.media.video import read_faces, read_image
+from affectgpt.media.video import read_faces, read_image, sample_faces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,6 +123,42 @@ class MediaReader:
             return self.transforms[modality](pictures), ()
         except DataError as error:
             raise DataError(f"{sample.dataset}: sample {sample.name!r}, {modality.value}: {error}") from error
+
+    def value(self, modality: Modality, value: Any) -> torch.Tensor:
+        """One medium that is given as a file or as an array: face, frame uint8 RGB ``[N, H, W, 3]``, of which some are
+        taken uniformly; audio float32 mono at 16 kHz ``[n]``, image uint8 RGB ``[H, W, 3]``. Raises DataError.
+        """
+        import numpy as np
+
+        if isinstance(value, str | os.PathLike):
+            path = Path(value)
+            kinds = {Modality.FACE: "face", Modality.FRAME: "video", Modality.IMAGE: "image"}
+            kind = kinds.get(modality) or ("audio" if path.suffix.lower() in SOUND_SUFFIXES else "video")
+            crops = file_crops(path, claimed=None, claimed_by="") if modality is Modality.FACE else AS_PUBLISHED
+            given: dict[str, Any] = {kind: path}
+            return self(Sample(name=path.stem, dataset="file", crops=crops, **given), modality)[0]
+        array = np.asarray(value)
+        shape = {Modality.AUDIO: 1, Modality.IMAGE: 3}.get(modality, 4)
+        kind_of = np.floating if modality is Modality.AUDIO else np.uint8
+        if array.ndim != shape or not array.size or not np.issubdtype(array.dtype, kind_of):
+            wanted = "float32 [n] at 16 kHz" if modality is Modality.AUDIO else f"uint8 RGB of {shape} dimensions"
+            raise DataError(f"{modality.value}: expected {wanted}; found {array.dtype} {list(array.shape)}")
+        if modality is Modality.AUDIO:
+            if not np.isfinite(array).all():
+                raise DataError("audio: the samples are not all finite numbers")
+            return self.transforms[modality](cut_clips(array.astype(np.float32), spacing=self.audio_clip_spacing))
+        try:
+            pictures = sample_faces(
+                array[None] if modality is Modality.IMAGE else array,
+                n_frames=1 if modality is Modality.IMAGE else self.n_frames,
+                size=self.image_size,
+            )
+        except ValueError as error:
+            raise DataError(f"{modality.value}: {error}") from None
+        if modality is Modality.FACE:
+            pictures = in_order(pictures, stored="rgb", wanted=self.face_channels)
+        made = self.transforms[modality](pictures)
+        return made[0] if modality is Modality.IMAGE else made
 
     def _image(self, sample: Sample, path: Path) -> np.ndarray:
         """Uint8 ``[size, size, 3]``: the image file, or a frame of the video drawn by data set and name."""

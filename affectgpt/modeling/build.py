@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from affectgpt.config.paths import qformer_config
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.runtime import logger
-from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class
+from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, read_preprocessor
 from affectgpt.encoders.llm import LLMRow, allowed_llm, loading, placeholder_ids, stop_sequences, weights_folder
 from affectgpt.encoders.pretrained import load_pretrained, read_config
 from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint
@@ -116,6 +117,44 @@ def load_llm(
         raise CheckpointError(f"{folder}: {error}") from error
 
 
+def load_exported(folder: Path, *, dtype: torch.dtype) -> AffectGPTForConditionalGeneration:
+    """The model of a folder that ``affectgpt export --hf`` wrote. Raises CheckpointError naming the folder."""
+    return load_pretrained(AffectGPTForConditionalGeneration, folder, dtype=dtype).eval()
+
+
+def exported_weights(folder: str | Path) -> Path:
+    """The file that stands for an exported folder's weights. Raises CheckpointError where there is none."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise CheckpointError(f"{folder}: has no model.safetensors; write it again: affectgpt export --hf")
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """config.json of an exported folder. Raises CheckpointError naming the folder when it is none."""
+    AutoConfig.register(AffectGPTConfig.model_type, AffectGPTConfig, exist_ok=True)  # the tokenizer's loader asks
+    path = Path(folder) / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: not a folder that affectgpt export --hf wrote ({error})") from error
+    if not isinstance(settings, dict) or settings.get("model_type") != AffectGPTConfig.model_type:
+        raise CheckpointError(f"{path}: not of an AffectGPT model; affectgpt export --hf writes such folders")
+    return settings
+
+
+def exported_config(folder: str | Path, config: Config, *, mode: str | None = None) -> tuple[Config, str]:
+    """A configuration with the model's keys of an exported folder, and the folder's input mode (or ``mode``)."""
+    settings = read_settings(folder)
+    known = {key: settings[key] for key in (*RECIPE, *INPUTS) if key in settings}
+    path = Path(folder) / "processor_config.json"
+    try:
+        mode = mode or str(json.loads(path.read_text(encoding="utf-8"))["mode"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); write it again: affectgpt export --hf") from error
+    return replace(config, model=replace(config.model, **known)), mode
+
+
 def load_checkpoint(
     model: AffectGPTForConditionalGeneration, path: str | Path, *, complete: bool = False
 ) -> LoadReport:
@@ -165,9 +204,10 @@ def _check_connectors(config: Config) -> None:
 def hf_config(config: Config, *, text_config: Any, tokenizer: Any = None) -> AffectGPTConfig:
     """The transformers configuration of a training configuration's model."""
     model = config.model
-    numbers = {}
+    numbers, preprocessors = {}, {}
     for key in ENCODERS:
         found = _encoder_numbers(config, key)
+        preprocessors[key] = _preprocessor(config, key)
         numbers[key] = found.to_dict() if hasattr(found, "to_dict") else dict(found)
     tokens = {}
     if tokenizer is not None:
@@ -182,6 +222,8 @@ def hf_config(config: Config, *, text_config: Any, tokenizer: Any = None) -> Aff
         text_config,
         visual_config=numbers["visual_encoder"],
         acoustic_config=numbers["acoustic_encoder"],
+        visual_preprocessor=preprocessors["visual_encoder"],
+        acoustic_preprocessor=preprocessors["acoustic_encoder"],
         qformer=_qformer_shape(config),
         **{key: getattr(model, key) for key in (*RECIPE, *INPUTS)},
         **tokens,
@@ -195,6 +237,15 @@ def _empty_encoders(config: Config) -> list[FrozenEncoder]:
 def _encoder_numbers(config: Config, key: str) -> Any:
     kind = encoder_class(config, key)
     return _architecture(config, key, kind.architecture, read=kind.config_of)
+
+
+def _preprocessor(config: Config, key: str) -> dict[str, Any]:
+    """preprocessor_config.json of an encoder's folder; empty where there is none."""
+    try:
+        folder = weights_folder(config, key)
+    except CheckpointError:
+        return {}
+    return dict(read_preprocessor(folder)) if (folder / "preprocessor_config.json").is_file() else {}
 
 
 def _architecture(config: Config, key: str, numbers: Any, *, read: Callable[..., Any] = read_config) -> Any:

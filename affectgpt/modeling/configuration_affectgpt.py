@@ -87,6 +87,10 @@ class AffectGPTConfig(PretrainedConfig):
         kwargs.setdefault("attn_implementation", getattr(text_config, "_attn_implementation", None))
         super().__init__(**kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: the folder's module imports this package, whose code is not copied into it."""
+
     @property
     def recipe(self) -> dict[str, Any]:
         """The keys that decide which tensors a checkpoint holds and what the encoders are given; for messages."""

@@ -81,14 +81,18 @@ def merged_state(llm: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-def merge_lora(llm: nn.Module) -> nn.Module:
-    """Add LoRA to the weights in float32 and take its layers out, in place; the model is then a plain causal LM."""
+def merge_lora(llm: nn.Module, *, add: bool = True) -> nn.Module:
+    """Add LoRA to the weights in float32 and take its layers out, in place; the model is then a plain causal LM.
+
+    ``add=False``: take them out and leave the weights as they are.
+    """
     for name, module in list(llm.named_modules()):
         if hasattr(module, "get_delta_weight"):
             base = module.get_base_layer()
-            with torch.no_grad():
-                merged = base.weight.float() + module.get_delta_weight("default").float()
-                base.weight.copy_(merged.to(base.weight.dtype))
+            if add:
+                with torch.no_grad():
+                    merged = base.weight.float() + module.get_delta_weight("default").float()
+                    base.weight.copy_(merged.to(base.weight.dtype))
             parent, _, child = name.rpartition(".")
             setattr(llm.get_submodule(parent), child, base)
     if hasattr(llm, "peft_config"):

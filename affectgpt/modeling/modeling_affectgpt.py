@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from affectgpt.core.auto_module import AUTO_MODULE, write_auto_module
 from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.types import IGNORE_INDEX, N_FRAMES, Modality
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder
@@ -25,12 +27,16 @@ from affectgpt.modeling.connectors.base import (
     PreFusionShape,
     QFormerShape,
 )
-from affectgpt.modeling.lora import add_lora
+from affectgpt.modeling.lora import add_lora, has_lora
 
 _VIDEO_POSITIONS = 32
 _AUDIO_POSITIONS = N_FRAMES
 _MULTI_POSITIONS = 32 * N_FRAMES + N_FRAMES  # 32 query tokens of each frame, and the audio clips
 _LARGEST = torch.finfo(torch.float16).max
+# Those that load the model; AutoModelForMultimodalLM is not in every version of transformers.
+AUTO_MODELS = (
+    "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM",
+)  # fmt: skip
 _MEDIA = tuple(m for m in Modality if m is not Modality.MULTI)
 
 
@@ -134,6 +140,29 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return (model, info) if wants_info else model
 
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+        """As transformers', with the module that the Auto classes import this class from.
+
+        Raises CheckpointError for a model whose LoRA is not merged: its file would have names that nothing loads.
+        """
+        if has_lora(self) and not getattr(self, "_hf_peft_config_loaded", False):
+            raise CheckpointError(
+                "LoRA is in this model, not merged: its weights would be saved under names of peft, which "
+                "from_pretrained does not load. Merge it first (affectgpt.modeling.lora.merge_lora(model.llm)), or use "
+                "affectgpt export --hf"
+            )
+        names = [auto for auto in AUTO_MODELS if hasattr(transformers, auto)]
+        self.config.auto_map = {
+            "AutoConfig": f"{AUTO_MODULE}.AffectGPTConfig",
+            **{auto: f"{AUTO_MODULE}.{type(self).__name__}" for auto in names},
+        }
+        super().save_pretrained(save_directory, **options)
+        write_auto_module(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: the folder's module imports this package, whose code is not copied into it."""
+
     @property
     def device(self) -> torch.device:
         """Where the LLM's embedding matrix is."""
@@ -195,7 +224,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[Modality, torch.Tensor]:
         """Encoder outputs → embeddings ``[B, K, D]`` of each modality that the prompts have a placeholder for.
 
-        ``prefusion``: FACE or FRAME, what is pre-fused with the audio.
+        ``prefusion``: FACE or FRAME, what is pre-fused with the audio; None: the face where the batch has one, else the
+        frames.
         """
         dtype = next(self.audio.parameters()).dtype
         features = {modality: z.to(dtype) for modality, z in features.items()}
@@ -219,11 +249,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if not (input_ids == token_id).any():
                 continue
             if modality is Modality.MULTI:
-                if prefusion is None:
-                    raise DataError(
-                        f"sample {_name(names, 0)}: its prompt has {modality.placeholder}, but nothing is pre-fused"
-                    )
-                embeds[modality] = self.multi(need(Modality(prefusion), modality), need(Modality.AUDIO, modality))
+                seen = Modality(prefusion) if prefusion is not None else _visual(features)
+                embeds[modality] = self.multi(need(seen, modality), need(Modality.AUDIO, modality))
             else:
                 embeds[modality] = connectors[modality](need(modality, modality))
         cause = "the encoder's output is not, so the checkpoint's weights are damaged or of another recipe"
@@ -446,6 +473,10 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
         group = groups["lora" if ".lora_" in name else name.partition(".")[0]]
         counts[group]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
     return counts
+
+
+def _visual(features: Mapping[Modality, torch.Tensor]) -> Modality:
+    return Modality.FRAME if Modality.FRAME in features and Modality.FACE not in features else Modality.FACE
 
 
 def _name(names: Sequence[str], row: int, *, rows: int | None = None) -> str:

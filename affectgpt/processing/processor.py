@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from affectgpt.config.schema import Config
+from affectgpt.core.auto_module import AUTO_MODULE, write_auto_module
 from affectgpt.core.crops import PUBLISHED
+from affectgpt.core.errors import DataError
 from affectgpt.core.types import IMAGE_SIZE, N_FRAMES, Batch, Modality, Sample
 from affectgpt.encoders.base import (
     ACOUSTIC_ENCODERS,
@@ -33,17 +36,21 @@ from affectgpt.processing.answer import clean_answer, cut_at_stop, end_ids
 from affectgpt.processing.collator import collate
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.prompt import (
+    END_OF_ANSWER,
     GENERATION_LENGTH,
     MAX_NEW_TOKENS,
     encode_generation,
     encode_training,
+    quote_text,
     render_prompt,
 )
+from affectgpt.processing.prompt import chat_template as make_chat_template
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+_MEDIA = ("face", "video", "audio", "image")
 DEFAULT_MODE = "multiface_audio_face_text"
 # Encoder outputs of a sample's medium, and what was odd about the medium.
 FeatureOf = Callable[[Sample], "tuple[torch.Tensor, tuple[str, ...]]"]
@@ -167,18 +174,99 @@ class AffectGPTProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        sample: Sample,
+        sample: Sample | None = None,
         *,
-        question: str,
+        question: str = "",
         answer: str | None = None,
         mode: str | None = None,
         features: Mapping[Modality, FeatureOf] | None = None,
-    ) -> Example:
-        """One sample: to be continued, or with the ``answer`` to be learnt.
+        text: str | Sequence[str] | None = None,
+        face: Any = None,
+        video: Any = None,
+        audio: Any = None,
+        image: Any = None,
+        **_: Any,
+    ) -> Any:
+        """One sample → Example: to be continued, or with the ``answer`` to be learnt.
 
         ``features`` gives encoder outputs in place of media. Raises DataError naming data set, sample, medium, file.
+
+        Or, as processors of transformers are called, ``text`` (a prompt as ``apply_chat_template`` makes it,
+        placeholders once each; or several) with its media (one, or a list of as many: files, or arrays as
+        ``MediaReader.value`` takes them) → a BatchFeature for ``model.generate(**inputs)``, padded on the left. The
+        sound is the video's where no ``audio`` is given.
         """
-        return self.fill(self.text(sample, question=question, answer=answer, mode=mode), sample, features=features)
+        if sample is not None:
+            return self.fill(self.text(sample, question=question, answer=answer, mode=mode), sample, features=features)
+        if text is None:
+            raise ValueError("give a sample with a question, or text")
+        prompts = [text] if isinstance(text, str) else list(text)
+        media = {"face": face, "frame": video, "audio": audio, "image": image}
+        each = [
+            {name: values[i] if isinstance(values, list | tuple) else values for name, values in media.items()}
+            for i in range(len(prompts))
+        ]
+        batch = self.collate(
+            [self._prompted(p, m, number=i) for i, (p, m) in enumerate(zip(prompts, each, strict=True))]
+        )
+        return BatchFeature({key: value for key, value in batch.items() if key not in ("names", "prefusion")})
+
+    def _prompted(self, prompt: str, media: Mapping[str, Any], *, number: int) -> Example:
+        name = f"text {number}"
+        ids = encode_generation(
+            prompt, tokenizer=self.tokenizer, n_tokens=self.n_tokens, sample=name, max_new_tokens=self.max_new_tokens
+        )
+        example = Example(name=name, dataset="", mode=self.mode, prompt=prompt, input_ids=ids)
+        for modality in get_mode(self.mode).media:
+            value = media.get(modality.value)
+            if value is None and modality is Modality.AUDIO and isinstance(media.get("frame"), str | os.PathLike):
+                value = media["frame"]
+            if value is None:
+                hint = ""
+                if modality is Modality.FACE:
+                    hint = ": crops [N, H, W, 3], or use affectgpt.Predictor, which finds the face in the video"
+                argument = "video" if modality is Modality.FRAME else modality.value
+                raise DataError(f"{name}: mode {self.mode} needs {modality.value}; give {argument}={hint}")
+            example.media[modality] = self.media.value(modality, value)
+        return example
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **_: Any,
+    ) -> Any:
+        """A chat (or several) → its prompt, or with ``tokenize`` what ``model.generate`` takes.
+
+        Parts of the last user message: ``{"type": "text", "text": the question}``, ``{"type": "subtitle", "subtitle":
+        what is said}``, and media as ``{"type": "video", "video": file or array}`` and alike (``face``, ``audio``,
+        ``image``). Text of others cannot open a turn or stand for media (``quote_text``).
+        """
+        one = bool(conversation) and isinstance(conversation[0], Mapping)
+        chats = [conversation] if one else list(conversation)
+        template = chat_template or self.chat_template or make_chat_template(self.mode)
+        prompts, media = [], []
+        for chat in chats:
+            said, parts = _text_and_media(chat)
+            prompts.append(self.tokenizer.apply_chat_template(said, chat_template=template, tokenize=False))
+            media.append(parts)
+        if not tokenize:
+            return prompts[0] if one else prompts
+        given: dict[str, Any] = {name: [parts.get(name) for parts in media] for name in _MEDIA}
+        inputs = self(text=prompts, **given)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def post_process_multimodal_output(  # type: ignore[override]
+        self, generated_outputs: Any, **options: Any
+    ) -> list[str]:
+        """Token ids of whole generations → texts, without the mark that ends an answer; for transformers' pipelines."""
+        texts = self.tokenizer.batch_decode(
+            generated_outputs, skip_special_tokens=options.get("skip_special_tokens", True)
+        )
+        return [text.removesuffix(END_OF_ANSWER) for text in texts]
 
     def text(self, sample: Sample, *, question: str, answer: str | None = None, mode: str | None = None) -> Example:
         """A sample without its media. Tokenizers are not for several threads at once; all else here may be."""
@@ -243,6 +331,7 @@ class AffectGPTProcessor(ProcessorMixin):
         """What processor_config.json holds: the parameters that are neither the tokenizer nor made from others."""
         return {
             "processor_class": type(self).__name__,
+            "auto_map": {"AutoProcessor": f"{AUTO_MODULE}.{type(self).__name__}"},
             "visual": self.visual,
             "acoustic": self.acoustic,
             "n_tokens": {modality.value: count for modality, count in self.n_tokens.items()},
@@ -255,6 +344,18 @@ class AffectGPTProcessor(ProcessorMixin):
             "max_length": self.max_length,
             "max_new_tokens": self.max_new_tokens,
         }
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **options: Any
+    ) -> Any:
+        """As transformers', and the module that AutoProcessor imports this class from."""
+        saved = super().save_pretrained(save_directory, **options)
+        write_auto_module(save_directory)
+        return saved
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Nothing: the folder's module imports this package, whose code is not copied into it."""
 
     def _transforms(self) -> dict[Modality, Callable[[np.ndarray], torch.Tensor]]:
         made = []
@@ -283,6 +384,28 @@ def media_reader(config: Config, *, training: bool = False, augment: bool = Fals
         audio_clip_spacing=config.model.audio_clip_spacing,
         face_channels=config.model.face_channels,
     )
+
+
+def _text_and_media(chat: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A chat with its text quoted and without media, and the media of its user messages."""
+    media: dict[str, Any] = {}
+    said: list[dict[str, Any]] = []
+    for message in chat:
+        content = message["content"]
+        if isinstance(content, str):
+            said.append({"role": message["role"], "content": quote_text(content)})
+            continue
+        parts = []
+        for part in content:
+            kind = part.get("type")
+            if kind in ("text", "subtitle"):
+                parts.append({"type": kind, kind: quote_text(str(part[kind]))})
+            elif kind in _MEDIA:
+                media[kind] = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+            else:
+                raise DataError(f"a chat's part has type {kind!r}; allowed: text, subtitle, {', '.join(_MEDIA)}")
+        said.append({"role": message["role"], "content": parts})
+    return said, media
 
 
 def _by_modality(visual: Any, acoustic: Any) -> dict[Modality, Any]:

@@ -52,20 +52,26 @@ def render_prompt(mode: str, *, subtitle: str, question: str, sample: str = "") 
     return row.lead + "".join(sentences) + _QUESTION.replace("{question}", quote_text(question))
 
 
-# The published prompt for chats: a user's content holds {"type": "text", "text": the question} and, where something is
-# said, {"type": "subtitle", "subtitle": …}; media are put where the mode has them. ``lead`` and ``sentences`` are the
-# input mode's, which ``AffectGPTProcessor.apply_chat_template`` hands over.
-CHAT_TEMPLATE = (
-    "{%- set ns = namespace(question='', subtitle='') -%}"
-    "{%- for message in messages if message['role'] == 'user' -%}"
-    "{%- if message['content'] is string -%}{%- set ns.question = message['content'] -%}{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'text' -%}{%- set ns.question = part['text'] -%}"
-    "{%- elif part['type'] == 'subtitle' -%}{%- set ns.subtitle = part['subtitle'] -%}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}{%- endfor -%}"
-    "{{- lead -}}{%- for sentence in sentences -%}{{- sentence | replace('{subtitle}', ns.subtitle) -}}{%- endfor -%}"
-    "{{- 'Now, please answer my question based on all the provided information. ' ~ ns.question ~ ' ###Assistant: ' -}}"
-)
+def chat_template(mode: str) -> str:
+    """The published prompt of an input mode as a Jinja template for chats.
+
+    Of the last user message: the text is the question, ``{"type": "subtitle", "subtitle": …}`` what is said. Where its
+    media stand in the prompt is the mode's to say, not their order in the message.
+    """
+    row = get_mode(mode)
+    head, _, rest = (row.lead + "".join(row.sentences)).partition("{subtitle}")
+    question, _, tail = _QUESTION.partition("{question}")
+    said = "{{- ns.subtitle -}}" if row.has_subtitle else ""
+    return (
+        "{%- set ns = namespace(question='', subtitle='') -%}"
+        "{%- for message in messages if message['role'] == 'user' -%}"
+        "{%- if message['content'] is string -%}{%- set ns.question = message['content'] -%}{%- else -%}"
+        "{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'text' -%}{%- set ns.question = part['text'] -%}"
+        "{%- elif part['type'] == 'subtitle' -%}{%- set ns.subtitle = part['subtitle'] -%}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        f"{{{{- {head!r} -}}}}{said}{{{{- {rest + question!r} -}}}}{{{{- ns.question -}}}}{{{{- {tail!r} -}}}}"
+    )
 
 
 def repeat_placeholders(prompt: str, n_tokens: Mapping[Modality, int]) -> str:
