@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.types import IGNORE_INDEX, N_FRAMES, Modality
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder
 from affectgpt.encoders.llm import LLMS
+from affectgpt.encoders.pretrained import load_part
 from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
 from affectgpt.modeling.connectors.base import (
     CONNECTORS,
@@ -131,13 +133,20 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """As transformers', but CheckpointError where the folder lacks weights, which would be random."""
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         missing = sorted(info["missing_keys"])
         if missing:
             unknown = f"; it holds {sorted(info['unexpected_keys'])[:2]} instead" if info["unexpected_keys"] else ""
             raise CheckpointError(
-                f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')}: lacks {len(missing)} weights of "
+                f"{folder}: lacks {len(missing)} weights of "
                 f"the model, first {missing[0]}{unknown}. Export it again: affectgpt export --hf"
             )
+        for name in cls._keep_in_fp32_modules_strict:  # transformers before 4.53 casts them all the same
+            part = getattr(model, name)
+            if next(part.parameters()).dtype != torch.float32:
+                part.float()
+                if Path(str(folder)).is_dir():
+                    load_part(part, folder, prefix=f"{name}.")
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:

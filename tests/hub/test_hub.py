@@ -159,8 +159,10 @@ def test_half_precision_leaves_the_connectors_in_float32(exported):
     model, _ = load(exported(), **{argument: torch.bfloat16})
     assert model.llm.lm_head.weight.dtype == torch.bfloat16
     assert model.visual_encoder.visual_projection.weight.dtype == torch.bfloat16
-    for part in (model.image, model.video, model.audio, model.multi):
-        assert {p.dtype for p in part.parameters()} == {torch.float32}
+    whole = load(exported())[0].state_dict()
+    for name in ("image", "video", "audio", "multi"):
+        for key, tensor in getattr(model, name).state_dict().items():
+            assert tensor.dtype == torch.float32 and torch.equal(tensor, whole[f"{name}.{key}"])
 
 
 def test_a_file_that_lacks_weights_is_refused(exported, tmp_path):
@@ -272,7 +274,7 @@ def test_three_steps_of_the_trainer(exported, world, tmp_path):
 
     model, processor = load(exported())
     model.llm.requires_grad_(False)
-    samples = open_dataset(world.config(), "OVMERDPlus").samples("test")
+    samples = open_dataset(world.config(), "OVMERDPlus").samples("test")[:2]  # the same batch in every step
     data = ExampleDataset(samples, processor, label_types=("ovlabel",))
     before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p.clone() for name, p in model.visual_encoder.named_parameters()}
