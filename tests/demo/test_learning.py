@@ -1,4 +1,4 @@
-"""A held-out score falls when faces or sounds are dealt out to other clips: learning, fusion and splice at work."""
+"""A held-out score falls when faces or sounds are dealt out to other clips: learning, fusion and the merge into the prompt at work."""
 
 from __future__ import annotations
 

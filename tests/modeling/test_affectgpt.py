@@ -91,7 +91,7 @@ def test_a_missing_medium_is_named(make, batch_for):
     batch = batch_for(prepared, [4])
     face = batch.pop("face")
     batch["prefusion"] = None
-    with pytest.raises(DataError, match=r"has <MultiHere>, which needs face; the batch holds audio"):
+    with pytest.raises(DataError, match=r"has <FaceHere>, which needs face; the batch holds audio"):
         model(**batch)
     batch["frame"] = face  # pre-fused where there is no face
     with pytest.raises(DataError, match=r"has <FaceHere>, which needs face; the batch holds audio, frame"):
