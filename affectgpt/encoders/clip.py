@@ -25,7 +25,10 @@ class ClipEncoder(PixelEncoder):
                           "num_attention_heads": 16, "patch_size": 14, "image_size": 224},
     }  # fmt: skip
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    vision_model: Any
+    visual_projection: Any
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.vision_model = model.vision_model
         self.visual_projection = model.visual_projection

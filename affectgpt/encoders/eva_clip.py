@@ -35,7 +35,10 @@ class EvaClipEncoder(PixelEncoder):
     weights = Weights("blip2-flan-t5-xxl", "https://huggingface.co/Salesforce/blip2-flan-t5-xxl")
     architecture: ClassVar = _BLIP2
 
-    def __init__(self, vision_model: nn.Module) -> None:
+    embeddings: Any
+    encoder: Any
+
+    def __init__(self, vision_model: Any) -> None:
         super().__init__()
         self.embeddings, self.encoder = vision_model.embeddings, vision_model.encoder
         self.width = vision_model.config.hidden_size
@@ -92,7 +95,7 @@ class QueryTokens(nn.Module):
 class EvaClipQFormerEncoder(EvaClipEncoder):
     """32 query tokens per frame: vision model, ``ln_vision``, then BLIP-2's Q-Former (SPEC 2.1)."""
 
-    def __init__(self, vision_model: nn.Module, qformer: nn.Module, queries: QueryTokens) -> None:
+    def __init__(self, vision_model: Any, qformer: Any, queries: QueryTokens) -> None:
         super().__init__(vision_model)
         self.ln_vision = vision_model.post_layernorm
         self.ln_vision.eps = _LN_VISION_EPS

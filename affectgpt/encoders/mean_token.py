@@ -21,8 +21,10 @@ class MeanTokenEncoder(PixelEncoder):
     """
 
     model_class: str  # of transformers
+    embeddings: Any
+    encoder: Any
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         tower = getattr(model, "vision_model", model)  # SigLIP's sits one level down before transformers 5
         self.embeddings, self.encoder = tower.embeddings, tower.encoder

@@ -68,7 +68,7 @@ class RandomCrop:
     worker.
     """
 
-    def __init__(self, transform: PixelTransform) -> None:
+    def __init__(self, transform: Transform) -> None:
         self.transform = transform
 
     def __call__(self, frames: np.ndarray) -> torch.Tensor:
@@ -124,8 +124,8 @@ def read_pixel_transform(source: str | Path | Mapping[str, Any]) -> PixelTransfo
         resize = _size(spec["size"]) if spec.get("do_resize", True) and spec.get("size") else None
         crop = None
         if spec.get("do_center_crop", False):
-            crop = _size(spec["crop_size"])
-            crop = (crop, crop) if isinstance(crop, int) else crop
+            size = _size(spec["crop_size"])
+            crop = (size, size) if isinstance(size, int) else size
         return PixelTransform(resize=resize, resample=int(spec.get("resample", _BICUBIC)), crop=crop)
 
 

@@ -20,7 +20,7 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def load_pretrained(cls: Any, folder: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
+def load_pretrained(cls: Any, folder: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """``cls.from_pretrained`` of a local folder with an explicit dtype.
 
     Raises CheckpointError naming the folder when it does not load or lacks weights (which would be random).

@@ -40,7 +40,7 @@ class SpeechEncoder(FrozenEncoder):
     kind = "acoustic"
     model_class: str  # of transformers
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         model.feature_extractor = WaveConvolutions(model.feature_extractor)

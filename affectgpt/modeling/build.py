@@ -82,7 +82,8 @@ def build_model(
         made.visual_encoder = made.acoustic_encoder = None
     for key, path in checkpoints:
         logger.info("model.%s: %s: %s", key, path, load_checkpoint(made, path))
-    return made.to(place or device)
+    made.to(device=place or device)  # type: ignore[call-arg]
+    return made
 
 
 def build_empty_model(config: Config, *, device: torch.device | str = "meta") -> AffectGPTForConditionalGeneration:

@@ -28,7 +28,7 @@ _LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
 
 
-def published_name(model: nn.Module, name: str) -> str:
+def published_name(model: Any, name: str) -> str:
     """A parameter's name in a published checkpoint, e.g. ``video.proj.weight`` → ``affectgpt_proj.weight``.
 
     The connectors say theirs themselves; the LLM's begin with ``llama_model.``

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
@@ -39,6 +39,7 @@ _LARGEST = torch.finfo(torch.float16).max
 AUTO_MODELS = (
     "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM",
 )  # fmt: skip
+_CONNECTORS = ("image", "video", "audio", "multi")  # where the model has them
 _MEDIA = tuple(m for m in Modality if m is not Modality.MULTI)
 
 
@@ -59,13 +60,16 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn_2 = True  # its name up to transformers 4.53
     _supports_attention_backend = True
     # Connectors stay float32 in a half-precision model, as released checkpoints hold them.
-    _keep_in_fp32_modules_strict: ClassVar = {"image", "video", "audio", "multi"}
+    _keep_in_fp32_modules_strict = set(_CONNECTORS)  # noqa: RUF012 - as transformers declares it
+    llm: Any
+    visual_encoder: Any
+    acoustic_encoder: Any
 
     def __init__(
         self,
         config: AffectGPTConfig,
         *,
-        llm: nn.Module | None = None,
+        llm: Any = None,
         visual_encoder: FrozenEncoder | None = None,
         acoustic_encoder: FrozenEncoder | None = None,
         encoders: bool = True,
@@ -132,8 +136,9 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but CheckpointError where the folder lacks weights, which would be random."""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        folder = str(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
         missing = sorted(info["missing_keys"])
         if missing:
             unknown = f"; it holds {sorted(info['unexpected_keys'])[:2]} instead" if info["unexpected_keys"] else ""
@@ -141,15 +146,15 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{folder}: lacks {len(missing)} weights of "
                 f"the model, first {missing[0]}{unknown}. Export it again: affectgpt export --hf"
             )
-        for name in cls._keep_in_fp32_modules_strict:  # transformers before 4.53 casts them all the same
+        for name in _CONNECTORS:  # transformers before 4.53 casts them all the same
             part = getattr(model, name)
             if next(part.parameters()).dtype != torch.float32:
                 part.float()
-                if Path(str(folder)).is_dir():
+                if Path(folder).is_dir():
                     load_part(part, folder, prefix=f"{name}.")
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
         """As transformers', with the module that the Auto classes import this class from.
 
         Raises CheckpointError for a model whose LoRA is not merged: its file would have names that nothing loads.
@@ -182,7 +187,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """What decides the names and shapes of a checkpoint; for messages."""
         return self.config.recipe
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         """The LLM's."""
         return self.llm.get_input_embeddings()
 
@@ -190,7 +195,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The LLM's."""
         self.llm.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         """The LLM's."""
         return self.llm.get_output_embeddings()
 
@@ -207,7 +212,9 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         In the encoders' own dtype and without autocast, in training, inference and the feature store alike.
         """
-        features = {m: batch[m.features] for m in _MEDIA if batch.get(m.features) is not None}
+        features: dict[Modality, torch.Tensor] = {
+            m: batch[m.features] for m in _MEDIA if batch.get(m.features) is not None
+        }
         for modality in _MEDIA:
             media = batch.get(modality.value)
             if modality in features or media is None:
@@ -253,7 +260,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             return features[modality]
 
-        embeds = {}
+        embeds: dict[Modality, torch.Tensor] = {}
         for modality, token_id in self.placeholder_ids.items():
             if not (input_ids == token_id).any():
                 continue
@@ -336,13 +343,14 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 # What the model has said itself: a placeholder's token among it stands for no media.
                 inputs_embeds = self.get_input_embeddings()(input_ids)
-        if inputs_embeds is None:
-            inputs_embeds = self.embed(
-                input_ids=input_ids, names=names, prefusion=prefusion,
-                face=face, frame=frame, audio=audio, image=image,
-                face_features=face_features, frame_features=frame_features, audio_features=audio_features,
-                image_features=image_features,
-            )  # fmt: skip
+            else:
+                inputs_embeds = self.embed(
+                    input_ids=input_ids, names=names, prefusion=prefusion,
+                    face=face, frame=frame, audio=audio, image=image,
+                    face_features=face_features, frame_features=frame_features, audio_features=audio_features,
+                    image_features=image_features,
+                )  # fmt: skip
+        assert inputs_embeds is not None
         inputs_embeds = inputs_embeds.to(self.get_input_embeddings().weight.dtype)  # [B, L, D]
         shared = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         if labels is None:
@@ -359,15 +367,15 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits = head(hidden)  # [B, L, V]
             of_learnt = logits[:, :-1][learnt]
         total = F.cross_entropy(of_learnt.float(), targets[learnt], reduction="sum")
-        return CausalLMOutputWithPast(
-            loss=total / (learnt.sum() if num_items_in_batch is None else num_items_in_batch), logits=logits
-        )
+        loss: Any = total / (learnt.sum() if num_items_in_batch is None else num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Media go into the first step; after that they are in the key-value cache."""
-        inputs = super().prepare_inputs_for_generation(
+        above: Any = super()
+        inputs = above.prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
         )
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
@@ -386,7 +394,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.config.stop_sequences:
             prompt = 0 if ids is None else ids.shape[1]
             criteria.append(StopSequences(self.config.stop_sequences, prompt_length=prompt))
-        return super().generate(*args, stopping_criteria=criteria, **kwargs)
+        above: Any = super()
+        return above.generate(*args, stopping_criteria=criteria, **kwargs)
 
 
 class StopSequences:

@@ -1,4 +1,4 @@
-"""A held-out score falls when faces or sounds are dealt out to other clips: learning, fusion and the merge into the prompt at work."""
+"""A held-out score falls when faces or sounds are dealt out to other clips: the model learns from what it is given."""
 
 from __future__ import annotations
 
