@@ -215,27 +215,6 @@ def labelled(
     )
 
 
-def question_loader(
-    dataset: ExampleDataset,
-    *,
-    batch_size: int,
-    num_workers: int,
-    on_error: str = "raise",
-    failures: FailureLog | None = None,
-) -> BatchStream:
-    """Left-padded batches of a data set of questions: every sample once, in order, shared among ranks."""
-    if not len(dataset):
-        raise DataError("no samples to answer for")
-    batches = SequentialBatches(len(dataset), batch_size=batch_size, rank=rank(), world_size=world_size())
-    return BatchStream(
-        {dataset.sample_of(0).dataset: dataset},
-        batches=batches,
-        num_workers=min(num_workers, len(batches)),
-        on_error=on_error,
-        failures=failures,
-    )
-
-
 class _Fetch:
     """Key (part, epoch, index) → Example, or Failure where the sample cannot be read."""
 

@@ -16,9 +16,10 @@ from affectgpt.datasets.splits import keep_fraction
 from affectgpt.datasets.table import get_row
 from affectgpt.processing.collator import collate
 from affectgpt.processing.dataset import ExampleDataset
-from affectgpt.processing.loader import Failure, FailureLog, question_loader, training_batches
+from affectgpt.processing.loader import BatchStream, Failure, FailureLog, training_batches
 from affectgpt.processing.modes import MODES
 from affectgpt.processing.processor import AffectGPTProcessor
+from affectgpt.processing.sampler import SequentialBatches
 
 N_TOKENS = dict.fromkeys(Modality, 1)
 
@@ -65,6 +66,12 @@ def dataset_of(dataset_root, tokenizer, transforms):
         return ExampleDataset(samples, processor, mode=mode, **options)
 
     return build
+
+
+def in_order(dataset, *, batch_size, num_workers, **options):
+    """Every sample once."""
+    batches = SequentialBatches(len(dataset), batch_size=batch_size)
+    return BatchStream({"X": dataset}, batches=batches, num_workers=num_workers, **options)
 
 
 def same(a, b):
@@ -190,7 +197,7 @@ def test_every_mode_reads_just_its_media(mode, dataset_of, dataset_root, tmp_pat
 
 def test_questions_are_padded_on_the_left_and_come_in_order(dataset_of):
     dataset = dataset_of(question="What?")
-    batches = list(question_loader(dataset, batch_size=3, num_workers=0))
+    batches = list(in_order(dataset, batch_size=3, num_workers=0))
     assert [n for b in batches for n in b.names] == [s.name for s in dataset.samples]
     batch = batches[0]
     lengths = batch.attention_mask.sum(dim=1).tolist()
@@ -236,9 +243,9 @@ def test_a_broken_sample_ends_the_run_or_is_left_out_and_noted(num_workers, data
     samples[2] = dataclasses.replace(samples[2], audio=tmp_path / "gone.wav", video=None)
     dataset = dataset_of(samples=samples, question="What?")
     with pytest.raises(DataError, match=r"^OVMERD: sample 'Ses05F_impro01_F000', face: .*broken\.npy: no plain npy"):
-        list(question_loader(dataset, batch_size=2, num_workers=num_workers))
+        list(in_order(dataset, batch_size=2, num_workers=num_workers))
     log = FailureLog(tmp_path / "out" / "failed.csv")
-    loader = question_loader(dataset, batch_size=1, num_workers=num_workers, on_error="skip", failures=log)
+    loader = in_order(dataset, batch_size=1, num_workers=num_workers, on_error="skip", failures=log)
     assert [n for b in loader for n in b.names] == [samples[0].name, samples[3].name]
     with log.path.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.reader(handle))
