@@ -41,5 +41,5 @@ def test_it_stays_whole_in_copies_in_queues_and_on_devices():
 
 def test_what_a_trainer_does_with_it():
     """transformers builds ``type(batch)`` of a mapping again."""
-    again = type(batch())({key: value for key, value in batch().items()})
+    again = type(batch())(dict(batch()))
     assert set(again) == set(batch()) and again.names == ["a", "b"]
