@@ -20,6 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
         "with a machine that works; compare answers with released ones.",
     )
     parser.add_argument("--cfg-path", metavar="FILE", help="configuration, a file of train_configs/")
+    parser.add_argument(
+        "--hf", metavar="DIR", help="a folder of affectgpt export --hf, instead of a checkpoint"
+    )
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override any of its keys")
     parser.add_argument("--record", metavar="FILE", help="write this machine's fingerprints (added to those in FILE)")
     parser.add_argument("--fingerprints", metavar="FILE", help="compare with the fingerprints in FILE")
@@ -36,14 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run what was asked for; exit status 1 when something is wrong."""
     args = build_parser().parse_args(argv)
 
-    from affectgpt.config.load import load_config
+    from affectgpt.config.load import default_config, load_config
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.runtime import setup_logging
 
     setup_logging()
-    if args.cfg_path is None and (args.against is None or args.answers is None):
-        raise ConfigError("give --cfg-path FILE; without it only --against NPZ --answers NPZ works")
+    if not (args.cfg_path or args.hf) and (args.against is None or args.answers is None):
+        raise ConfigError("give --cfg-path FILE or --hf DIR; without them only --against NPZ --answers NPZ works")
     config = None if args.cfg_path is None else load_config(args.cfg_path, args.options)
+    if config is None and args.hf:
+        config = default_config(Path(args.hf).resolve().name, args.options)
     healthy = True
     if config is not None and not args.against:
         healthy = _check(config, args)
@@ -53,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(config: Any, args: argparse.Namespace) -> bool:
-    from affectgpt.inference.checkup import FAIL, check_installation
+    from affectgpt.inference.checkup import FAIL, check_installation, check_versions
 
     failed = False
-    for finding in check_installation(config, hashes=not args.no_hash):
+    for finding in check_versions() if args.hf else check_installation(config, hashes=not args.no_hash):
         _line(finding)
         failed |= finding.status == FAIL
     if failed or args.no_model:
@@ -77,16 +82,22 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint, check_inputs
     from affectgpt.inference.probe import TOLERANCES, fingerprint, first_deviation, run_stages
     from affectgpt.inference.session import GenerationSession, inference_device
+    from affectgpt.modeling.build import exported_weights
 
-    session = GenerationSession.from_config(config, device=inference_device(config))
-    try:
-        checkpoint = select_checkpoints(config)[-1].path
-        loaded = check_checkpoint(session.engine.load, checkpoint)
-    except AffectGPTError as error:
-        loaded = Finding(FAIL, "checkpoint", str(error))
+    if args.hf:
+        session = GenerationSession.from_pretrained(args.hf, config=config)
+        checkpoint = exported_weights(args.hf)
+        loaded = Finding(OK, "checkpoint", f"{args.hf}; sha256 {file_hash(checkpoint)}")
+    else:
+        session = GenerationSession.from_config(config, device=inference_device(config))
+        try:
+            checkpoint = select_checkpoints(config)[-1].path
+            loaded = check_checkpoint(session.engine.load, checkpoint)
+        except AffectGPTError as error:
+            loaded = Finding(FAIL, "checkpoint", str(error))
     _line(loaded)
     trained = loaded.status != FAIL
-    for finding in check_inputs(checkpoint, config, mode=session.mode) if trained else ():
+    for finding in check_inputs(checkpoint, config, mode=session.mode) if trained and not args.hf else ():
         _line(finding)
     with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
         stages = run_stages(session, Path(folder), trained=trained)

@@ -107,6 +107,9 @@ def main(argv: list[str] | None = None) -> int:
     names = parse_names(args.dataset, custom=config.datasets)
     checkpoints = [] if args.hf else select_checkpoints(config)
     rank, world_size = parse_shard(args.shard)
+    if config.inference.samples > 1 and config.inference.decoding == "greedy":
+        raise ConfigError("inference.samples: greedy answers are all the same; set inference.decoding=sampling")
+    draws = [None] if config.inference.samples == 1 else list(range(1, config.inference.samples + 1))
 
     from affectgpt.inference.benchmark import Benchmark
     from affectgpt.inference.session import inference_device
@@ -135,9 +138,10 @@ def main(argv: list[str] | None = None) -> int:
     for checkpoint in checkpoints:
         for name in names:
             for question, root in questions:
-                written = benchmark.run(name, checkpoint, question=question, base_root=root)
-                if written is not None and args.export:
-                    logger.info("%s", export(written, args.export))
+                for draw in draws:
+                    written = benchmark.run(name, checkpoint, question=question, base_root=root, draw=draw)
+                    if written is not None and args.export:
+                        logger.info("%s", export(written, args.export))
     return 0
 
 

@@ -230,6 +230,8 @@ class InferenceConfig:
     batch_size: int | None = limited(None, COUNT)  # ours: clips generated together; not set: as many as memory allows
     tensor_parallel_size: int = limited(1, COUNT)  # ours: GPUs that share one model (vllm)
     on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
+    # Ours: answers of each sample, drawn apart; above 1 they go to a run of their own, RUN_samples (see consensus)
+    samples: int = limited(1, COUNT)
     seed: int = 42  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
 
 

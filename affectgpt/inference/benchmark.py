@@ -69,15 +69,23 @@ class Benchmark:
         return self._samples[dataset]
 
     def run(
-        self, dataset: str, checkpoint: CheckpointFile, *, question: str | None = None, base_root: str | None = None
+        self,
+        dataset: str,
+        checkpoint: CheckpointFile,
+        *,
+        question: str | None = None,
+        base_root: str | None = None,
+        draw: int | None = None,
     ) -> Path | None:
         """The result file of one data set and checkpoint; computed only where it does not exist (wire).
 
         None when other processes still work on their shares of it. Default question: the one for open-vocabulary
-        labels. Raises AffectGPTError; what was answered so far is kept, and running again goes on there.
+        labels. ``draw``: one of ``inference.samples`` answers, which go to a run of their own. Raises AffectGPTError;
+        what was answered so far is kept, and running again goes on there.
         """
         question = question or render_question("ovlabel")
-        target = result_path(base_root or self.config.inference.base_root, dataset=dataset, checkpoint=checkpoint.path)
+        root = base_root or self.config.inference.base_root
+        target = result_path(root, dataset=dataset, checkpoint=checkpoint.path, draw=draw)
         if target.exists():
             lacking = read_meta(target).get("failed", {})
             logger.info("%s exists, kept", target)
@@ -87,7 +95,7 @@ class Benchmark:
                 )
             return target
         samples = self.samples(dataset)
-        key = self._key(dataset, checkpoint, question, samples)
+        key = self._key(dataset, checkpoint, question, samples) | ({} if draw is None else {"draw": draw})
         order = _by_length(samples)
         started = time.perf_counter()
         with ResultShard(
@@ -95,7 +103,9 @@ class Benchmark:
         ) as share:
             if share.pending:
                 with _answers_kept(target):
-                    self._answer(share, order, dataset=dataset, checkpoint=checkpoint, question=question)
+                    self._answer(
+                        share, order, dataset=dataset, checkpoint=checkpoint, question=question, draw=draw or 1
+                    )
 
             def write_meta(entries: Mapping[str, Any]) -> None:
                 write_json(
@@ -152,7 +162,14 @@ class Benchmark:
         }
 
     def _answer(
-        self, share: ResultShard, order: Sequence[str], *, dataset: str, checkpoint: CheckpointFile, question: str
+        self,
+        share: ResultShard,
+        order: Sequence[str],
+        *,
+        dataset: str,
+        checkpoint: CheckpointFile,
+        question: str,
+        draw: int,
     ) -> None:
         from tqdm import tqdm
 
@@ -186,7 +203,7 @@ class Benchmark:
         with tqdm(
             total=len(pending), desc=printable(f"{dataset} {checkpoint.path.stem}"), unit="clip", disable=None
         ) as bar:
-            for answers in self.session.answer_dataset(pending, question, features=features):
+            for answers in self.session.answer_dataset(pending, question, features=features, draw=draw):
                 note_failures()
                 for answer in answers:
                     share.add(answer.sample.name, answer=answer.text, flags=answer.flags, tokens=answer.tokens)

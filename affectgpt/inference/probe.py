@@ -74,7 +74,7 @@ def run_stages(session: GenerationSession, folder: Path, *, trained: bool = True
     stages: dict[str, torch.Tensor] = {
         "decoded frames": torch.from_numpy(read_frames(sample.video)),
         "face crops": torch.from_numpy(read_faces(sample.face)),
-        "sound clips": torch.from_numpy(read_audio(sample.audio, spacing=session.config.model.audio_clip_spacing)[0]),
+        "sound clips": torch.from_numpy(read_audio(sample.audio, spacing=session.processor.audio_clip_spacing)[0]),
     }
     model = session.model
     example = session.processor(sample, question=render_question("ovlabel"))

@@ -163,10 +163,14 @@ class GenerationSession:
                 logger.info("%s: %s", checkpoint, self.engine.load(checkpoint))
                 self.checkpoint = checkpoint
 
-    def seed(self, sample: Sample, question: str) -> int:
-        """What an answer is drawn with: run seed, data set, sample, question and checkpoint alone decide."""
+    def seed(self, sample: Sample, question: str, *, draw: int = 1) -> int:
+        """What an answer is drawn with: run seed, data set, sample, question and checkpoint alone decide.
+
+        ``draw``: the first of several answers is the one that a single answer is.
+        """
         name = "" if self.checkpoint is None else self.checkpoint.name
-        return sample_seed(self.config.inference.seed, sample.dataset, sample.name, question, name)
+        parts = (self.config.inference.seed, sample.dataset, sample.name, question, name)
+        return sample_seed(*parts, *((draw,) if draw > 1 else ()))
 
     @torch.inference_mode()
     def encode(self, modality: Modality, media: torch.Tensor, names: Sequence[str] = ()) -> torch.Tensor:
@@ -190,7 +194,7 @@ class GenerationSession:
         return {modality: z[0].cpu() for modality, z in found.items()}, example.flags
 
     def answer(
-        self, samples: Iterable[Sample], question: str, *, features: Mapping[Modality, FeatureOf]
+        self, samples: Iterable[Sample], question: str, *, features: Mapping[Modality, FeatureOf], draw: int = 1
     ) -> Iterator[list[SampleAnswer]]:
         """Answers to one question about samples whose encoder outputs are known, batch after batch, in their order.
 
@@ -203,19 +207,19 @@ class GenerationSession:
                 example = self.processor.text(sample, question=question)
             group.append((sample, self.processor.fill(example, sample, features=features)))
             if len(group) >= self.batch_size(len(group[0][1].input_ids)):
-                yield self._answered(group, question)
+                yield self._answered(group, question, draw)
                 group = []
         if group:
-            yield self._answered(group, question)
+            yield self._answered(group, question, draw)
 
     def answer_dataset(
-        self, samples: Sequence[Sample], question: str, *, features: DatasetFeatures
+        self, samples: Sequence[Sample], question: str, *, features: DatasetFeatures, draw: int = 1
     ) -> Iterator[list[SampleAnswer]]:
         """The same of a data set's samples, which are encoded now where their outputs are not known."""
         ready = features.ready(
             samples, reader=self.processor.media, encode=self.encode, batch_size=ENCODE_BATCH[self.device.type]
         )
-        return self.answer(ready, question, features=features.readers)
+        return self.answer(ready, question, features=features.readers, draw=draw)
 
     def batch_size(self, longest_prompt: int) -> int:
         """How many clips are generated together: as configured, else as many as the memory takes."""
@@ -249,8 +253,9 @@ class GenerationSession:
         first = self.generate(examples[:half], seeds=seeds[:half])
         return first + self.generate(examples[half:], seeds=seeds[half:])
 
-    def _answered(self, group: Sequence[tuple[Sample, Example]], question: str) -> list[SampleAnswer]:
-        answers = self.generate([e for _, e in group], seeds=[self.seed(sample, question) for sample, _ in group])
+    def _answered(self, group: Sequence[tuple[Sample, Example]], question: str, draw: int) -> list[SampleAnswer]:
+        seeds = [self.seed(sample, question, draw=draw) for sample, _ in group]
+        answers = self.generate([example for _, example in group], seeds=seeds)
         return [
             SampleAnswer(
                 sample, answer.text, answer.tokens, answer.stopped,

@@ -21,8 +21,15 @@ EXPORTS = ("csv", "jsonl")
 _LABEL_ANSWER = re.compile(r"(?:emotional|sentiment) state is (?P<labels>[^.]+)|most likely label is (?P<label>[^.]+)")
 
 
-def result_path(base_root: str | Path, *, dataset: str, checkpoint: Path) -> Path:
-    """``{base_root}-{data set, lower case}/{checkpoint folder}/{checkpoint file}.npz``."""
+def result_path(base_root: str | Path, *, dataset: str, checkpoint: Path, draw: int | None = None) -> Path:
+    """``{base_root}-{data set, lower case}/{checkpoint folder}/{checkpoint file}.npz``.
+
+    ``draw``: one of several answers of the checkpoint, ``…/{checkpoint folder}_samples/sample_{draw}_{file}.npz``; its
+    name must not begin with ``checkpoint_``, which published scoring takes for a result of its own.
+    """
+    if draw is not None:
+        name = f"sample_{draw}_{checkpoint.stem}.npz"
+        return Path(f"{base_root}-{dataset.lower()}") / f"{run_name(checkpoint)}_samples" / name
     return Path(f"{base_root}-{dataset.lower()}") / run_name(checkpoint) / f"{checkpoint.stem}.npz"
 
 

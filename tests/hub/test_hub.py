@@ -384,6 +384,9 @@ def test_predictor_and_commands_take_the_folder(exported, world, clips, tmp_path
                                 f"inference.base_root={base}"]) == 0  # fmt: skip
     (expected,) = tmp_path.glob("base-*/*/*.npz")
     assert read_answers(target) == read_answers(expected)
+    capsys.readouterr()
+    assert main(["doctor", "--hf", str(folder), "--options", "run.device=cpu"]) == 0
+    assert "probe clip: 13 stages in float32" in capsys.readouterr().out
     assert run_cli(sample.main, ["--hf", str(tmp_path), "--subtitle", "x"]) == 1
     assert "not a folder that affectgpt export --hf wrote" in capsys.readouterr().err
 

@@ -106,6 +106,23 @@ def test_encoders_run_once_per_clip_for_all_checkpoints_and_questions(world, ref
     assert len({json.dumps(read_answers(path)) for path in results.values()}) == 4
 
 
+def test_several_answers_of_a_checkpoint_are_a_run_of_their_own(world, reference, tmp_path, capsys):
+    from affectgpt.cli import infer
+    from affectgpt.cli.common import run_cli
+
+    command = ["--dataset", DATASET, f"--cfg-path={world.yaml}", "--options", f"inference.base_root={tmp_path}/results"]
+    assert run_cli(infer.main, [*command, "inference.samples=3"]) == 0
+    stem = world.checkpoints()[0].path.stem
+    files = sorted(tmp_path.rglob("*.npz"))
+    assert [file.name for file in files] == [f"sample_{n}_{stem}.npz" for n in (1, 2, 3)]
+    assert {file.parent.name for file in files} == {f"{world.run_folder.name}_samples"}
+    first, second, third = (read_answers(file) for file in files)
+    assert first == reference  # the answer that a single one is
+    assert first != second != third != first and read_meta(files[1])["draw"] == 2
+    assert run_cli(infer.main, [*command, "inference.samples=2", "inference.decoding=greedy"]) == 1
+    assert "greedy answers are all the same" in capsys.readouterr().err
+
+
 def test_a_result_that_exists_is_kept(world, tmp_path, monkeypatch):
     checkpoint = world.checkpoints()[0]
     target = world.benchmark(tmp_path).run(DATASET, checkpoint)
