@@ -20,9 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
         "with a machine that works; compare answers with released ones.",
     )
     parser.add_argument("--cfg-path", metavar="FILE", help="configuration, a file of train_configs/")
-    parser.add_argument(
-        "--hf", metavar="DIR", help="a folder of affectgpt export --hf, instead of a checkpoint"
-    )
+    parser.add_argument("--hf", metavar="DIR", help="a folder of affectgpt export --hf, instead of a checkpoint")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override any of its keys")
     parser.add_argument("--record", metavar="FILE", help="write this machine's fingerprints (added to those in FILE)")
     parser.add_argument("--fingerprints", metavar="FILE", help="compare with the fingerprints in FILE")

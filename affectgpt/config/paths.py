@@ -220,7 +220,7 @@ def select_checkpoints(config: Config) -> list[CheckpointFile]:
         asked = f"inference.test_epoch={inference.test_epoch}"
     else:
         chosen = [f for f in files[-1:] if f.epoch > 10]
-        asked = "the last one, which must be past epoch 10 (name an earlier one with inference.test_epoch)"
+        asked = "inference (the last is taken, and it must be past epoch 10; name one with inference.test_epoch=N)"
     if not chosen:
         raise CheckpointError(f"{folder}: no checkpoint for {asked}; {there}")
     return chosen

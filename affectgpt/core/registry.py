@@ -37,8 +37,10 @@ class Registry:
 
         def enter(thing: T) -> T:
             for name in names:
-                if self._entries.get(self._key(name), thing) is not thing:
-                    raise ValueError(f"{self.kind} {name!r} is registered twice")
+                known = self._entries.get(self._key(name), thing)
+                if known is not thing:
+                    where = ", ".join(str(getattr(x, "__module__", type(x).__module__)) for x in (known, thing))
+                    raise ValueError(f"{self.kind} {name!r} is registered twice ({where}); give yours another name")
                 self._entries[self._key(name)] = thing
             return thing
 
@@ -57,7 +59,10 @@ class Registry:
         try:
             return self._entries[self._key(name)]
         except KeyError:
-            raise ConfigError(f"unknown {self.kind} {name!r}.{did_you_mean(str(name), self._entries)}") from None
+            hint = did_you_mean(str(name), self._entries)
+            if "Did you mean" not in hint:
+                hint += " One of your own needs its file: imports: [FILE.py], or --imports FILE.py."
+            raise ConfigError(f"unknown {self.kind} {name!r}.{hint}") from None
 
     def __getitem__(self, name: str) -> Any:
         return self.get(name)

@@ -35,7 +35,7 @@ class FrozenEncoder(nn.Module):
     (None: only where ``paths.folders.NAME`` of a configuration says so).
     """
 
-    width: int
+    width: int = 0  # the class sets it
     kind: ClassVar[str]  # visual or acoustic
     architecture: ClassVar[Mapping[str, Any] | None] = None
     weights: ClassVar[Weights | None] = None

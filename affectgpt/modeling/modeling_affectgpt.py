@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from affectgpt.core.auto_module import AUTO_MODULE, write_auto_module
-from affectgpt.core.errors import CheckpointError, DataError
+from affectgpt.core.errors import CheckpointError, ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, N_FRAMES, Modality
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder
 from affectgpt.encoders.llm import LLMS
@@ -25,6 +25,7 @@ from affectgpt.modeling.connectors.base import (
     CONNECTORS,
     IMAGE_CONNECTORS,
     PREFUSIONS,
+    Connector,
     ConnectorShape,
     PreFusionShape,
     QFormerShape,
@@ -84,6 +85,9 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if visual_encoder is not None and acoustic_encoder is not None:
             widths = [visual_encoder.width, acoustic_encoder.width]
         visual, acoustic = widths
+        for encoder in (visual_encoder, acoustic_encoder):
+            if encoder is not None:
+                encoder.freeze()
         D = llm.get_input_embeddings().weight.shape[1]
         qformer = QFormerShape(**config.qformer)
         self.llm = llm
@@ -122,6 +126,9 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.acoustic_encoder = acoustic_encoder if encoders else None
         self.placeholder_ids = {Modality(name): token for name, token in config.placeholder_ids.items()}
         self._no_split_modules = sorted({*(getattr(llm, "_no_split_modules", None) or ()), "Blip2QFormerModel"})
+        for name in _CONNECTORS:
+            if not isinstance(getattr(self, name), Connector):
+                raise ConfigError(f"{type(getattr(self, name)).__name__} is not derived from connectors.base.Connector")
         self._keeps_logits = "logits_to_keep" in inspect.signature(llm.forward).parameters
         self.post_init()
 
@@ -266,12 +273,26 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 continue
             if modality is Modality.MULTI:
                 seen = Modality(prefusion) if prefusion is not None else _visual(features)
-                embeds[modality] = self.multi(need(seen, modality), need(Modality.AUDIO, modality))
+                connector = self.multi
+                tokens = connector(need(seen, modality), need(Modality.AUDIO, modality))
             else:
-                embeds[modality] = connectors[modality](need(modality, modality))
+                connector = connectors[modality]
+                tokens = connector(need(modality, modality))
+            self._check_connector(connector, modality, tokens, rows=len(input_ids))
+            embeds[modality] = tokens  # [B, K, D]
         cause = "the encoder's output is not, so the checkpoint's weights are damaged or of another recipe"
         self._check(embeds, names, "the embedding of its {} that goes to the LLM", cause)
         return embeds
+
+    def _check_connector(self, connector: nn.Module, modality: Modality, tokens: torch.Tensor, *, rows: int) -> None:
+        """ConfigError naming a connector whose output is not ``[B, K, D]``: rows would get other samples' tokens."""
+        key = "video" if modality in (Modality.FACE, Modality.FRAME) else modality.value
+        expected = [rows, getattr(self.config, f"num_{key}_query_token"), self.llm.config.hidden_size]
+        if list(tokens.shape) != expected:
+            raise ConfigError(
+                f"{type(connector).__name__} (model.{key}_fusion_type) gives {list(tokens.shape)} for {modality.value}"
+                f"; expected [B, K, D] = {expected}: samples, model.num_{key}_query_token, width of the LLM"
+            )
 
     def _check(self, values: Mapping[Modality, torch.Tensor], names: Sequence[str], what: str, cause: str) -> None:
         """DataError naming the sample when one of its vectors ``[B, …]`` holds NaN, infinity or an absurd number.
@@ -462,7 +483,13 @@ def encode_medium(encoder: nn.Module, modality: Modality, media: torch.Tensor) -
         torch.random.fork_rng(devices=[media.device] if media.is_cuda else []),
         torch.autocast(media.device.type, enabled=False),
     ):
-        return encoder(media)
+        z = encoder(media)
+    if z.ndim not in (3, 4) or z.shape[:2] != media.shape[:2] or z.shape[-1] != encoder.width:
+        raise ConfigError(
+            f"{type(encoder).__name__} gives {list(z.shape)} for {modality.value} {list(media.shape)}; expected [B, T, "
+            f"width] (or [B, T, Q, width]) with B, T = {list(media.shape[:2])} and its width, {encoder.width}"
+        )
+    return z
 
 
 def make_encoders(config: AffectGPTConfig) -> tuple[FrozenEncoder, FrozenEncoder]:

@@ -192,3 +192,60 @@ def test_a_configuration_inside_a_checkpoint_imports_nothing(lab, tmp_path):
     torch.save(content, path)
     run(lab, ("export", "--checkpoint", str(path), "--out", str(tmp_path / "out")))
     assert (tmp_path / "out").is_dir() and not (tmp_path / "ran").exists()
+
+
+_WRONG = """
+import torch
+from torch import nn
+from affectgpt.modeling.connectors.base import PREFUSIONS, Connector
+from affectgpt.encoders.base import VISUAL_ENCODERS
+from my_lab import ColourGrid, GatePreFusion
+
+@PREFUSIONS.register("wide")
+class Wide(GatePreFusion):
+    def forward(self, video, audio):
+        return torch.cat([super().forward(video, audio)] * 2, dim=-1)
+
+@PREFUSIONS.register("flat")
+class Flat(GatePreFusion):
+    def forward(self, video, audio):
+        return super().forward(video, audio)[:, 0]
+
+@PREFUSIONS.register("bare")
+class Bare(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.proj = nn.Linear(shape.video_width, shape.llm_width)
+
+@VISUAL_ENCODERS.register("NARROW")
+class Narrow(ColourGrid):
+    def forward(self, pixels):
+        return super().forward(pixels)[..., :-1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (
+            "model.multi_fusion_type=wide",
+            "Wide (model.multi_fusion_type) gives [2, 1, 128] for multi; expected [B, K",
+        ),
+        ("model.multi_fusion_type=flat", "Flat (model.multi_fusion_type) gives [2, 64] for multi; expected [B, K, D]"),
+        ("model.multi_fusion_type=bare", "Bare is not derived from connectors.base.Connector"),
+        ("model.visual_encoder=NARROW", "Narrow gives [2, 8, 23] for face [2, 8, 3, 224, 224]; expected [B, T, width]"),
+        ("model.visual_encoder=NOWHERE", "One of your own needs its file: imports: [FILE.py]"),
+    ],
+)
+def test_a_class_that_gives_something_else_is_named(lab, option, told):
+    (lab / "wrong.py").write_text(_WRONG)
+    text = (lab / "mine.yaml").read_text().replace("imports: [my_lab.py]", "imports: [my_lab.py, wrong.py]")
+    (lab / "wrong.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "affectgpt.cli.main", "train", "--cfg-path", "wrong.yaml", "--dry-run", "--options",
+         "run.num_workers=0", option, "paths.folders.NARROW=models/colour-grid"],
+        cwd=lab, capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: "), done.stderr
+    assert told in done.stderr and "Traceback" not in done.stderr
