@@ -20,8 +20,8 @@ def add_inference_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--hf", metavar="DIR",
-        help="a folder that affectgpt export --hf wrote, instead of a checkpoint; --cfg-path then is needed for data sets "
-        "of your own only",
+        help="a folder that affectgpt export --hf wrote, instead of a checkpoint; --cfg-path is then needed "
+        "for data sets of your own only",
     )  # fmt: skip
     parser.add_argument(
         "--zeroshot", action="store_true", help="ask for open-vocabulary labels (what happens anyway; as published)"
