@@ -178,6 +178,7 @@ def load_checkpoint(
 def _assemble(
     config: Config, settings: AffectGPTConfig, *, llm: nn.Module, encoders: Sequence[FrozenEncoder]
 ) -> AffectGPTForConditionalGeneration:
+    settings.visual_width, settings.acoustic_width = (encoder.width for encoder in encoders)
     made = AffectGPTForConditionalGeneration(
         settings, llm=llm, visual_encoder=encoders[0], acoustic_encoder=encoders[1]
     )
