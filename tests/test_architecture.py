@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
         "core", "config", "datasets", "media", "encoders", "processing", "modeling", "preprocess", "results",
     },
     "textllm": {"core", "config"},
+    "mllm": {"core", "config", "datasets", "media", "textllm", "results"},
     "evaluation": {"core", "config", "datasets", "textllm", "results"},
     "preprocess": {"core", "config", "media"},
     "captioning": {

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": ("demo", "from nothing to a scored tiny model, on a CPU"),
     "train": ("train", "train from a configuration (train.py)"),
     "infer": ("infer", "answers on data sets (inference_hybird.py)"),
+    "ask": ("ask", "answers of any other multimodal LLM on data sets, by a server or a folder"),
     "sample": ("sample", "answer for one video (inference_sample.py)"),
     "evaluate": ("evaluate", "extract labels and score (evaluation.py)"),
     "score": ("score", "score labels that are extracted already (evaluation-scoreonly.py)"),
