@@ -1,4 +1,4 @@
-"""Tiny random multimodal LLMs in folders: Qwen2-Audio as it is, Video-LLaVA with a processor that needs no torchvision."""
+"""Tiny random multimodal LLMs in folders: Qwen2-Audio as it is, Video-LLaVA with a processor without torchvision."""
 
 from __future__ import annotations
 
