@@ -81,6 +81,7 @@ class Leaderboard:
 
     datasets: list[str]
     titles: list[str]
+    clips: list[str]  # of each data set; of how many, where the benchmark has another number
     entries: list[Entry]
     lexicon: Lexicon
     reference: str | None = None
@@ -132,7 +133,7 @@ def gather(
         if wanted not in names:
             raise ConfigError(f"no run {wanted!r}.{did_you_mean(wanted, names)}")
     given = parse_modality(modality, names)
-    board = Leaderboard([], [], [], lexicon)
+    board = Leaderboard([], [], [], [], lexicon)
     truths: dict[str, Truth] = {}
     for name in dict.fromkeys([*runs, *([against] if against else [])] if runs else names):
         try:
@@ -152,7 +153,11 @@ def gather(
         raise DataError(f"--against {against}: it could not be scored: {board.left_out[against]}")
     board.datasets = [row.name for row in rows if any(row.name in entry.scores.scores for entry in board.entries)]
     some = {dataset: s[0] for entry in board.entries for dataset, s in entry.scores.scores.items()}
-    board.titles = [some[dataset].metric.titles[0] for dataset in board.datasets]
+    published = {row.name: row.counts.get("test") for row in rows}
+    for dataset in board.datasets:
+        clips, expected = some[dataset].split_size, published[dataset]
+        board.titles.append(some[dataset].metric.titles[0])
+        board.clips.append(f"{clips} of {expected}" if expected and clips != expected else str(clips))
     board.entries.sort(key=lambda entry: _order(board, entry))
     board.reference = against or board.entries[0].name
     board.tests = _tests(board)

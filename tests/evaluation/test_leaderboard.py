@@ -57,6 +57,7 @@ def test_runs_are_ordered_by_data_sets_and_mean(board):
     found = board()
     assert [entry.name for entry in found.entries] == ["run_a", "run_b"] and found.reference == "run_a"
     assert found.datasets == ["MER2023", "SIMS", "OVMERDPlus"] and found.titles == ["HIT", "WAF", "F_s"]
+    assert found.clips == ["4 of 411", "5 of 457", "3 of 532"]
     a, b = found.entries
     by_set = a.scores.scores["MER2023"]
     assert a.estimates["MER2023"].value == pytest.approx(np.mean([score.primary for score in by_set]))
