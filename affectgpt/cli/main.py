@@ -19,6 +19,7 @@ COMMANDS = {
     "score": ("score", "score labels that are extracted already (evaluation-scoreonly.py)"),
     "consensus": ("consensus", "labels that several checkpoints, runs or samples agree on, as a run"),
     "leaderboard": ("leaderboard", "all runs beside the paper's tables, as one HTML page"),
+    "export_task": ("export_task", "data sets as a task folder of lmms-eval"),
     "submission": ("submission", "the CSV files of the MER2025 challenge, tracks 2 and 3, from a result file"),
     "doctor": ("doctor", "why are my scores below the published ones?"),
     "check_data": ("check_data", "are the data sets complete and readable?"),
