@@ -110,8 +110,10 @@ def main(argv: list[str] | None = None) -> int:
 
     setup_logging()
     check_arguments(args)
+    from affectgpt.core.registry import import_files
     from affectgpt.mllm.prompts import find_prompt, parse_media
 
+    import_files(args.imports)
     prompt = find_prompt(args.prompt)
     media = parse_media(args.media, prompt)
     datasets, base_root = open_datasets(args)
@@ -161,11 +163,9 @@ def open_datasets(args: argparse.Namespace) -> tuple[list[EmotionDataset], str]:
 
     from affectgpt.config.load import load_config
     from affectgpt.config.schema import Config
-    from affectgpt.core.registry import import_files
     from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.table import parse_names
 
-    import_files(args.imports)
     config = load_config(args.cfg_path, args.options) if args.cfg_path else Config(name="ask")
     if args.dataset_root:
         config = dataclasses.replace(

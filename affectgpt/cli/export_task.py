@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.printable import printable
+    from affectgpt.core.registry import import_files
     from affectgpt.core.runtime import setup_logging
     from affectgpt.datasets.table import DATASETS, get_row
     from affectgpt.evaluation.lexicon import find_lexicon
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.mllm.prompts import find_prompt, parse_media
 
     setup_logging()
+    import_files(args.imports)
     prompt = find_prompt(args.prompt)
     media = parse_media(args.media, prompt)
     find_lexicon(args.lexicon)  # what is missing shows here, not after hours of answers

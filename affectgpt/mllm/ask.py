@@ -38,9 +38,9 @@ from affectgpt.textllm.base import (
     TextLLMError,
     TextReply,
 )  # fmt: skip
-from affectgpt.textllm.messages import no_answer
+from affectgpt.textllm.messages import no_answer, without_thoughts
 
-TRUNCATED = "truncated"
+TRUNCATED, THOUGHTS = "truncated", "thoughts_left_out"
 
 
 @dataclass
@@ -221,14 +221,17 @@ class Asker:
         ) as bar:
 
             def on_result(index: int, reply: TextReply) -> None:
-                if reason := no_answer(reply.text):
+                text = without_thoughts(reply.text)
+                if reason := no_answer(text):
+                    if reply.text.strip() and not text.strip():
+                        reason = "the model was still thinking when its reply was cut; raise --max-tokens"
                     fail(index, reason)
                 else:
                     done.add(index)
                     shard.add(
                         pending[index].name,
-                        answer=self.prompt.answer(reply.text),
-                        flags=[TRUNCATED] if reply.truncated else [],
+                        answer=self.prompt.answer(text),
+                        flags=[TRUNCATED] * reply.truncated + [THOUGHTS] * (text != reply.text),
                         tokens=reply.reply_tokens or 0,
                         **_costs(reply),
                     )

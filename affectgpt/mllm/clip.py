@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST_FRAMES = 100  # where frames per second decide
+MOST_SECONDS = 600  # of sound; no model of today takes more, and several requests are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ def read_clip(sample: Sample, options: MediaOptions, decoder: Decoder) -> ClipMe
             fps = len(frames) / seconds if seconds > 0 else 1.0
         if AUDIO in options.media:
             sound, flags = read_sound(sample, decoder)
+            if sound is not None and len(sound) > MOST_SECONDS * SAMPLE_RATE:
+                raise DataError(
+                    f"its sound is {len(sound) / SAMPLE_RATE:,.0f} s long; at most {MOST_SECONDS} s are sent. Cut it up"
+                )
             sound = None if sound is None else within_one(sound)
     except DataError as error:
         raise DataError(f"{sample.dataset}: sample {sample.name!r}: {error}") from error

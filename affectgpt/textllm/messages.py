@@ -55,6 +55,19 @@ _REFUSAL = re.compile(
 )
 
 
+_THINK, _THOUGHT = "<think>", "</think>"
+
+
+def without_thoughts(text: str) -> str:
+    """A reply without what a reasoning model thinks first, up to ``</think>``, where its server leaves that in.
+
+    Where the reply was cut before that, nothing is left.
+    """
+    if text.lstrip().startswith(_THINK):
+        return text.partition(_THOUGHT)[2]
+    return text
+
+
 def no_answer(text: str) -> str | None:
     """Why a reply's text is no answer: it is empty, or a refusal; None where it is one."""
     text = text.strip()

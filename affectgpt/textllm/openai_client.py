@@ -37,6 +37,7 @@ _HOPELESS = {401, 403, 404, 405, 407, 511}  # no other conversation will fare be
 _WEB_PAGE = ("text/html", "application/xhtml+xml")
 _REPLY_BYTES, _TOKEN_BYTES = 2**20, 2**10  # the most that a reply may have: once, and for every token asked for
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+_STREAM_END = b"\ndata: [DONE]"
 _OWN_FIELDS = {"model", "messages", "n", *_STREAMED}
 _LONGEST_BACKOFF = 30.0  # seconds
 _FAILED_IN_A_ROW = 8  # failed conversations without a good one between them: give up
@@ -328,6 +329,8 @@ class OpenAIClient(TextLLM):
                     received += chunk
                     if len(received) > most:
                         raise _too_long(most)
+                    if _STREAM_END in received[-2 * len(_STREAM_END) :]:  # some servers leave the connection open
+                        break
         except TimeoutError as error:
             raise _AttemptError(f"no whole reply in {self._timeout:g} s") from error
         except httpx2.TimeoutException as error:

@@ -67,13 +67,17 @@ def _sound(data: str) -> Any:
     return samples
 
 
-def a_model(body: dict[str, Any], truth: dict[str, str] = MER2023_TRUTH, *, ears: bool = True) -> Answer:
+def a_model(
+    body: dict[str, Any], truth: dict[str, str] = MER2023_TRUTH, *, ears: bool = True, eyes: bool = True
+) -> Answer:
     """Knows the emotion of the clip that the subtitle names, if it is shown and heard."""
     parts = parts_of(body)
+    if not eyes:
+        parts.pop("video", None)
     heard = ears and "audio" in parts
     tokens = len(parts["text"]) // 4 + parts["images"] * 10 + ("video" in parts) * 80 + heard * 25
     name = next((name for name in truth if f"Said in {name}." in parts["text"]), "m4")
-    seen = "video" in parts or parts["images"]
+    seen = "video" in parts or parts["images"] or not eyes
     labels = truth[name] if seen and (heard or not ears) else "bored" if seen else "tired"
     return Answer(
         text=f"The person's emotional\n\tstate is {labels}.",

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from fake_llm_server import Answer, FakeServer, streamed
@@ -13,6 +19,7 @@ from talking_clips import a_model, make_clips, parts_of
 from affectgpt.cli import main as cli
 from affectgpt.core.npz import read_npz
 
+ROOT = Path(cli.__file__).resolve().parents[2]
 DESCRIBED = "As an expert in the field of emotions, please focus on the facial expressions"
 
 
@@ -102,19 +109,18 @@ def test_published_prompts_with_their_media_and_decoding(world, serve):
     assert "\n" not in answers["m1"] and answers["m1"].startswith("The person's emotionalstate")  # as published
 
 
-@pytest.mark.parametrize(("ears", "word"), [(False, "deaf"), (True, None)])
-def test_a_deaf_model_is_refused(world, serve, capsys, ears, word):
-    server = serve(lambda body, _: a_model(body, ears=ears))
-    assert ask(server) == (1 if word else 0)
-    if word is None:
-        return
+@pytest.mark.parametrize(("medium", "word", "organs"), [("audio", "deaf", "ears"), ("video", "blind", "eyes")])
+def test_a_deaf_or_blind_model_is_refused(world, serve, capsys, medium, word, organs):
+    server = serve(lambda body, _: a_model(body, **{organs: False}))
+    assert ask(server) == 1
     said = capsys.readouterr().err
-    assert "deaf: the prompt has as many tokens without the audio as with it: m1" in said and "--allow-deaf" in said
+    assert f"{word}: the prompt has as many tokens without the {medium} as with it: m1" in said
+    assert "--allow-deaf" in said
     assert not list(folder(world).glob("*.npz")) and len(server.requests) == 9
     assert ask(server, "--allow-deaf") == 0
     record = json.loads((folder(world) / "seed_42-answers.meta.json").read_text())
-    assert record["deaf_or_blind"] == ["audio"] and record["allow_deaf"] is True
-    assert "does not take in audio" in capsys.readouterr().out
+    assert record["deaf_or_blind"] == [medium] and record["allow_deaf"] is True
+    assert f"does not take in {medium}" in capsys.readouterr().out
 
 
 def test_equal_answers_are_deafness_where_nobody_counts_tokens(world, serve, capsys):
@@ -236,3 +242,68 @@ def test_a_prompt_of_a_file_and_a_dry_run(world, serve, capsys):
     assert ask(server, "--prompt", "mine.txt", "--request-fields", '{"modalities": ["text"]}') == 0
     assert server.requests[0]["body"]["modalities"] == ["text"]
     assert "What do they feel?" in [parts_of(r["body"])["text"] for r in server.requests]
+
+
+def test_what_a_model_thinks_is_no_part_of_its_answer(world, serve, capsys):
+    def behave(body, _):
+        whole = a_model(body)
+        if "Said in m2." in parts_of(body)["text"] and body["max_tokens"] != 64:
+            return Answer(text="<think>They look", finish="length", usage=whole.usage)
+        return Answer(text=f"<think>\nSad? No.\n</think>\n\n{whole.text}", usage=whole.usage)
+
+    assert ask(serve(behave), "--skip-failed") == 0
+    answers = read_npz(folder(world) / "seed_42.npz")["name2reason"]
+    assert answers["m1"] == "The person's emotional state is happy." and "m2" not in answers
+    record = json.loads((folder(world) / "seed_42-answers.meta.json").read_text())
+    assert "--max-tokens" in record["failed"]["m2"] and record["flags"]["thoughts_left_out"] == ["m1", "m3", "m4"]
+
+
+def test_requests_are_concurrent_up_to_the_limit(world, serve):
+    def behave(body, _):
+        answer = a_model(body)
+        answer.delay = 0.2
+        return answer
+
+    server = serve(behave)
+    assert ask(server, "--concurrency", "3") == 0
+    assert 1 < server.most_at_once <= 3
+
+
+def test_a_killed_run_resumes(world, serve):
+    """SIGKILL after the first answers: none of them is asked for again."""
+    hold = threading.Event()
+
+    def behave(body, _):
+        text = parts_of(body)["text"]
+        if body["max_tokens"] != 64 and "Said in m3." in text:
+            hold.wait(60)
+        return a_model(body)
+
+    server = serve(behave)
+    command = [sys.executable, "-m", "affectgpt.cli.main", "ask", "--base-url", server.url, "--model", "org/tiny-omni",
+               "--datasets", "MER2023", "--dataset-root", "dataset", "--attempts", "2", "--timeout", "100",
+               "--concurrency", "1"]  # fmt: skip
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    journal = folder(world) / "seed_42-answers.part0.jsonl"
+    deadline = time.monotonic() + 60
+    while not (journal.is_file() and journal.read_text().count('"answer"') == 2):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    hold.set()
+    before = len(server.requests)
+    assert ask(server, "--concurrency", "1") == 0
+    asked = [parts_of(r["body"])["text"] for r in server.requests[before:] if r["body"]["max_tokens"] != 64]
+    assert len(asked) == 2 and not any(f"Said in {name}." in text for text in asked for name in ("m1", "m2"))
+    assert len(read_npz(folder(world) / "seed_42.npz")["name2reason"]) == 4
+
+
+def test_a_prompt_and_more_of_ones_own_file(world, serve):
+    (world / "lab.py").write_text(
+        "from affectgpt.mllm.prompts import PROMPTS, Prompt\n"
+        "PROMPTS.register('lab')(Prompt('lab', ('How do they sound?',), ('audio',)))\n"
+    )
+    server = serve(lambda body, _: Answer(text=f"calm {'audio' in parts_of(body)}"))
+    assert ask(server, "--imports", "lab.py", "--prompt", "published:lab") == 0
+    assert (folder(world, "tiny-omni_lab_audio") / "seed_42.npz").exists()

@@ -295,6 +295,16 @@ def test_a_stream_that_breaks_off_is_asked_again(serve):
     assert server.asked["a"] == 2
 
 
+def test_a_stream_is_over_at_its_end_whatever_the_connection_does(serve):
+    def behave(*_):
+        answer = streamed("done")
+        answer.break_off = True
+        return answer
+
+    server, client = serve(behave, stream=True)
+    assert client.chat_many(_conversations("a"), sampling=SAMPLING)[0].text == "done" and server.asked["a"] == 1
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
