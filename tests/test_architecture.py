@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
         "core", "config", "datasets", "media", "encoders", "processing", "modeling", "preprocess", "results",
     },
     "textllm": {"core", "config"},
+    "mllm": {"core", "config", "datasets", "media", "textllm", "results"},
     "evaluation": {"core", "config", "datasets", "textllm", "results"},
     "preprocess": {"core", "config", "media"},
     "captioning": {
@@ -33,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "demo": {"core", "config", "datasets", "processing"},
 }  # fmt: skip
-NO_TORCH = {"core", "config", "datasets", "results", "textllm", "evaluation"}  # torch inside functions at most
+NO_TORCH = {"core", "config", "datasets", "results", "textllm", "mllm", "evaluation"}  # torch inside functions at most
 NEVER_TORCH = {"config", "datasets", "results"}
 
 

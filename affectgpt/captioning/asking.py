@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +20,7 @@ from affectgpt.textllm.base import (
     TextReply,
     open_client,
 )  # fmt: skip
-
-# A reply that begins so is not a description. Asking again with the same seed gives the same.
-_REFUSAL = re.compile(
-    r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry\b|(?:sorry|unfortunately)[,.]? (?:but )?i (?:can(?:no|')t|am unable)"
-    r"|i (?:can(?:no|['’])t|am (?:not able|unable) to) "
-    r"(?:assist|help|provide|describe|analy[sz]e|identify|process|fulfil)"
-    r"|as an ai (?:language )?model,? i (?:can|am|do)|抱歉|对不起|很抱歉)",
-    re.IGNORECASE,
-)
+from affectgpt.textllm.messages import no_answer
 
 
 @dataclass(frozen=True)
@@ -189,13 +180,8 @@ def _send(answers: Answers, todo: Sequence[Request], *, client: TextLLM, samplin
 
 def judge(reply: TextReply) -> CachedReply:
     """A reply as it is kept: text, or why it is none (empty, a refusal)."""
-    text, failed = reply.text.strip(), None
-    if not text:
-        failed = "the reply is empty"
-    elif _REFUSAL.match(text):
-        failed = f"the model refused: {text[:120]}"
     return CachedReply(
-        text, failed=failed, truncated=reply.truncated, prompt_tokens=reply.prompt_tokens,
+        reply.text.strip(), failed=no_answer(reply.text), truncated=reply.truncated, prompt_tokens=reply.prompt_tokens,
         reply_tokens=reply.reply_tokens, seconds=reply.seconds,
     )  # fmt: skip
 

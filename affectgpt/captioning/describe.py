@@ -10,12 +10,12 @@ from affectgpt.captioning.asking import Answers, Request, ask, from_file, open_a
 from affectgpt.captioning.clips import Clip
 from affectgpt.config.captioning import AskConfig
 from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.media.encode import jpeg_of
 from affectgpt.media.guard import Decoder
 from affectgpt.textllm.base import Conversation
 from affectgpt.textllm.messages import user_message
 
 ACOUSTIC, VISUAL = "acoustic", "visual"
-_QUALITY = 88  # of the JPEG frames that are sent
 
 
 def describe(
@@ -66,8 +66,6 @@ def _acoustic(clip: Clip, *, prompt: str) -> Conversation:
 
 
 def _visual(clip: Clip, *, prompt: str, decoder: Decoder, spec: AskConfig) -> Conversation:
-    import cv2
-
     assert clip.sample.video is not None
     try:
         frames, _ = decoder.native_frames(
@@ -75,10 +73,4 @@ def _visual(clip: Clip, *, prompt: str, decoder: Decoder, spec: AskConfig) -> Co
         )
     except DataError as error:
         raise DataError(f"clip unreadable: {error}") from error
-    pictures = []
-    for frame in frames:  # [H, W, 3] RGB
-        good, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-        if not good:
-            raise DataError(f"clip unreadable: {clip.sample.video}: a frame cannot be written as JPEG")
-        pictures.append(data.tobytes())
-    return [user_message(prompt, images=pictures)]
+    return [user_message(prompt, images=[jpeg_of(frame) for frame in frames])]

@@ -20,8 +20,8 @@ ALL = "all"
 FEWEST_DEALS = 20  # below, the floor depends on luck
 
 
-def add_place_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where results, data sets and lexicon are, for every command on result files."""
+def add_place_arguments(parser: argparse.ArgumentParser, *, lexicon: bool = True) -> None:
+    """Where results, data sets and (for those that score) the lexicon are, for every command on result files."""
     where = parser.add_argument_group("where things are")
     where.add_argument(
         "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets (task: says how they "
@@ -37,9 +37,10 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset-root", metavar="DIR", help="holds the data sets (default: that of --cfg-path, else ../dataset)"
     )
     add_imports_argument(where)
-    where.add_argument(
-        "--lexicon", metavar="DIR|builtin", help="default: emotion_wheel/ if it is there, else the built-in one"
-    )
+    if lexicon:
+        where.add_argument(
+            "--lexicon", metavar="DIR|builtin", help="default: emotion_wheel/ if it is there, else the built-in one"
+        )
 
 
 def add_selection_arguments(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:

@@ -79,6 +79,22 @@ def tell_conversion(samples: Sequence[Sample], *, wanted: str) -> None:
             )  # fmt: skip
 
 
+def read_sound(sample: Sample, decoder: Decoder) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """A sample's whole sound, mono at 16 kHz, float32 ``[n]``, and flags; None where its video has no sound track.
+
+    Raises DataError naming the file, also where the sound file is missing though the video has sound.
+    """
+    path = sample.audio or sample.video
+    if path is None:
+        raise DataError("neither a sound file nor a video is known")
+    if not path.is_file() and sample.video is not None and sample.video.is_file():
+        if decoder.probe(sample.video).audio_tracks:
+            raise DataError(f"{path}: no such file, though {sample.video} has sound; extract it: affectgpt preprocess")
+        path = sample.video
+    samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else decoder.track(path)
+    return samples, (NO_AUDIO_TRACK,) if samples is None else wave_flags(path)
+
+
 class MediaReader:
     """Reads one medium of a sample and applies the encoder's transform.
 
@@ -171,16 +187,7 @@ class MediaReader:
         """Float32 ``[8, 32000]`` of a sound file or a video's track; zeros only where there is no sound to be read."""
         import numpy as np
 
-        path = sample.audio or sample.video
-        if path is None:
-            raise DataError("neither a sound file nor a video is known")
-        if not path.is_file() and sample.video is not None and sample.video.is_file():
-            if self.decoder.probe(sample.video).audio_tracks:
-                raise DataError(
-                    f"{path}: no such file, though {sample.video} has sound; extract it: affectgpt preprocess"
-                )
-            path = sample.video
-        samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else self.decoder.track(path)
+        samples, flags = read_sound(sample, self.decoder)
         if samples is None:
-            return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
-        return cut_clips(samples, spacing=self.audio_clip_spacing), wave_flags(path)
+            return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), flags
+        return cut_clips(samples, spacing=self.audio_clip_spacing), flags

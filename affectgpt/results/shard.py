@@ -49,9 +49,9 @@ class ResultShard:
                     entries[name] = value
         return entries
 
-    def add(self, name: str, *, answer: str, flags: Sequence[str], tokens: int) -> None:
-        """Keep one answer."""
-        self._journal.add(name, {"answer": answer, "flags": list(flags), "tokens": tokens})
+    def add(self, name: str, *, answer: str, flags: Sequence[str], tokens: int, **costs: float) -> None:
+        """Keep one answer; ``costs``: what else it took, for the record."""
+        self._journal.add(name, {"answer": answer, "flags": list(flags), "tokens": tokens, **costs})
 
     def fail(self, name: str, reason: str) -> None:
         """Note a sample that cannot be read; the next attempt tries it again."""
@@ -75,7 +75,7 @@ class ResultShard:
             failed = {name: entries[name]["failed"] for name in order if "failed" in entries[name]}
             failed_path = beside(self.target, ".failed.csv")
             if failed:
-                _write_failed(failed_path, dataset, failed)
+                write_failed(failed_path, dataset, failed)
                 logger.warning("%s: %d samples lack, see %s", self.target, len(failed), failed_path)
             else:
                 failed_path.unlink(missing_ok=True)
@@ -96,7 +96,8 @@ def _weight(entry: Mapping[str, Any]) -> tuple[bool, int, bool]:
     return "answer" in entry, entry.get("attempt", 0), "failed" in entry
 
 
-def _write_failed(path: Path, dataset: str, failed: Mapping[str, str]) -> None:
+def write_failed(path: Path, dataset: str, failed: Mapping[str, str]) -> None:
+    """Write the table of samples without an answer: data set, sample, reason."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(("dataset", "sample", "reason"))

@@ -1,9 +1,10 @@
-"""Messages of a conversation, with images and audio where a server takes them."""
+"""Messages of a conversation, with images, video and audio where a server takes them, and what is no answer."""
 
 from __future__ import annotations
 
 import base64
 import mimetypes
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,65 @@ from affectgpt.textllm.base import Conversation, Message, TextLLMError
 _AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "m4a")
 
 
-def user_message(text: str, *, images: Sequence[str | Path | bytes] = (), audio: str | Path | None = None) -> Message:
-    """One user message: text, after images (files, or the bytes of JPEG pictures) and an audio file, sent inside it.
+def user_message(
+    text: str,
+    *,
+    images: Sequence[str | Path | bytes] = (),
+    video: bytes | None = None,
+    audio: str | Path | bytes | None = None,
+    audio_part: str = "input_audio",
+) -> Message:
+    """One user message: text, after images (files, or the bytes of JPEG pictures), a video (the bytes of an mp4 file)
+    and sound (a file, or the bytes of a wav file), all sent inside it.
 
-    Media become the parts of the OpenAI chat format (``image_url`` with a data URL, ``input_audio``).
+    Media become the parts of the OpenAI chat format: ``image_url`` and ``video_url`` with a data URL, ``input_audio``
+    (or ``audio_part="audio_url"`` with a data URL, which vLLM and SGLang take too).
     Raises DataError for a file that is missing or of no known kind.
     """
-    if not images and audio is None:
+    if not images and audio is None and video is None:
         return {"role": "user", "content": text}
     parts: list[dict[str, Any]] = [_image_part(image) for image in images]
+    if video is not None:
+        parts.append({"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{_encoded(video)}"}})
     if audio is not None:
-        parts.append(_audio_part(Path(audio)))
+        kind, data = ("wav", _encoded(audio)) if isinstance(audio, bytes) else _audio_file(Path(audio))
+        parts.append(
+            {"type": "audio_url", "audio_url": {"url": f"data:audio/{kind};base64,{data}"}}
+            if audio_part == "audio_url"
+            else {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
+        )
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+# A reply that begins so is not an answer. Asking again with the same seed gives the same.
+_REFUSAL = re.compile(
+    r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry\b|(?:sorry|unfortunately)[,.]? (?:but )?i (?:can(?:no|')t|am unable)"
+    r"|i (?:can(?:no|['’])t|am (?:not able|unable) to) "
+    r"(?:assist|help|provide|describe|analy[sz]e|identify|process|fulfil)"
+    r"|as an ai (?:language )?model,? i (?:can|am|do)|抱歉|对不起|很抱歉)",
+    re.IGNORECASE,
+)
+
+
+_THINK, _THOUGHT = "<think>", "</think>"
+
+
+def without_thoughts(text: str) -> str:
+    """A reply without what a reasoning model thinks first, up to ``</think>``, where its server leaves that in.
+
+    Where the reply was cut before that, nothing is left.
+    """
+    if text.lstrip().startswith(_THINK):
+        return text.partition(_THOUGHT)[2]
+    return text
+
+
+def no_answer(text: str) -> str | None:
+    """Why a reply's text is no answer: it is empty, or a refusal; None where it is one."""
+    text = text.strip()
+    if not text:
+        return "the reply is empty"
+    return f"the model refused: {text[:120]}" if _REFUSAL.match(text) else None
 
 
 def _image_part(image: str | Path | bytes) -> dict[str, Any]:
@@ -38,11 +86,11 @@ def _image_part(image: str | Path | bytes) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{_base64(path)}"}}
 
 
-def _audio_part(path: Path) -> dict[str, Any]:
+def _audio_file(path: Path) -> tuple[str, str]:
     kind = path.suffix.lstrip(".").lower()
     if kind not in _AUDIO_FORMATS:
         raise DataError(f"{path}: no audio by its name; give one of {', '.join(_AUDIO_FORMATS)}")
-    return {"type": "input_audio", "input_audio": {"data": _base64(path), "format": kind}}
+    return kind, _base64(path)
 
 
 def _base64(path: Path) -> str:

@@ -36,6 +36,9 @@ _RETRIED = {408, 409, 425, 429}  # and every 5xx
 _HOPELESS = {401, 403, 404, 405, 407, 511}  # no other conversation will fare better
 _WEB_PAGE = ("text/html", "application/xhtml+xml")
 _REPLY_BYTES, _TOKEN_BYTES = 2**20, 2**10  # the most that a reply may have: once, and for every token asked for
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+_STREAM_END = b"\ndata: [DONE]"
+_OWN_FIELDS = {"model", "messages", "n", *_STREAMED}
 _LONGEST_BACKOFF = 30.0  # seconds
 _FAILED_IN_A_ROW = 8  # failed conversations without a good one between them: give up
 
@@ -57,6 +60,10 @@ class _ConversationError(Exception):
         self.by_server = by_server  # the server had a say in it
 
 
+class _StreamingError(Exception):
+    """The server refused this way of sending the reply: whole where it only streams, or with ``stream_options``."""
+
+
 class _Stopped(Exception):  # noqa: N818
     """The caller has given up."""
 
@@ -70,6 +77,8 @@ class OpenAIClient(TextLLM):
     ``attempts`` per conversation, with waits that double from ``backoff`` seconds, or as long as the server asks
     (Retry-After, up to ``longest_wait`` seconds; then all requests wait).
     A repetition penalty other than 1 is sent as ``repetition_penalty``, which vLLM and SGLang know and OpenAI refuses.
+    ``request_fields``: what else a request holds (``mm_processor_kwargs``, ``modalities`` …).
+    ``stream``: ask for replies in pieces. Without it, it is done once a server says that it does nothing else.
     """
 
     name = "openai"
@@ -86,6 +95,8 @@ class OpenAIClient(TextLLM):
         longest_wait: float = 300.0,
         requests_per_minute: float | None = None,
         key_variable: str = "OPENAI_API_KEY",
+        request_fields: Mapping[str, Any] | None = None,
+        stream: bool = False,
     ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -96,6 +107,8 @@ class OpenAIClient(TextLLM):
             raise TextLLMError("concurrency and attempts should be 1 or more, timeout more than 0 seconds")
         if requests_per_minute is not None and requests_per_minute <= 0:
             raise TextLLMError(f"requests_per_minute is {requests_per_minute}; it should be more than 0")
+        if taken := sorted(_OWN_FIELDS & set(request_fields or {})):
+            raise TextLLMError(f"request_fields: {', '.join(taken)} of a request cannot be set there")
         self.base_url = base_url.rstrip("/")
         self.model = model
         self._concurrency = concurrency
@@ -107,14 +120,16 @@ class OpenAIClient(TextLLM):
         self._gap = 60 / requests_per_minute if requests_per_minute else 0.0  # seconds between two requests
         self._next_turn = 0.0  # time.monotonic() of the next request's turn
         self._turns = threading.Lock()
+        self._request_fields = dict(request_fields or {})
+        self._streaming: dict[str, Any] = _STREAMED if stream else {}
         self._client: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._resume_at = 0.0  # time.monotonic() before which no request is sent
         self._shown_url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # no password
 
     def identity(self) -> dict[str, Any]:
-        """The model's name on the server."""
-        return {"model": self.model}
+        """The model's name on the server, and what is sent besides."""
+        return {"model": self.model, **({"request_fields": self._request_fields} if self._request_fields else {})}
 
     def details(self) -> dict[str, Any]:
         """The address."""
@@ -222,16 +237,16 @@ class OpenAIClient(TextLLM):
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
             "seed": seed_for(conversation, sampling.seed),
+            **self._request_fields,
         }
         if sampling.repetition_penalty != 1:
             body["repetition_penalty"] = sampling.repetition_penalty
-        content = json.dumps(body).encode()
         most = _REPLY_BYTES + _TOKEN_BYTES * sampling.max_tokens
         for attempt in range(self._attempts):
             self._pause(stop)
             started = time.monotonic()
             try:
-                return replace(self._attempt(content, most=most), seconds=time.monotonic() - started)
+                return replace(self._send(body, most=most), seconds=time.monotonic() - started)
             except _AttemptError as error:
                 reason = error
             if reason.wait is not None and reason.wait > self._longest_wait:
@@ -261,6 +276,20 @@ class OpenAIClient(TextLLM):
         if stop.is_set():
             raise _Stopped
 
+    def _send(self, body: Mapping[str, Any], *, most: int) -> TextReply:
+        """One attempt, repeated at once where the server wants replies to be sent in another way."""
+        while True:
+            streaming = self._streaming
+            try:
+                return self._attempt(json.dumps({**body, **streaming}).encode(), most=most)
+            except _StreamingError as error:
+                if not streaming:
+                    self._streaming = _STREAMED
+                elif "stream_options" in str(error) and "stream_options" in streaming:
+                    self._streaming = {"stream": True}
+                else:
+                    raise _ConversationError(str(error)) from error
+
     def _attempt(self, content: bytes, *, most: int) -> TextReply:
         """One request. ``_AttemptError`` if it is worth another, else ``_ConversationError`` or TextLLMError."""
         assert self._loop is not None
@@ -274,7 +303,8 @@ class OpenAIClient(TextLLM):
                 f"{self._shown_url}: answers with a web page, not with a completion: {_error_text(received)}. A login "
                 "page or a proxy in between? Log in there, or give the server's own base URL, usually ending in /v1"
             )
-        return _parse(received)
+        streamed = kind == "text/event-stream" or received[:200].lstrip().startswith(b"data:")
+        return _parse_stream(received) if streamed else _parse(received)
 
     async def _exchange(self, content: bytes, most: int) -> tuple[int, Mapping[str, str], bytes]:
         """Send one request; status, headers and body (of at most ``most`` bytes) of what comes back.
@@ -299,6 +329,8 @@ class OpenAIClient(TextLLM):
                     received += chunk
                     if len(received) > most:
                         raise _too_long(most)
+                    if _STREAM_END in received[-2 * len(_STREAM_END) :]:  # some servers leave the connection open
+                        break
         except TimeoutError as error:
             raise _AttemptError(f"no whole reply in {self._timeout:g} s") from error
         except httpx2.TimeoutException as error:
@@ -329,6 +361,8 @@ class OpenAIClient(TextLLM):
             raise TextLLMError(f"{self._shown_url}: {reason}. {hint}")
         if "repetition_penalty" in reason:
             raise TextLLMError(f"{self._shown_url}: {reason}. Ask with a repetition penalty of 1, which is not sent")
+        if status in (400, 422) and "stream" in reason.lower():
+            raise _StreamingError(reason)
         raise _ConversationError(reason)
 
     def close(self) -> None:
@@ -358,17 +392,51 @@ def _parse(received: bytes) -> TextReply:
         refusal = choice["message"].get("refusal")
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise _AttemptError(f"the reply is not a chat completion: {_error_text(received)}") from error
-    if refusal or choice.get("finish_reason") == "content_filter":
-        raise _ConversationError(f"the model refused: {_error_text(str(refusal or 'content filter').encode())}")
-    if text is None:
+    if text is None and not refusal and choice.get("finish_reason") != "content_filter":
         found = type(choice["message"]["content"]).__name__
         raise _AttemptError(f"the reply holds no text but {found}: {_error_text(received)}")
-    usage = completion.get("usage")
+    return _reply(text or "", refusal=refusal, finish=choice.get("finish_reason"), usage=completion.get("usage"))
+
+
+def _parse_stream(received: bytes) -> TextReply:
+    """A reply that was sent in pieces, as server-sent events: the pieces joined."""
+    texts: list[str] = []
+    refusals: list[str] = []
+    finish: Any = None
+    usage: Any = None
+    ended = False
+    for line in received.splitlines():
+        field, _, value = line.partition(b":")
+        value = value.strip()
+        if field.strip() != b"data" or not value:
+            continue  # comments that keep the connection alive, names of events
+        if value == b"[DONE]":
+            ended = True
+            break
+        try:
+            event = json.loads(value)
+            if "error" in event:
+                raise _AttemptError(f"the server broke off its reply: {_error_text(value)}")
+            usage = event.get("usage") or usage
+            for choice in (event.get("choices") or [])[:1]:
+                delta = choice.get("delta") or {}
+                texts.append(text_of(delta.get("content")) or "")
+                refusals += [delta["refusal"]] if isinstance(delta.get("refusal"), str) else []
+                finish = choice.get("finish_reason") or finish
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _AttemptError(f"the stream holds no piece of a chat completion: {_error_text(value)}") from error
+    if not ended and finish is None:
+        raise _AttemptError(f"the stream ended before the reply was complete, after {len(received)} bytes")
+    return _reply("".join(texts), refusal="".join(refusals), finish=finish, usage=usage)
+
+
+def _reply(text: str, *, refusal: Any, finish: Any, usage: Any) -> TextReply:
+    if refusal or finish == "content_filter":
+        raise _ConversationError(f"the model refused: {_error_text(str(refusal or 'content filter').encode())}")
     counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
     prompt_tokens, reply_tokens = [count if isinstance(count, int) else None for count in counts]
     return TextReply(
-        text=text, truncated=choice.get("finish_reason") == "length", prompt_tokens=prompt_tokens,
-        reply_tokens=reply_tokens,
+        text=text, truncated=finish == "length", prompt_tokens=prompt_tokens, reply_tokens=reply_tokens
     )  # fmt: skip
 
 

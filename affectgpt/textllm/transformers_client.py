@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,28 +102,20 @@ class TransformersClient(TextLLM):
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            import torch
             from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
             folder = check_folder(self.folder)
             device = pick_device(self._device)
-            dtype = self._dtype
-            if dtype == "auto" and device.type == "cpu":
-                dtype = "float32"
-            if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-                raise TextLLMError(f"dtype {dtype!r} is none of auto, float32, float16, bfloat16")
+            dtype = torch_dtype(self._dtype, device)
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, torch_dtype=dtype if dtype == "auto" else getattr(torch, dtype)
-                )
+                model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 raise CheckpointError(f"{folder}: cannot be loaded as a language model ({error})") from error
             if not tokenizer.chat_template:
                 raise CheckpointError(f"{folder}: its tokenizer has no chat template; give an instruction-tuned model")
-            ends = _as_list(model.generation_config.eos_token_id) or _as_list(model.config.eos_token_id)
-            ends = sorted({*ends, *_as_list(tokenizer.eos_token_id)})
+            ends = end_ids_of(model, tokenizer)
             if tokenizer.pad_token_id is None:
                 if not ends:
                     raise CheckpointError(f"{folder}: neither its tokenizer nor its configuration names an end token")
@@ -136,8 +128,13 @@ class TransformersClient(TextLLM):
         return self._loaded
 
     def _generate_or_halve(
-        self, batch: list[int], prompts: list[str], seeds: list[int], sampling: Sampling
+        self,
+        batch: list[int],
+        prompts: Sequence[Any] | Mapping[int, Any],
+        seeds: Sequence[int] | Mapping[int, int],
+        sampling: Sampling,
     ) -> list[tuple[int, TextReply]]:
+        """Replies to the prompts of these indices."""
         import torch
 
         try:
@@ -184,6 +181,23 @@ class TransformersClient(TextLLM):
     def close(self) -> None:
         """Drop the model, so that its memory can be used again."""
         self._loaded = None
+
+
+def torch_dtype(name: str, device: Any) -> Any:
+    """The dtype to load a model in: ``auto`` is the saved one on a GPU, float32 on a CPU. Raises TextLLMError."""
+    import torch
+
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else name
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise TextLLMError(f"dtype {name!r} is none of auto, float32, float16, bfloat16")
+    return getattr(torch, name)
+
+
+def end_ids_of(model: Any, tokenizer: Any) -> list[int]:
+    """The ids that end a reply: those of the generation config, else of the config, and the tokenizer's."""
+    ends = _as_list(model.generation_config.eos_token_id) or _as_list(getattr(model.config, "eos_token_id", None))
+    return sorted({*ends, *_as_list(tokenizer.eos_token_id)})
 
 
 def _as_list(value: Any) -> list[int]:

@@ -23,6 +23,8 @@ from affectgpt.demo.corpus import PartSpec, make_corpus
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ["--cfg-path", "train_configs/demo_cpu.yaml"]
 ARGUMENTS = {
+    "ask": ["--datasets", "MER2023", "--base-url", "http://localhost:8000/v1", "--model", "m"],
+    "export_task": ["--lmms-eval", "tasks"],
     "submission": ["X.npz", "--track", "2", "--out", "a.csv"],
     "demo": [], "train": CONFIG, "infer": CONFIG, "sample": [*CONFIG, "--video_path", "train.py"], "evaluate": [],
     "score": [], "doctor": CONFIG, "check_data": CONFIG, "preprocess": ["--video-dir", "clips", "--out", "out"],

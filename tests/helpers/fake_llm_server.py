@@ -30,11 +30,24 @@ class Answer:
     usage: dict[str, int] | None = None  # tokens that the server says it took
 
 
+def streamed(*pieces: str, usage: dict[str, int] | None = None, end: bool = True, finish: str = "stop") -> Answer:
+    """A reply in pieces, as server-sent events; without ``end`` the stream stops in the middle."""
+    events: list[Any] = [{"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces]
+    if end:
+        events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+        events += [{"choices": [], "usage": usage}] if usage else []
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"] * end
+    body = (": keep alive\n\n" + "".join(lines)).encode()
+    return Answer(body=body, headers={"Content-Type": "text/event-stream; charset=utf-8"})
+
+
 class FakeServer:
     """``behave(text, attempt)`` decides each answer; ``text``: the last message; attempts count from 0."""
 
-    def __init__(self, behave: Callable[[str, int], Answer]) -> None:
+    def __init__(self, behave: Callable[[Any, int], Answer], *, whole: bool = False) -> None:
+        """``whole``: ``behave`` gets the whole request instead of its text."""
         self.behave = behave
+        self.whole = whole
         self.asked: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []
@@ -75,7 +88,7 @@ class FakeServer:
                     server._now += 1
                     server.most_at_once = max(server.most_at_once, server._now)
                 try:
-                    self._send(server.behave(text, attempt))
+                    self._send(server.behave(body if server.whole else text, attempt))
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
                 finally:

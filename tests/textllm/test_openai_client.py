@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from fake_llm_server import Answer
+from fake_llm_server import Answer, streamed
 
 from affectgpt.core.errors import DataError
 from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMError, open_client, seed_for
@@ -279,3 +279,64 @@ def test_each_server_may_have_a_key_of_its_own(serve, monkeypatch):
 def test_pictures_may_be_given_as_bytes():
     part = user_message("x", images=[b"\xff\xd8"])["content"][0]
     assert part == {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9g="}}
+
+
+def test_a_reply_in_pieces_is_joined(serve):
+    usage = {"prompt_tokens": 5, "completion_tokens": 2}
+    server, client = serve(lambda *_: streamed("hap", "py 你好", usage=usage, finish="length"), stream=True)
+    (reply,) = client.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert (reply.text, reply.truncated, reply.prompt_tokens, reply.reply_tokens) == ("happy 你好", True, 5, 2)
+    assert server.requests[0]["body"]["stream"] is True
+
+
+def test_a_stream_that_breaks_off_is_asked_again(serve):
+    server, client = serve(lambda _, attempt: streamed("half", end=attempt > 0), stream=True)
+    assert client.chat_many(_conversations("a"), sampling=SAMPLING)[0].text == "half"
+    assert server.asked["a"] == 2
+
+
+def test_a_stream_is_over_at_its_end_whatever_the_connection_does(serve):
+    def behave(*_):
+        answer = streamed("done")
+        answer.break_off = True
+        return answer
+
+    server, client = serve(behave, stream=True)
+    assert client.chat_many(_conversations("a"), sampling=SAMPLING)[0].text == "done" and server.asked["a"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'data: {"choices": []}\n\ndata: {"error": {"message": "out of memory"}}\n\n', "out of memory"),
+        (b"data: " + b"[" * 100_000 + b"\n\n", "no piece"),
+        (b"data: [1]\n\ndata: [DONE]\n\n", "no piece"),
+        (b'data: {"choices": [{"delta": {"content": 7}, "finish_reason": "content_filter"}]}\n\n', "refused"),
+        (b'data: {"choices": [{"delta": {"refusal": "No."}, "finish_reason": "stop"}]}\n\n', "refused: No."),
+        (b": nothing\n\n", "ended before"),
+        (b"data: " + b"x" * 2_000_000, "more than"),
+    ],
+)  # fmt: skip
+def test_hostile_streams_are_failures_of_their_conversation(serve, body, words):
+    _, client = serve(lambda *_: Answer(body=body, headers={"Content-Type": "text/event-stream"}), stream=True)
+    with pytest.raises(ConversationsFailedError, match=words):
+        client.chat_many(_conversations("a"), sampling=SAMPLING)
+
+
+def test_a_server_that_refuses_both_ways_is_not_asked_for_ever(serve):
+    server, client = serve(lambda *_: Answer(status=400, body=b"stream is wrong"))
+    with pytest.raises(ConversationsFailedError, match="stream is wrong"):
+        client.chat_many(_conversations("a"), sampling=SAMPLING)
+    assert server.asked["a"] == 2
+
+
+def test_video_and_sound_of_bytes_travel_inside_the_message(serve):
+    server, client = serve(lambda *_: Answer(text="x"), request_fields={"modalities": ["text"]})
+    message = user_message("What?", video=b"mp4", audio=b"RIFF", audio_part="audio_url")
+    client.chat_many([[message]], sampling=SAMPLING)
+    video, audio, _ = server.requests[0]["body"]["messages"][0]["content"]
+    assert video == {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,bXA0"}}
+    assert audio == {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,UklGRg=="}}
+    assert server.requests[0]["body"]["modalities"] == ["text"]
+    with pytest.raises(TextLLMError, match="messages of a request cannot be set"):
+        serve(lambda *_: Answer(text="x"), request_fields={"messages": []})

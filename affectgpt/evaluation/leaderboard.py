@@ -1,0 +1,343 @@
+"""All runs beside the paper's tables: what the leaderboard page shows."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from affectgpt import __version__
+from affectgpt.core.errors import ConfigError, DataError, did_you_mean
+from affectgpt.core.runtime import logger
+from affectgpt.datasets.table import DatasetRow
+from affectgpt.evaluation import stats
+from affectgpt.evaluation.floors import DEALS, above
+from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.run_scores import RunScores, ScoringPaths, find_runs, score_run
+from affectgpt.evaluation.score import Score, Truth, shared_summands
+from affectgpt.evaluation.selection import Estimate, mean_over, select
+from affectgpt.evaluation.summary import FLOOR_TITLES, NONE, floor_cells, percent
+from affectgpt.results.files import read_meta
+
+TABLES = Path(__file__).with_name("paper_tables.toml")
+TEMPLATE = Path(__file__).with_name("leaderboard.html")
+MODALITIES = {"audio": "a", "video": "v", "text": "t"}
+_WORDS = {"subtitle": "text", "face": "video", "frame": "video"}
+
+
+@functools.cache
+def paper_tables() -> dict[str, Any]:
+    """The paper's tables 2 (``table2``), 3, 5, 6 and 8 (``others``), see paper_tables.toml."""
+    return tomllib.loads(TABLES.read_text(encoding="utf-8"))
+
+
+@dataclass
+class Entry:
+    """One run: its scores, what it was given (letters of MODALITIES, None where unknown), and what a reader must know.
+
+    ``marks``: media that its model does not take in.
+    """
+
+    scores: RunScores
+    modality: str | None = None
+    marks: list[str] = field(default_factory=list)
+    draws: int = stats.DRAWS
+
+    def __post_init__(self) -> None:
+        """The mean of the run's checkpoints on each data set, with its interval."""
+        self.estimates = {
+            dataset: (self.scores.selections.get(dataset) or select(found, draws=self.draws)).mean
+            for dataset, found in self.scores.scores.items()
+        }
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.scores.run
+
+    def notes(self) -> list[str]:
+        """What makes its scores other than they should be; the page itself says what it has no results of."""
+        return [words for words in self.scores.caveats() if not words.startswith(("best of", "no results of this run"))]
+
+    def best(self, dataset: str) -> float | None:
+        """Its best checkpoint, chosen on the test set."""
+        return max((score.primary for score in self.scores.scores.get(dataset, ())), default=None)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A paired test of a run against the reference; ``adjusted``: p by Holm over all tests of the page."""
+
+    comparison: stats.Comparison
+    adjusted: float
+
+
+@dataclass
+class Leaderboard:
+    """All runs, best first; those that could not be scored by name; paired tests by run and data set."""
+
+    datasets: list[str]
+    titles: list[str]
+    clips: list[str]  # of each data set; of how many, where the benchmark has another number
+    entries: list[Entry]
+    lexicon: Lexicon
+    reference: str | None = None
+    tests: dict[str, dict[str, Test]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def mean(self, entry: Entry) -> tuple[Estimate | None, int]:
+        """The mean over the data sets that a run has, and how many these are."""
+        found = [estimate for dataset in self.datasets if (estimate := entry.estimates.get(dataset)) is not None]
+        return mean_over(found), len(found)
+
+
+def parse_modality(texts: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
+    """``RUN=audio,video,text`` items → run → letters. Raises ConfigError."""
+    found = {}
+    for text in texts:
+        run, _, words = text.rpartition("=")
+        if run not in runs:
+            raise ConfigError(f"--modality {text}: no run {run!r}.{did_you_mean(run, runs)}")
+        names = [_WORDS.get(word.strip().lower(), word.strip().lower()) for word in words.split(",")]
+        if unknown := [name for name in names if name not in MODALITIES]:
+            raise ConfigError(f"--modality {text}: {unknown[0]!r} is none of {', '.join(MODALITIES)}")
+        found[run] = _letters(names)
+    return found
+
+
+def gather(
+    rows: Sequence[DatasetRow],
+    places: ScoringPaths,
+    lexicon: Lexicon,
+    *,
+    runs: Sequence[str] | None = None,
+    extraction: str | None = None,
+    allow_missing: bool = False,
+    draws: int = stats.DRAWS,
+    deals: int = DEALS,
+    modality: Sequence[str] = (),
+    against: str | None = None,
+) -> Leaderboard:
+    """Score every run found (or ``runs``) on every data set that it has labels for.
+
+    A run whose files are damaged or incomplete, or that has no labels yet, is left out by name with the reason.
+    ``modality``: see ``parse_modality``; ``against``: the run of the paired tests, by default that with most data sets
+    and the highest mean. Raises DataError where there is no run at all, ConfigError for a run that is not there.
+    """
+    found = find_runs(rows, places)
+    names = list(dict.fromkeys(name for of_set in found.values() for name in of_set))
+    for wanted in [*(runs or ()), *([against] if against else ())]:
+        if wanted not in names:
+            raise ConfigError(f"no run {wanted!r}.{did_you_mean(wanted, names)}")
+    given = parse_modality(modality, names)
+    board = Leaderboard([], [], [], [], lexicon)
+    truths: dict[str, Truth] = {}
+    for name in dict.fromkeys([*runs, *([against] if against else [])] if runs else names):
+        try:
+            scores = score_run(
+                rows, places, lexicon, run=name, extraction=extraction, allow_missing=allow_missing, optional=True,
+                draws=draws, deals=deals, truths=truths,
+            )  # fmt: skip
+        except DataError as error:
+            board.left_out[name] = str(error)
+            logger.warning("%s is left out: %s", name, error)
+            continue
+        board.entries.append(_entry(scores, given.get(name), draws=draws))
+    if not board.entries:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(board.left_out.items())[:3])
+        raise DataError(f"no run could be scored ({reasons or 'no result files; see --output-root'})")
+    if against in board.left_out:
+        raise DataError(f"--against {against}: it could not be scored: {board.left_out[against]}")
+    board.datasets = [row.name for row in rows if any(row.name in entry.scores.scores for entry in board.entries)]
+    some = {dataset: s[0] for entry in board.entries for dataset, s in entry.scores.scores.items()}
+    published = {row.name: row.counts.get("test") for row in rows}
+    for dataset in board.datasets:
+        clips, expected = some[dataset].split_size, published[dataset]
+        board.titles.append(some[dataset].metric.titles[0])
+        board.clips.append(f"{clips} of {expected}" if expected and clips != expected else str(clips))
+    board.entries.sort(key=lambda entry: _order(board, entry))
+    board.reference = against or board.entries[0].name
+    board.tests = _tests(board)
+    return board
+
+
+def _order(board: Leaderboard, entry: Entry) -> tuple[int, float, str]:
+    estimate, over = board.mean(entry)
+    return -over, -(estimate.value if estimate else 0.0), entry.name
+
+
+def _entry(scores: RunScores, modality: str | None, *, draws: int) -> Entry:
+    """A run with what its records, or the paper, say of its input."""
+    letters, marks = set(), set()
+    for of_set in scores.scores.values():
+        for score in of_set:
+            record = read_meta(score.source.with_name(f"{score.checkpoint}.npz"))
+            marks |= set(map(str, record.get("deaf_or_blind") or ()))
+            if media := record.get("media"):
+                letters.add(_letters([_WORDS.get(str(medium), str(medium)) for medium in media]))
+            elif isinstance(mode := record.get("mode"), str):
+                letters.add(_of_mode(mode))
+    if not letters:  # answers that were published: runs that are named as the paper names their models
+        known = {row[1] for row in paper_tables()["table2"]["rows"] if row[0].lower() == scores.run.lower()}
+        letters = known if len(known) == 1 else set()
+    return Entry(scores, modality or (letters.pop() if len(letters) == 1 else None), sorted(marks), draws)
+
+
+def _letters(names: Sequence[str]) -> str:
+    return "".join(letter for name, letter in MODALITIES.items() if name in names)
+
+
+def _of_mode(mode: str) -> str:
+    """What an input mode of ours takes, by its name."""
+    all_three = mode in ("face", "frame", "faceframe")
+    return _letters(
+        [
+            *(["audio"] if all_three or "audio" in mode or mode.startswith("multi") else []),
+            *(["video"] if any(word in mode for word in ("face", "frame", "image")) else []),
+            *(["text"] if all_three or "text" in mode else []),
+        ]
+    )
+
+
+def _tests(board: Leaderboard) -> dict[str, dict[str, Test]]:
+    """Every run against the reference, data set by data set, all checkpoints of both counting the same."""
+    reference = next(entry for entry in board.entries if entry.name == board.reference)
+    found: dict[tuple[str, str], stats.Comparison] = {}
+    for entry in board.entries:
+        for dataset in board.datasets:
+            a, b = (side.scores.scores.get(dataset, []) for side in (reference, entry))
+            if entry is not reference and a and b and len((kept := shared_summands([*a, *b]))[0]):
+                found[entry.name, dataset] = stats.compare(a[0].metric, kept[: len(a)], kept[len(a) :])
+    tests: dict[str, dict[str, Test]] = {}
+    for (name, dataset), adjusted in holm({key: c.p for key, c in found.items()}).items():
+        tests.setdefault(name, {})[dataset] = Test(found[name, dataset], adjusted)
+    return tests
+
+
+def holm(p: Mapping[Any, float]) -> dict[Any, float]:
+    """p values adjusted for their number (Holm 1979), in the order of the values given."""
+    adjusted: dict[Any, float] = {}
+    highest = 0.0
+    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
+        highest = max(highest, min(1.0, p[key] * (len(p) - rank)))
+        adjusted[key] = highest
+    return {key: adjusted[key] for key in p}
+
+
+def page(board: Leaderboard) -> str:
+    """The whole page as text: one file that needs nothing else."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    tables = paper_tables()
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        board=board,
+        version=__version__,
+        rows=[_row(board, entry) for entry in board.entries],
+        paper=_paper_rows(board, tables["table2"]) if board.lexicon.comparable else [],
+        table2=tables["table2"],
+        others=tables["others"],
+        floors=_floor_rows(board),
+        floor_titles=FLOOR_TITLES,
+        tests={
+            name: [_test_cell(found.get(dataset)) for dataset in board.datasets] for name, found in board.tests.items()
+        },
+        n_tests=sum(map(len, board.tests.values())),
+        notes=[(entry.name, words) for entry in board.entries for words in entry.notes()],
+    )  # fmt: skip
+
+
+def _row(board: Leaderboard, entry: Entry) -> dict[str, Any]:
+    estimates = [entry.estimates.get(dataset) for dataset in board.datasets]
+    overall, over = board.mean(entry)
+    bests = [entry.best(dataset) for dataset in board.datasets]
+    known = [best for best in bests if best is not None]
+    counts = [len(entry.scores.scores.get(dataset, ())) for dataset in board.datasets]
+    margins = [_margin(entry.scores.scores.get(dataset, ())) for dataset in board.datasets]
+    return {
+        "name": entry.name,
+        "modality": entry.modality or "",
+        "media": "".join(letter.upper() for letter in entry.modality or "") or "?",
+        "marks": entry.marks,
+        "extractors": "; ".join(entry.scores.extractors),
+        "checkpoints": max(counts),
+        "cells": [
+            {**_cell(estimate), "best": percent(best), "low": margin is not None and margin <= 0}
+            for estimate, best, margin in zip(estimates, bests, margins, strict=True)
+        ],
+        "mean": {**_cell(overall), "best": percent(sum(known) / len(known) if known else None), "low": False},
+        "over": over,
+    }
+
+
+def _cell(estimate: Estimate | None) -> dict[str, Any]:
+    bounds = estimate.interval if estimate else None
+    return {
+        "value": percent(estimate.value if estimate else None),
+        "interval": [f"{100 * bound:.1f}" for bound in bounds] if bounds else None,
+    }
+
+
+def _margin(scores: Sequence[Score]) -> float | None:
+    """The mean over the checkpoints of what is above the higher floor."""
+    margins = [margin for score in scores if (margin := above(score)) is not None]
+    return sum(margins) / len(margins) if margins else None
+
+
+def _paper_rows(board: Leaderboard, table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Table 2 in the page's columns; the mean is printed where these are the nine, else taken over the columns."""
+    rows = []
+    for name, letters, values, mean in table["rows"]:
+        by_set = dict(zip(table["datasets"], values, strict=True))
+        shown = [by_set.get(dataset) for dataset in board.datasets]
+        known = [value for value in shown if value is not None]
+        if len(board.datasets) != len(values) or len(known) != len(values):
+            mean = sum(known) / len(known) if known else None
+        rows.append(
+            {
+                "name": name, "modality": letters, "media": letters.upper(), "over": len(known),
+                "cells": [NONE if value is None else f"{value:.2f}" for value in shown],
+                "mean": NONE if mean is None else f"{mean:.2f}",
+            }
+        )  # fmt: skip
+    return sorted(rows, key=lambda row: -float(row["mean"]) if row["mean"] != NONE else 0.0)
+
+
+def _floor_rows(board: Leaderboard) -> dict[str, list[dict[str, Any]]]:
+    """Data set → every run with what its score is worth, means over the checkpoints that have floors."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for dataset in board.datasets:
+        for entry in board.entries:
+            scores = [score for score in entry.scores.scores.get(dataset, ()) if score.floors is not None]
+            if scores:
+                columns = zip(*(floor_cells(score) for score in scores), strict=True)
+                estimate = entry.estimates.get(dataset)
+                cells = [_mean_text(column) for column in columns]
+                low = (_margin(scores) or 0.0) <= 0
+                found.setdefault(dataset, []).append(
+                    {"name": entry.name, "modality": entry.modality or "", "value": _cell(estimate)["value"],
+                     "cells": cells, "low": low}
+                )  # fmt: skip
+    return found
+
+
+def _mean_text(column: Sequence[str]) -> str:
+    """The mean of numbers that are text already; a dash where one lacks."""
+    return NONE if NONE in column else f"{sum(map(float, column)) / len(column):.2f}"
+
+
+def _test_cell(test: Test | None) -> dict[str, Any] | None:
+    if test is None:
+        return None
+    c = test.comparison
+    return {
+        "difference": f"{100 * c.difference:+.2f}",
+        "interval": [f"{100 * bound:+.1f}" for bound in c.interval],
+        "p": f"{c.p:.4f}",
+        "adjusted": f"{test.adjusted:.4f}",
+        "sure": test.adjusted < 0.05,
+        "n": c.n,
+    }
