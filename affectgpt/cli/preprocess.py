@@ -36,6 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="loose (default): the whole head with hair and background; tight: the face fills the crop from jaw to jaw "
         "and what is outside a mean face's outline is black, near to the published crops",
     )  # fmt: skip
+    parser.add_argument(
+        "--person", metavar="WHO",
+        help="whose face where several people are in the picture: left, middle, right, or a number: 0 is the most "
+        "prominent (default); clips without such a person fail",
+    )  # fmt: skip
     parser.add_argument("--sheet", action="store_true", help="also a picture of the crops per clip, sheets/NAME.png")
     parser.add_argument(
         "--asr", metavar="FOLDER",
@@ -62,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.core.runtime import logger, setup_logging, worker_pool
     from affectgpt.preprocess.asr import Transcriber
     from affectgpt.preprocess.clip import NO_SOUND, ClipFolders, claim, find_videos, process, start_worker
+    from affectgpt.preprocess.faces import check_person
 
     setup_logging()
     if args.frames < 0 or args.workers < 1:
@@ -70,13 +76,15 @@ def main(argv: list[str] | None = None) -> int:
     places = ClipFolders(args.out)
     if args.asr_language and not args.asr:
         raise ConfigError("--asr-language goes with --asr FOLDER")
-    settings = claim(places, frames=args.frames, channels=args.channels, framing=args.face_framing)
+    person = check_person(args.person)
+    settings = claim(places, frames=args.frames, channels=args.channels, framing=args.face_framing, person=person)
     transcribe = Transcriber(args.asr, language=args.asr_language) if args.asr else None
     options = {
         "n_frames": args.frames,
         "sheet": args.sheet,
         "channels": settings["channels"],
         "framing": settings["framing"],
+        "person": settings["person"],
         "time_limit": args.time_limit,
     }
     failures: list[tuple[str, str]] = []

@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
         "published crops; see affectgpt preprocess",
     )  # fmt: skip
     parser.add_argument(
+        "--person", metavar="WHO",
+        help="whose face where several people are in the picture: left, middle, right, or a number: 0 is the most "
+        "prominent (default)",
+    )  # fmt: skip
+    parser.add_argument(
         "--subtitle", metavar="TEXT", help="what is said (default: the .srt or .vtt beside the video, else empty)"
     )
     parser.add_argument(
@@ -51,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="Whisper model folder (Hugging Face's format, or faster-whisper's with the extra [asr]) that hears the "
         "subtitle where there is none",
+    )
+    parser.add_argument(
+        "--asr-language", metavar="CODE", help="language that is spoken, e.g. en or zh (default: heard, clip by clip)"
     )
     parser.add_argument("--both", action="store_true", help="labels and a description")
     parser.add_argument("--json", action="store_true", help="print JSON, one object per line and video")
@@ -84,12 +92,18 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.core.errors import ConfigError, DataError
     from affectgpt.core.runtime import logger, setup_logging
+    from affectgpt.preprocess.faces import check_person
 
     setup_logging()
     if args.both and args.outside_user_message:
         raise ConfigError("--both asks the two published questions; --outside_user_message another: give one of them")
     if args.face_channels and not args.face_npy:
         raise ConfigError("--face_channels goes with --face_npy")
+    if args.asr_language and not args.asr:
+        raise ConfigError("--asr-language goes with --asr FOLDER")
+    if args.person is not None and args.face_npy:
+        raise ConfigError("--person goes without --face_npy")
+    check_person(args.person)
     videos: list[Path | None] = [*find_videos(args.video_path)] or [None]
     for option in ("audio_path", "face_npy", "subtitle"):
         if len(videos) > 1 and getattr(args, option) is not None:
@@ -103,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
 
     config = load_inference_config(args, args.options)
     shared = {
-        "recognise": Transcriber(args.asr) if args.asr else None,
+        "recognise": Transcriber(args.asr, language=args.asr_language) if args.asr else None,
         "face_framing": args.face_framing,
     }
     if args.hf:
@@ -132,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
                 audio=args.audio_path,
                 face=args.face_npy,
                 face_channels=args.face_channels,
+                person=args.person,
                 question=args.outside_user_message,
             )
             if args.both:

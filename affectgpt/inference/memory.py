@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+
+from affectgpt.config.schema import Config
+from affectgpt.core.errors import ConfigError
+from affectgpt.core.runtime import available_memory
+from affectgpt.modeling.build import weight_bytes
 
 LARGEST_BATCH = {"cuda": 128, "cpu": 16}  # past these a batch waits longer for its last row than it gains
 _SHARE = 0.8  # of the free memory
@@ -22,11 +27,34 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
+    available = available_memory()
+    return 2 << 30 if available is None else available  # another system: assume a small machine
+
+
+@contextmanager
+def enough_memory(config: Config, device: torch.device, *, encoders: bool = True) -> Iterator[None]:
+    """Around building a model: raises ConfigError when its weights are more than what is free, or did not fit.
+
+    ``encoders``: whether they are loaded.
+    """
+    needed, free = weight_bytes(config, device=device, encoders=encoders), free_bytes(device)
+    known = device.type == "cuda" or available_memory() is not None
+    model = config.model
+    loaded = [model.llama_model, *([model.visual_encoder, model.acoustic_encoder] if encoders else [])]
+    dtype = "float32" if device.type == "cpu" else f"model.llm_dtype {model.llm_dtype}"
+    found = (
+        f"the weights of {', '.join(loaded)} need {needed / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB are free "
+        f"on {device}: "
+        + ("use a GPU (run.device=cuda)" if device.type == "cpu" else "free the GPU, or use a larger one")
+        + ", or a recipe with a smaller LLM"
+        + (", or store features first (affectgpt extract_features), so that no encoder is loaded" if encoders else "")
+    )
+    if known and needed > free:
+        raise ConfigError(found)
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):  # another system: assume a small machine
-        return 2 << 30
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ConfigError(f"out of memory while the model was built: {found}") from error
 
 
 def bytes_per_row(llm: Any, *, tokens: int) -> int:

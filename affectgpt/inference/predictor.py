@@ -1,13 +1,15 @@
-"""One clip in four lines: ``Predictor.from_config(…)("clip.mp4", subtitle="…").labels``."""
+"""Clips in four lines: ``Predictor.from_config(…)("clip.mp4", subtitle="…").labels``."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -18,14 +20,15 @@ from affectgpt.config.schema import Config
 from affectgpt.core.crops import AS_PUBLISHED, CHANNELS, Crops, file_crops
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED
-from affectgpt.inference.session import GenerationSession
-from affectgpt.media.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
+from affectgpt.inference.reply import ODD_DESCRIPTION, SEVERAL, TURNED, Reply, Unanswered
+from affectgpt.inference.session import GenerationSession, SampleAnswer
+from affectgpt.media.given import as_file, is_path, medium_name, named
 from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.detect import FaceDetector
-from affectgpt.preprocess.faces import face_crops
+from affectgpt.preprocess.faces import check_person, face_crops
 from affectgpt.preprocess.subtitles import beside
 from affectgpt.processing.modes import get_mode
+from affectgpt.processing.processor import FeatureOf
 from affectgpt.processing.questions import render_question
 from affectgpt.results.files import parse_labels
 
@@ -34,68 +37,30 @@ RELEASED = (
     "emercoarse_highlevelfilter4_outputhybird_bestsetup_bestfusion_lz",
     "mercaptionplus_outputhybird_bestsetup_bestfusion_frame_lz",
 )
-ODD_DESCRIPTION = "description_not_in_the_text"
-TURNED = "picture_turned"
-SEVERAL = "several_people"
 _CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: nothing is odd; there are faces
-NOTES = {
-    NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
-    FIRST_CHANNEL: "the sound has more than two channels; the model heard the first",
-    TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
-    SEVERAL: "several people's faces are in the picture; the answer is about one of them",
-    EMPTY: "the answer is empty",
-    UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
-    REPEATING: "the answer repeats itself",
-    ODD_DESCRIPTION: 'a description of the released models begins with "In the text", this one does not: the weights '
-    "or the code may be wrong; run `affectgpt doctor`",
-}
+_READERS = 4  # clips of a list that are read at once
 # Encoder outputs of a clip's media, and what was odd about the media.
 Encoded = tuple[Mapping[Modality, torch.Tensor], tuple[str, ...]]
 
 
-@dataclass
-class Reply:
-    """What the model says of one clip. ``description`` asks the second question when it is first looked at."""
+class _Clip(NamedTuple):
+    """What is given of one clip: media as paths, bytes or open files."""
 
-    answer: str
-    labels: list[str]
-    question: str
-    flags: tuple[str, ...] = ()
-    video: str = ""
-    subtitle: str = ""
-    _describe: Callable[[], Reply] | None = field(default=None, repr=False)
-    _described: Reply | None = field(default=None, repr=False)
+    video: Any
+    audio: Any
+    face: Any
+    subtitle: str | None
+    face_channels: str | None
+    person: str | int | None
 
-    def describe(self) -> Reply:
-        """The answer to the description question, asked once (this reply itself where another question was given)."""
-        if self._described is None:
-            self._described = self if self._describe is None else self._describe()
-        return self._described
 
-    @property
-    def description(self) -> str:
-        """The text of the answer to the description question."""
-        return self.describe().answer
+class _Read(NamedTuple):
+    """A clip whose media are encoded. ``sample`` names files that may be gone by now."""
 
-    @property
-    def notes(self) -> list[str]:
-        """What is odd about the clip or the answer, in words."""
-        notes = []
-        for flag in self.flags:
-            kind, _, which = flag.partition(": ")
-            notes.append(NOTES.get(kind, kind) + (f" ({which})" if which else ""))
-        return notes
-
-    def as_dict(self) -> dict[str, Any]:
-        """Video, subtitle, question, answer, labels and notes, as plain containers; the description if it was asked."""
-        result: dict[str, Any] = {
-            "video": self.video, "subtitle": self.subtitle, "question": self.question, "answer": self.answer,
-            "labels": self.labels, "notes": self.notes,
-        }  # fmt: skip
-        if self._described is not None and self._described is not self:
-            result["description"] = self._described.answer
-            result["notes"] += [note for note in self._described.notes if note not in result["notes"]]
-        return result
+    video: str
+    sample: Sample
+    features: Mapping[Modality, torch.Tensor]
+    flags: tuple[str, ...]
 
 
 def check_inputs(mode: str, *, video: Any, audio: Any, face: Any) -> None:
@@ -110,7 +75,7 @@ def check_inputs(mode: str, *, video: Any, audio: Any, face: Any) -> None:
 
 
 class Predictor:
-    """Answers for single clips. Build it once, call it often, from any number of threads.
+    """Answers for clips, one or a list at a time. Build it once, call it often, from any number of threads.
 
     Media are read and faces detected side by side; the model serves one thread at a time. A clip that fails, or a
     thread that is interrupted, leaves the others alone, and no answer depends on what is asked beside it.
@@ -130,7 +95,7 @@ class Predictor:
             )
         self.session = session
         self.face_framing = face_framing  # of the crops made here: loose or tight, see preprocess/faces
-        self._kept: dict[Sample, Encoded] | None = {} if keep_features else None
+        self._kept: dict[tuple[Sample, str | int | None], Encoded] | None = {} if keep_features else None
         self.recognise = recognise  # a sound or video file → what is said in it
         self._recognising = threading.RLock()
         self._detector: FaceDetector | None = None
@@ -180,54 +145,138 @@ class Predictor:
         """Lay another checkpoint over the model. Raises CheckpointError when it does not fill it."""
         self.session.use(Path(checkpoint))
 
+    @overload
     def __call__(
         self,
-        video: str | Path | None = None,
+        video: list[Any] | tuple[Any, ...],
+        *,
+        subtitle: Sequence[str | None] | None = None,
+        audio: Sequence[Any] | None = None,
+        face: Sequence[Any] | None = None,
+        face_channels: str | None = None,
+        person: str | int | Sequence[str | int | None] | None = None,
+        question: str | None = None,
+    ) -> list[Reply | Unanswered]: ...
+
+    @overload
+    def __call__(
+        self,
+        video: Any = None,
         *,
         subtitle: str | None = None,
-        audio: str | Path | None = None,
-        face: str | Path | None = None,
+        audio: Any = None,
+        face: Any = None,
         face_channels: str | None = None,
+        person: str | int | None = None,
         question: str | None = None,
-    ) -> Reply:
-        """Answer about one clip: open-vocabulary labels, or ``question``.
+    ) -> Reply: ...
 
-        The audio is the video's own track unless ``audio`` names a file; faces are detected unless ``face`` names an
-        npy ``[N, H, W, 3]`` uint8, whose channel order is that of its folder's record (crops.json), else
-        ``face_channels``, else bgr. No video is needed where the input mode takes nothing of it. ``subtitle=None``: the
+    def __call__(
+        self,
+        video: Any = None,
+        *,
+        subtitle: Any = None,
+        audio: Any = None,
+        face: Any = None,
+        face_channels: str | None = None,
+        person: Any = None,
+        question: str | None = None,
+    ) -> Reply | list[Reply | Unanswered]:
+        """Answer about one clip, or a list of clips: open-vocabulary labels, or ``question``.
+
+        A medium is a path, the bytes of a file, or a file opened with ``rb`` (at most 1 GB; the format is recognised by
+        the content). The audio is the video's own track unless ``audio`` is given; where the input mode needs no
+        picture of the video, that may be a sound file. Faces are detected unless ``face`` is an npy ``[N, H, W, 3]``
+        uint8, whose channel order is that of its folder's record (crops.json), else ``face_channels``, else bgr.
+        ``person``: whose face where there are several: ``left``, ``middle``, ``right``, or a number: 0 is the most
+        prominent person (default). No video is needed where the input mode takes nothing of it. ``subtitle=None``: the
         .srt or .vtt file beside the video (or sound), else what ``recognise`` hears, else none. Raises DataError naming
-        the file when something cannot be read or no face is found.
+        the file when something cannot be read, or no face or no such person is found.
+
+        With lists (``video``, ``audio``, ``face`` and ``subtitle`` alike, one item for each clip; ``person`` may be one
+        for all) the result is a list in their order, with the answers of single calls. Clips are read side by side and
+        answered in batches. In the place of a clip that cannot be answered is an ``Unanswered``, which has the
+        ``error``; whatever concerns all clips is raised.
         """
-        check_inputs(self.session.mode, video=video, audio=audio, face=face)
-        for option, path in (("--video_path", video), ("--audio_path", audio), ("--face_npy", face)):
-            if path is not None and not Path(path).is_file():
-                raise DataError(f"{option} {path}: no such file")
-        if face_channels is not None and (face is None or face_channels not in CHANNELS):
+        clips = _clips(
+            video=video, audio=audio, face=face, subtitle=subtitle, face_channels=face_channels, person=person
+        )
+        if clips is None:
+            clip = _Clip(video, audio, face, subtitle, face_channels, person)
+            self._check(clip)
+            return _pick(partial(self._replies, [self._read(clip)], question), 0)
+        for clip in clips:
+            self._check(clip)
+        return self._answer_all(clips, question)
+
+    def _answer_all(self, clips: Sequence[_Clip], question: str | None) -> list[Reply | Unanswered]:
+        """Read side by side, answer longest prompts first in batches; what is broken costs the others nothing."""
+
+        def read(clip: _Clip) -> _Read | Unanswered:
+            try:
+                found = self._read(clip)
+                with self.session.lock:  # a subtitle that is too long
+                    self.session.processor.text(found.sample, question=question or render_question("ovlabel"))
+                return found
+            except DataError as error:
+                return Unanswered(error, _name(clip.video), clip.subtitle or "")
+
+        readers = ThreadPoolExecutor(max(1, min(_READERS, len(clips))), thread_name_prefix="affectgpt-clip")
+        try:
+            replies: list[_Read | Reply | Unanswered] = list(readers.map(read, clips))
+        finally:
+            readers.shutdown(cancel_futures=True)
+        at = [i for i, found in enumerate(replies) if isinstance(found, _Read)]
+        at.sort(key=lambda i: -len(replies[i].sample.subtitle.encode()))  # type: ignore[union-attr]
+        answered = self._replies([replies[i] for i in at], question)  # type: ignore[misc]
+        for i, reply in zip(at, answered, strict=True):
+            replies[i] = reply
+        return replies  # type: ignore[return-value]
+
+    def _check(self, clip: _Clip) -> None:
+        """What can be wrong with a call, whatever is in the files. Raises ConfigError."""
+        if clip.face_channels is not None and (clip.face is None or clip.face_channels not in CHANNELS):
             raise ConfigError(
-                f"--face_channels {face_channels}: "
-                + ("goes with --face_npy" if face is None else f"allowed: {', '.join(CHANNELS)}")
+                f"--face_channels {clip.face_channels}: "
+                + ("goes with --face_npy" if clip.face is None else f"allowed: {', '.join(CHANNELS)}")
             )
+        if check_person(clip.person) is None:
+            return
+        if clip.face is not None or Modality.FACE not in get_mode(self.session.mode).media:
+            why = (
+                "goes without --face_npy" if clip.face is not None else f"input mode {self.session.mode} takes no face"
+            )
+            raise ConfigError(f"--person {clip.person}: {why}")
+
+    def _read(self, clip: _Clip) -> _Read:
+        """Encoder outputs of a clip. What is not given as a path is a private file as long as that takes."""
+        with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
+            given = {"video": clip.video, "audio": clip.audio, "face": clip.face}
+            files = {
+                part: None if medium is None else as_file(medium, folder=Path(folder), stem=part)
+                for part, medium in given.items()
+            }
+            made = {path: medium_name(given[part]) for part, path in files.items() if path and not is_path(given[part])}
+            with named(made):
+                sample = self._sample(clip, **files)
+                features, flags = self._encoded(sample, clip.person, Path(folder), keep=not made)
+        return _Read(_name(clip.video), sample, features, flags)
+
+    def _sample(self, clip: _Clip, *, video: Path | None, audio: Path | None, face: Path | None) -> Sample:
+        mode = get_mode(self.session.mode)
+        check_inputs(mode.name, video=video, audio=audio, face=face)
+        for option, path in (("--video_path", video), ("--audio_path", audio), ("--face_npy", face)):
+            if path is not None and not path.is_file():
+                raise DataError(f"{option} {path}: no such file")
         crops = AS_PUBLISHED
         if face is not None:
-            crops = file_crops(face, claimed=face_channels, claimed_by="--face_channels")
-        sample = Sample(
-            name=Path(video or audio or face or "text").stem,
-            dataset="clip",
-            video=None if video is None else Path(video),
-            audio=None if audio is None else Path(audio),
-            face=None if face is None else Path(face),
-            crops=crops,
-        )
-        sample = replace(sample, subtitle=self._subtitle(sample) if subtitle is None else subtitle)
-        features, flags = self._encoded(sample)
-
-        def ask(text: str) -> Reply:
-            return self._ask(sample, text, features=features, flags=flags)
-
-        reply = ask(question or render_question("ovlabel"))
-        if question is None:
-            reply._describe = lambda: ask(render_question("description"))
-        return reply
+            crops = file_crops(face, claimed=clip.face_channels, claimed_by="--face_channels")
+        pictures = {Modality.FRAME, Modality.IMAGE} | ({Modality.FACE} if face is None else set())
+        if audio is None and not pictures & set(mode.media):
+            video, audio = None, video  # nothing but its sound is wanted: it may be a sound file
+        name = next((medium_name(m) for m in (clip.video, clip.audio, clip.face) if m is not None), "text")
+        sample = Sample(name=Path(name).stem, dataset="clip", video=video, audio=audio, face=face, crops=crops)
+        return replace(sample, subtitle=self._subtitle(sample) if clip.subtitle is None else clip.subtitle)
 
     def _subtitle(self, sample: Sample) -> str:
         source = sample.video or sample.audio
@@ -243,33 +292,34 @@ class Predictor:
         with self._recognising:
             return self.recognise(sample.audio or source)
 
-    def _encoded(self, sample: Sample) -> Encoded:
-        if self._kept is None:
-            return self._encode(sample)
-        if sample not in self._kept:
-            self._kept[sample] = self._encode(sample)
-        return self._kept[sample]
+    def _encoded(self, sample: Sample, person: str | int | None, folder: Path, *, keep: bool) -> Encoded:
+        if self._kept is None or not keep:
+            return self._encode(sample, person, folder)
+        key = (sample, check_person(person))
+        if key not in self._kept:
+            self._kept[key] = self._encode(sample, person, folder)
+        return self._kept[key]
 
-    def _encode(self, sample: Sample) -> Encoded:
+    def _encode(self, sample: Sample, person: str | int | None, folder: Path) -> Encoded:
         """Encoder outputs of a clip's media, for any number of questions, and what was odd about the media."""
         odd: tuple[str, ...] = ()
-        with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
-            if sample.face is None and Modality.FACE in get_mode(self.session.mode).media:
-                sample = replace(sample, face=Path(folder) / "faces.npy", crops=Crops("rgb", self.face_framing))
-                crops, odd = self._faces(sample.video)
-                np.save(sample.face, crops)
-            features, flags = self.session.features(sample)
+        if sample.face is None and Modality.FACE in get_mode(self.session.mode).media:
+            sample = replace(sample, face=folder / "faces.npy", crops=Crops("rgb", self.face_framing))
+            crops, odd = self._faces(sample.video, person)
+            np.save(sample.face, crops)
+        features, flags = self.session.features(sample)
         return features, odd + flags
 
-    def _faces(self, video: Path | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    def _faces(self, video: Path | None, person: str | int | None) -> tuple[np.ndarray, tuple[str, ...]]:
         """Crops of the speaker; flagged when a turned picture shows faces better, an error when only that shows any."""
         assert video is not None
         self._detector = self._detector or FaceDetector()
         try:
             taken: list[str] = []
             crops = face_crops(
-                video, framing=self.face_framing, detector=self._detector, decoder=self._decoder, note=taken.append
-            )
+                video, framing=self.face_framing, person=person, detector=self._detector, decoder=self._decoder,
+                note=taken.append,
+            )  # fmt: skip
         except DataError as error:
             if "no face" not in str(error):
                 raise
@@ -298,12 +348,46 @@ class Predictor:
         best = max((2, 1, 3), key=confidence)
         return best * 90 if confidence(best) > max(_FOUND, 2 * upright) else 0
 
-    def _ask(
-        self, sample: Sample, question: str, *, features: Mapping[Modality, torch.Tensor], flags: tuple[str, ...]
-    ) -> Reply:
-        known = {modality: _constant(z) for modality, z in features.items()}
-        ((answer,),) = self.session.answer([sample], question, features=known)
-        flags = (*flags, *answer.flags)
+    def _replies(self, clips: Sequence[_Read], question: str | None) -> list[Reply | Unanswered]:
+        """Replies to clips in their order; those that were answered together are also described together."""
+        replies: list[Reply | Unanswered] = []
+        for batch in self._ask(clips, question or render_question("ovlabel")):
+            if question is None:
+                asked = clips[len(replies) : len(replies) + len(batch)]
+                described = cache(partial(self._replies, asked, render_question("description")))
+                for i, reply in enumerate(batch):
+                    if isinstance(reply, Reply):
+                        reply._describe = partial(_pick, described, i)
+            replies += batch
+        return replies
+
+    def _ask(self, clips: Sequence[_Read], question: str) -> Iterator[list[Reply | Unanswered]]:
+        """Replies batch by batch, in order. A batch is halved until a clip that cannot be answered is alone."""
+        features = {id(clip.sample): clip.features for clip in clips}
+
+        def known(modality: Modality) -> FeatureOf:
+            return lambda sample: (features[id(sample)][modality], ())
+
+        done = 0
+        media = get_mode(self.session.mode).media
+        try:
+            for answers in self.session.answer(
+                [clip.sample for clip in clips], question, features={modality: known(modality) for modality in media}
+            ):
+                batch = clips[done : done + len(answers)]
+                done += len(answers)
+                yield [self._reply(clip, answer, question) for clip, answer in zip(batch, answers, strict=True)]
+        except DataError as error:
+            if len(clips) == 1:
+                yield [Unanswered(error, clips[0].video, clips[0].sample.subtitle)]
+                return
+            rest = clips[done:]
+            half = -(-len(rest) // 2)
+            for part in (rest[:half], rest[half:]):
+                yield from self._ask(part, question)
+
+    def _reply(self, clip: _Read, answer: SampleAnswer, question: str) -> Reply:
+        flags = (*clip.flags, *answer.flags)
         if (
             question == render_question("description")
             and self.session.config.name in RELEASED
@@ -315,10 +399,35 @@ class Predictor:
             labels=parse_labels(answer.text),
             question=question,
             flags=flags,
-            video=str(sample.video or ""),
-            subtitle=sample.subtitle,
+            video=clip.video,
+            subtitle=clip.sample.subtitle,
         )
 
 
-def _constant(value: torch.Tensor) -> Callable[[Sample], tuple[torch.Tensor, tuple[str, ...]]]:
-    return lambda _: (value, ())
+def _pick(replies: Callable[[], list[Reply | Unanswered]], i: int) -> Reply:
+    reply = replies()[i]
+    if isinstance(reply, Unanswered):
+        raise reply.error
+    return reply
+
+
+def _name(video: Any) -> str:
+    return "" if video is None else medium_name(video)
+
+
+def _clips(**given: Any) -> list[_Clip] | None:
+    """The clips that lists speak of; None where nothing is a list. Raises ConfigError when their lengths differ."""
+    lists = {name: value for name, value in given.items() if isinstance(value, list | tuple)}
+    if not lists:
+        return None
+    lengths = {name: len(value) for name, value in lists.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ConfigError(f"a list of clips has one item of each kind for each clip; found {found}")
+    for name in ("video", "audio", "face", "subtitle"):
+        if name not in lists and given[name] is not None:
+            raise ConfigError(f"{name}: belongs to one clip, and a list of clips is given: give a list of {name}, too")
+    (count,) = set(lengths.values())
+    return [
+        _Clip(**{name: value[i] if name in lists else value for name, value in given.items()}) for i in range(count)
+    ]

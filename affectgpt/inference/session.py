@@ -19,7 +19,7 @@ from affectgpt.encoders.llm import folder_generation_config, llm_folder
 from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine
 from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.memory import find_batch_size
+from affectgpt.inference.memory import enough_memory, find_batch_size
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings
 from affectgpt.modeling.modeling_affectgpt import encode_medium
@@ -94,7 +94,8 @@ class GenerationSession:
         with config.naming("inference.engine"):  # before any weights are loaded
             engine = ENGINES.get(config.inference.engine)
         processor = AffectGPTProcessor.from_config(config, mode=mode or training_mode(config))
-        model = build_model(config, device=device, tokenizer=processor.tokenizer, encoders=encoders)
+        with enough_memory(config, device, encoders=encoders):
+            model = build_model(config, device=device, tokenizer=processor.tokenizer, encoders=encoders)
         folder = llm_folder(config)
         made = engine(
             model,

@@ -102,6 +102,25 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
         return _assemble(config, settings, llm=llm, encoders=encoders)
 
 
+def weight_bytes(config: Config, *, device: torch.device, encoders: bool = True) -> int:
+    """Bytes of the model's weights as ``build_model`` places them on ``device``; ``encoders``: whether they are loaded.
+
+    Counted of the model as it is built, from the configurations in the model folders: their files have parts that are
+    not kept, in formats of many kinds.
+    """
+    model, needed = config.model, 0
+    for name, parameter in build_empty_model(config).named_parameters():
+        dtype = "float32"  # what trains, and everything on a CPU
+        if name.startswith(("visual_encoder.", "acoustic_encoder.")):
+            if not encoders:
+                continue
+            dtype = model.encoder_dtype
+        elif name.startswith("llm.") and not parameter.requires_grad:
+            dtype = model.llm_dtype
+        needed += parameter.numel() * (torch.float32 if device.type == "cpu" else getattr(torch, dtype)).itemsize
+    return needed
+
+
 def load_llm(
     folder: str | Path, *, row: LLMRow, dtype: torch.dtype, lora_r: int, trust_remote_code: bool = False
 ) -> nn.Module:

@@ -56,15 +56,24 @@ class ClipFolders:
         return self.root / "subtitle.csv"
 
 
-def claim(places: ClipFolders, *, frames: int, channels: str | None, framing: str | None) -> dict[str, Any]:
+def claim(
+    places: ClipFolders,
+    *,
+    frames: int,
+    channels: str | None,
+    framing: str | None,
+    person: str | int | None = None,
+) -> dict[str, Any]:
     """How the crops of this run are made, noted in their folder; None: as those that are there, else the default.
 
     Raises ConfigError when crops are there that were made otherwise, DataError for a damaged record.
     """
     folder = places.faces
-    settings = {"frames": frames, "channels": channels or PUBLISHED, "framing": framing or FRAMINGS[0]}
+    settings = {
+        "frames": frames, "channels": channels or PUBLISHED, "framing": framing or FRAMINGS[0], "person": person or 0,
+    }  # fmt: skip
     if not folder.is_dir() or not any(folder.rglob("*.npy")):
-        write_record(folder, settings)
+        write_record(folder, {key: value for key, value in settings.items() if key != "person" or value != 0})
         return settings
     path, found = read_record(folder)
     if found is None:
@@ -74,8 +83,9 @@ def claim(places: ClipFolders, *, frames: int, channels: str | None, framing: st
                 f'--channels {channels}. If they are {channels}, write {{"channels": "{channels}"}} into {path}'
             )
         found = {"channels": PUBLISHED}
-    for name, asked in {"frames": frames, "channels": channels, "framing": framing}.items():
-        there = found.get(name)
+    asked_for = {"frames": frames, "channels": channels, "framing": framing, "person": person}
+    for name, asked in asked_for.items():
+        there = found.get(name, 0 if name == "person" else None)
         if there is None or there == asked:
             continue
         flag = _FLAGS.get(name, f"--{name}")
@@ -128,9 +138,10 @@ class ClipProcessor:
         channels: str,
         time_limit: float,
         framing: str = "loose",
+        person: str | int = 0,
     ) -> None:
         self.places, self.n_frames, self.sheet, self.channels = places, n_frames, sheet, channels
-        self.framing = framing
+        self.framing, self.person = framing, person
         self.decoder = Decoder(time_limit=time_limit)
         self._detector: FaceDetector | None = None
 
@@ -157,8 +168,9 @@ class ClipProcessor:
         if not target.exists():
             self._detector = self._detector or FaceDetector()
             crops = face_crops(
-                video, n_frames=self.n_frames, framing=self.framing, detector=self._detector, decoder=self.decoder
-            )
+                video, n_frames=self.n_frames, framing=self.framing, person=self.person, detector=self._detector,
+                decoder=self.decoder,
+            )  # fmt: skip
             with atomic_path(target) as temporary:
                 np.save(temporary, in_order(crops, stored="rgb", wanted=self.channels))
         if self.sheet and not sheet.exists():

@@ -11,12 +11,13 @@ with hair and background, at about two thirds of that size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError, shortened
 from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.detect import Face, FaceDetector
 
@@ -37,6 +38,8 @@ _SAME_SHOT = 0.85  # correlation of two frames (within the shots measured at lea
 _SAME_LOOK = 0.75  # likeness of two crops' colours (measured: one person 0.82 and more, others 0.51 and less)
 _SURE = 0.85  # mean confidence of a track that is counted as somebody else's face
 _CHUNK = 16  # frames decoded at once
+_PLACE_WORDS = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+_SIDES = (0.4, 0.6)  # parts of the picture's width: what is between them is its middle
 
 
 @dataclass
@@ -51,6 +54,28 @@ class _Track:
         """How much of the clip's picture this person is: the sum over frames of confidence times box side."""
         return sum(f.confidence * float((f.box[2:] - f.box[:2]).mean()) for f in self.faces.values())
 
+    @property
+    def centre(self) -> float:
+        """Where this person is on average, in pixels from the left."""
+        return sum(float(f.box[::2].mean()) for f in self.faces.values()) / len(self.faces)
+
+
+def check_person(person: str | int | None) -> str | int | None:
+    """``left``, ``middle``, ``right``, or a number from 0 on (as text, too); None: the most prominent person.
+
+    Raises ConfigError.
+    """
+    if person is None or person in _PLACE_WORDS:
+        return person
+    if isinstance(person, str) and re.fullmatch("[0-9]{1,4}", person):
+        person = int(person)
+    if isinstance(person, bool) or not isinstance(person, int) or person < 0:
+        raise ConfigError(
+            f"person {shortened(person)}: expected {', '.join(_PLACE_WORDS)}, or a number: 0 is the most prominent "
+            "person"
+        )
+    return person
+
 
 def face_crops(
     video: Path | str,
@@ -58,20 +83,25 @@ def face_crops(
     n_frames: int = DEFAULT_FRAMES,
     size: int = CROP_SIZE,
     framing: str = "loose",
+    person: str | int | None = None,
     detector: FaceDetector | None = None,
     decoder: Decoder | None = None,
     note: Callable[[str], None] | None = None,
 ) -> np.ndarray:
-    """Aligned crops of the most prominent person in ``n_frames`` uniformly spaced frames (0: in every frame).
+    """Aligned crops of one person in ``n_frames`` uniformly spaced frames (0: in every frame).
 
-    ``framing``: ``loose`` or ``tight`` (see above).
+    ``framing``: ``loose`` or ``tight`` (see above). ``person``: the most prominent one (0, default), the next (1), …;
+    or by the place in the picture: ``left`` and ``right`` are the outermost of several people, ``middle`` is between
+    them or in the middle of the picture.
 
     Returns uint8 ``[n, size, size, 3]`` RGB in time order, n at most the number of frames looked at: frames in which
     that person is not found give no crop. Where other people's faces are in the clip too, ``note`` is called with words
-    for the one that was kept. Raises DataError naming the clip when it cannot be decoded or has no face.
+    for the one that was kept. Raises DataError naming the clip when it cannot be decoded or has no face, or, with those
+    who are there, when that person is not; ConfigError for a ``person`` that is none of the above.
     """
     import numpy as np
 
+    person = check_person(person) or 0
     detector = detector or FaceDetector()
     tracks: list[_Track] = []
     crops: dict[tuple[int, int], np.ndarray] = {}
@@ -90,13 +120,15 @@ def face_crops(
             crops[id(track), number] = crop
     if not tracks:
         raise DataError(f"{video}: no face found in {looked_at} frames")
-    best = max(tracks, key=lambda track: track.weight)
-    others = sum(_is_another(track, best) for track in tracks)
-    if note is not None and others:
-        centre = float(np.mean([face.box[::2].mean() for face in best.faces.values()])) / width
-        side = "on the left" if centre < 0.4 else "on the right" if centre > 0.6 else "in the middle"
-        note(f"{side}, seen in {len(best.faces)} of {looked_at} frames")
-    return np.stack([crops[id(best), number] for number in sorted(best.faces)])
+    people = _people(tracks)
+    chosen = _choose(people, person, width=width)
+    if chosen is None:
+        there = [f"{i} ({_seen(track, width=width, looked_at=looked_at)})" for i, track in enumerate(people)]
+        where = f"number {person}" if isinstance(person, int) else _PLACE_WORDS[person]
+        raise DataError(f"{video}: nobody {where}; whose faces are there, the most prominent first: {', '.join(there)}")
+    if note is not None and len(people) > 1:
+        note(_seen(chosen, width=width, looked_at=looked_at))
+    return np.stack([crops[id(chosen), number] for number in sorted(chosen.faces)])
 
 
 def align(
@@ -182,9 +214,40 @@ def _assign(
     return result
 
 
+def _people(tracks: list[_Track]) -> list[_Track]:
+    """A track of each person, the most prominent first: the first is there in any case, others where they are sure."""
+    people: list[_Track] = []
+    for track in sorted(tracks, key=lambda track: -track.weight):
+        if all(_is_another(track, known) for known in people):
+            people.append(track)
+    return people
+
+
+def _choose(people: list[_Track], person: str | int, *, width: int) -> _Track | None:
+    """The person that is meant; None when there is no such one."""
+    if isinstance(person, int):
+        return people[person] if person < len(people) else None
+    in_order = sorted(people, key=lambda track: track.centre)
+    if person == "middle":
+        between = in_order[1:-1] or [track for track in people if _place(track, width=width) == "middle"]
+        return min(between, key=lambda track: abs(track.centre / width - 0.5), default=None)
+    outermost = in_order[0 if person == "left" else -1]
+    alone = len(people) == 1 and _place(outermost, width=width) != person
+    return None if alone else outermost
+
+
+def _place(track: _Track, *, width: int) -> str:
+    at = track.centre / width
+    return "left" if at < _SIDES[0] else "right" if at > _SIDES[1] else "middle"
+
+
+def _seen(track: _Track, *, width: int, looked_at: int) -> str:
+    return f"{_PLACE_WORDS[_place(track, width=width)]}, seen in {len(track.faces)} of {looked_at} frames"
+
+
 def _is_another(track: _Track, best: _Track) -> bool:
     """Whether a track is surely a face, and not that of the person of ``best``, whom a second track may show too."""
-    if track is best or len(track.faces) < 2:
+    if len(track.faces) < 2:
         return False
     sure = sum(face.confidence for face in track.faces.values()) / len(track.faces) >= _SURE
     together = bool(track.faces.keys() & best.faces.keys())

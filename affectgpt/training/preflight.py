@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 import torch
 
 from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import ConfigError
-from affectgpt.modeling.build import build_empty_model
+from affectgpt.core.runtime import available_memory
+from affectgpt.modeling.build import weight_bytes
 from affectgpt.training.distributed import world
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def check_memory(config: Config, device: torch.device, *, encoders: bool = True) -> None:
     """Raises ConfigError when the weights alone are more than the free memory of ``device``.
 
-    ``encoders``: whether they are loaded. Weights are counted of the model as it is built, from the configurations in
-    the model folders: their files have parts that are not kept, in formats of many kinds.
+    ``encoders``: whether they are loaded.
     """
     model = config.model
-    needed = 0
-    for name, parameter in build_empty_model(config).named_parameters():
-        dtype = "float32"  # what trains, and everything on a CPU
-        if name.startswith(("visual_encoder.", "acoustic_encoder.")):
-            if not encoders:
-                continue
-            dtype = model.encoder_dtype
-        elif name.startswith("llm.") and not parameter.requires_grad:
-            dtype = model.llm_dtype
-        needed += parameter.numel() * (4 if device.type == "cpu" else _BYTES[dtype])
+    needed = weight_bytes(config, device=device, encoders=encoders)
     if config.run.parallel == "fsdp2":
         needed //= world()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_cpu()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if free is not None and needed > free:
         loaded = [model.llama_model, *([model.visual_encoder, model.acoustic_encoder] if encoders else [])]
         where = "float32 on a CPU" if device.type == "cpu" else f"model.llm_dtype {model.llm_dtype}"
@@ -90,12 +78,3 @@ def check_attention(run: RunConfig, device: torch.device) -> None:
             "run.attention is flash_attention_2, but flash-attn is not installed (pip install flash-attn); sdpa needs "
             "no package"
         )
-
-
-def _free_cpu() -> int | None:
-    """Memory that a process can still get, bytes; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

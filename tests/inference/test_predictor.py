@@ -18,7 +18,8 @@ import pytest
 from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.printable import printable
-from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, SEVERAL, TURNED, Predictor
+from affectgpt.inference.predictor import RELEASED, Predictor
+from affectgpt.inference.reply import NOTES, ODD_DESCRIPTION, SEVERAL, TURNED
 from affectgpt.processing.questions import render_question
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
 from affectgpt.preprocess.detect import Face, FaceDetector
 from affectgpt.preprocess.faces import CROP_SIZE, align, face_crops, similarity, tight_crop
@@ -125,6 +125,49 @@ def test_the_most_prominent_person_is_kept(tmp_path):
     script = {i: [left, right] if i % 2 else [right, left] for i in range(8)}  # in any order
     crops = face_crops(clip, detector=_Scripted(script))
     assert side_of(crops) == ["right"] * 8 and crops.shape == (8, 112, 112, 3) and crops.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("person", "expected"),
+    [(None, "right"), (0, "right"), ("0", "right"), (1, "left"), ("left", "left"), ("right", "right")],
+)  # fmt: skip
+def test_who_of_two_people_is_taken_can_be_said(tmp_path, person, expected):
+    clip = coloured(tmp_path / "clip.mp4")
+    script = {i: [(20, 40, 60, 0.9), (220, 20, 90, 0.95)] for i in range(8)}
+    notes = []
+    crops = face_crops(clip, detector=_Scripted(script), person=person, note=notes.append)
+    assert side_of(crops) == [expected] * 8 and notes == [f"on the {expected}, seen in 8 of 8 frames"]
+
+
+def test_left_and_right_are_the_outermost_and_the_middle_is_between_them(tmp_path):
+    """All on the picture's right half; three, then two, then one."""
+    clip = coloured(tmp_path / "clip.mp4")
+    faces = [(90, 40, 40, 0.9), (160, 20, 50, 0.95), (260, 20, 60, 0.95)]
+    notes = []
+
+    def taken(person, people):
+        face_crops(clip, detector=_Scripted(dict.fromkeys(range(8), people)), person=person, note=notes.append)
+        return notes[-1].split(",")[0]
+
+    three = [taken(person, faces) for person in ("left", "middle", "right")]
+    assert three == ["on the left", "in the middle", "on the right"]
+    assert [taken(person, faces[1:]) for person in ("left", "right")] == ["in the middle", "on the right"]
+
+
+@pytest.mark.parametrize(
+    ("person", "words"), [("left", "nobody on the left"), ("middle", "nobody in the middle"), (1, "nobody number 1")]
+)
+def test_a_person_who_is_not_there_is_an_error_that_says_who_is(tmp_path, person, words):
+    script = {i: [(220, 20, 90, 0.95)] for i in range(1, 8)}
+    with pytest.raises(DataError, match=rf"clip\.mp4: {words}; .*: 0 \(on the right, seen in 7 of 8 frames\)$"):
+        face_crops(coloured(tmp_path / "clip.mp4"), detector=_Scripted(script), person=person)
+    assert len(face_crops(tmp_path / "clip.mp4", detector=_Scripted(script), person="right")) == 7
+
+
+@pytest.mark.parametrize("person", ["up", -1, "9" * 5000, True, 1.0, ""])
+def test_what_names_no_person_is_refused(tmp_path, person):
+    with pytest.raises(ConfigError, match="expected left, middle, right, or a number: 0 is the most prominent person"):
+        face_crops(tmp_path / "not_read.mp4", person=person)
 
 
 def test_a_short_appearance_does_not_take_over(tmp_path):

@@ -102,6 +102,25 @@ def test_only_tags_and_settings_of_the_formats_are_left_out(tmp_path):
     assert rows == {"name": "english"} | {file.replace(".", "_"): text for file, (_, text) in SPOKEN.items()}
 
 
+def test_whose_face_is_taken_can_be_said(tmp_path, log_lines):
+    """One person, in the middle of the picture."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    write_clip(videos / "a.mp4")
+    arguments = ["--video-dir", str(videos), "--out", str(out), "--frames", "2"]
+    assert main([*arguments, "--person", "left"]) == 1
+    assert "a.mp4: nobody on the left" in (out / "failed.csv").read_text()
+    assert not (out / "openface_face" / "a.npy").exists()
+    assert main([*arguments, "--person", "middle"]) == 0
+    assert json.loads((out / "openface_face" / "crops.json").read_text())["person"] == "middle"
+    assert main(arguments) == 0
+    assert any("holds crops made with --person middle; this run keeps to it" in line for line in log_lines)
+    with pytest.raises(ConfigError, match="made with --person middle, this run has --person 0"):
+        main([*arguments, "--person", "0"])
+    with pytest.raises(ConfigError, match="person 'nobody': expected left, middle, right"):
+        main([*arguments, "--person", "nobody"])
+
+
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 def test_a_sheet_shows_colours_as_they_are(channels, tmp_path):
     from PIL import Image

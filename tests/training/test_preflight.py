@@ -111,7 +111,7 @@ def test_memory_is_counted_as_the_model_takes_it(models, tiny_models, monkeypatc
     frozen -= lora
     assert frozen + trained == sum(p.numel() for p in built.parameters()) and encoders > 0
     free = [0]
-    monkeypatch.setattr("affectgpt.training.preflight._free_cpu", lambda: free[0])
+    monkeypatch.setattr("affectgpt.training.preflight.available_memory", lambda: free[0])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 0))
     for device, encoded, needed in (
         (CPU, True, 4 * (frozen + trained)),
@@ -142,7 +142,7 @@ def test_weights_of_an_llm_that_is_code_in_its_folder_are_counted(tiny_models, t
     )
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
-    monkeypatch.setattr("affectgpt.training.preflight._free_cpu", lambda: 0)
+    monkeypatch.setattr("affectgpt.training.preflight.available_memory", lambda: 0)
     config = tiny_config(tiny_models, llama_model="Baichuan2", lora_r=0, trust_remote_code=True)
     config = replace(config, paths=replace(config.paths, folders={"Baichuan2": str(folder)}))
     with pytest.raises(ConfigError, match="a model of Baichuan2"):
