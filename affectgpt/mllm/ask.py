@@ -89,6 +89,7 @@ class Asker:
     skip_failed: bool = False
     decoder: Decoder = field(default_factory=Decoder)
     senses: list[Sense] | None = None  # None: not checked yet
+    _odd: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)  # flags of what was read, by clip
 
     def target(self, dataset: EmotionDataset) -> Path:
         """The result file of a data set."""
@@ -98,6 +99,7 @@ class Asker:
         """What is asked about a clip. Raises DataError where its media cannot be read."""
         if clip is None:
             clip = read_clip(sample, self.options, self.decoder)
+            self._odd[sample.dataset, sample.name] = clip.flags
         build = server_conversation if self.server else folder_conversation
         return build(prompt_text(sample, self.prompt, self.options), clip, self.options)
 
@@ -228,10 +230,12 @@ class Asker:
                     fail(index, reason)
                 else:
                     done.add(index)
+                    sample = pending[index]
+                    odd = self._odd.pop((sample.dataset, sample.name), ())
                     shard.add(
-                        pending[index].name,
+                        sample.name,
                         answer=self.prompt.answer(text),
-                        flags=[TRUNCATED] * reply.truncated + [THOUGHTS] * (text != reply.text),
+                        flags=[*odd, *[TRUNCATED] * reply.truncated, *[THOUGHTS] * (text != reply.text)],
                         tokens=reply.reply_tokens or 0,
                         **_costs(reply),
                     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.runtime import pick_device
+from affectgpt.core.types import SAMPLE_RATE
 from affectgpt.textllm.base import (
     Conversation,
     ConversationsFailedError,
@@ -27,6 +28,7 @@ from affectgpt.textllm.transformers_client import TransformersClient, end_ids_of
 _AUTO = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM")
 _REMOTE_AUTO = (*_AUTO, "AutoModelForCausalLM", "AutoModel")  # as the code of a model's own folder may register itself
 _FAILED_IN_A_ROW = 8
+_SEEN = ("image", "video")
 _READERS = 4  # threads that wait for decoders
 
 
@@ -204,23 +206,42 @@ class MultimodalClient(TransformersClient):
 def prepare(processor: Any, conversations: Sequence[Conversation]) -> Any:
     """A batch of conversations as the model's inputs, padded on the left: ``input_ids`` ``[B, L]`` and media.
 
-    Frames are taken as they are: they were chosen before. Their pace goes along as the video's metadata.
+    Frames are taken as they are: they were chosen before. Their pace goes along as the video's metadata. The chat
+    template sees where media stand, not the media: that of transformers 4 takes no arrays.
     """
-    videos = [
-        {"total_num_frames": len(part["video"]), "fps": part["fps"], "frames_indices": list(range(len(part["video"])))}
-        for conversation in conversations for message in conversation for part in message["content"]
-        if part["type"] == "video"
+    parts = [[part for message in conversation for part in message["content"]] for conversation in conversations]
+    texts = [
+        processor.apply_chat_template(
+            [{**message, "content": [_shown(part) for part in message["content"]]} for message in conversation],
+            add_generation_prompt=True, tokenize=False,
+        )
+        for conversation in conversations
     ]  # fmt: skip
+    start = processor.tokenizer.bos_token
     settings: dict[str, Any] = {"text_kwargs": {"padding": True, "padding_side": "left"}}
-    if videos:
-        settings["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": videos}
-    template: Callable[..., Any] = processor.apply_chat_template
-    if "processor_kwargs" in inspect.signature(template).parameters:  # transformers 5
-        settings = {"processor_kwargs": settings}
-    return template(
-        [[dict(message) for message in conversation] for conversation in conversations],
-        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **settings,
-    )  # fmt: skip
+    if start is not None and texts[0].startswith(start):
+        settings["text_kwargs"]["add_special_tokens"] = False  # the template has written it already
+    pictures, videos = ([[p[kind] for p in of_one if p["type"] == kind] for of_one in parts] for kind in _SEEN)
+    if any(pictures):
+        settings["images"] = pictures
+    if any(videos):
+        settings["videos"] = videos
+        settings["videos_kwargs"] = {
+            "do_sample_frames": False,
+            "video_metadata": [
+                {"total_num_frames": len(p["video"]), "fps": p["fps"], "frames_indices": list(range(len(p["video"])))}
+                for of_one in parts for p in of_one if p["type"] == "video"
+            ],
+        }  # fmt: skip
+    if sounds := [part["audio"] for of_one in parts for part in of_one if part["type"] == "audio"]:
+        settings["audio"] = sounds  # flat: processors of sound know no other form
+        settings["audio_kwargs"] = {"sampling_rate": SAMPLE_RATE}
+    return processor(text=texts, return_tensors="pt", **settings)
+
+
+def _shown(part: dict[str, Any]) -> dict[str, Any]:
+    """A part as the chat template sees it."""
+    return part if part["type"] == "text" else {"type": part["type"], part["type"]: "clip"}
 
 
 def fingerprint(conversation: Conversation) -> Conversation:

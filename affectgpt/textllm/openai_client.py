@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import os
 import queue
 import random
 import threading
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from affectgpt.core.errors import DataError
-from affectgpt.core.printable import printable
 from affectgpt.textllm.base import (
     CLIENTS,
     Conversation,
@@ -30,7 +27,17 @@ from affectgpt.textllm.base import (
     Unanswered,
     seed_for,
 )  # fmt: skip
-from affectgpt.textllm.messages import text_of
+from affectgpt.textllm.replies import (
+    AttemptError,
+    ConversationError,
+    StreamingError,
+    decoded,
+    error_text,
+    parse_reply,
+    parse_stream,
+    seconds_of,
+    too_long,
+)
 
 _RETRIED = {408, 409, 425, 429}  # and every 5xx
 _HOPELESS = {401, 403, 404, 405, 407, 511}  # no other conversation will fare better
@@ -41,27 +48,6 @@ _STREAM_END = b"\ndata: [DONE]"
 _OWN_FIELDS = {"model", "messages", "n", *_STREAMED}
 _LONGEST_BACKOFF = 30.0  # seconds
 _FAILED_IN_A_ROW = 8  # failed conversations without a good one between them: give up
-
-
-class _AttemptError(Exception):
-    """This attempt failed and another may not; ``wait``: what the server asks for, in seconds."""
-
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _ConversationError(Exception):
-    """This conversation failed; others may not. ``again``: it may fare better another time."""
-
-    def __init__(self, reason: str, *, again: bool = False, by_server: bool = True) -> None:
-        super().__init__(reason)
-        self.again = again
-        self.by_server = by_server  # the server had a say in it
-
-
-class _StreamingError(Exception):
-    """The server refused this way of sending the reply: whole where it only streams, or with ``stream_options``."""
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -165,7 +151,7 @@ class OpenAIClient(TextLLM):
                     try:
                         conversation = conversations[index]
                     except DataError as error:
-                        raise _ConversationError(str(error), again=True, by_server=False) from error
+                        raise ConversationError(str(error), again=True, by_server=False) from error
                     finished.put((index, self._ask(conversation, sampling, stop), None))
                 except Exception as error:  # handed to the calling thread, which decides
                     finished.put((index, None, error))
@@ -196,7 +182,7 @@ class OpenAIClient(TextLLM):
                 in_a_row = 0
                 if on_result:
                     on_result(index, reply)
-            elif isinstance(error, _ConversationError):
+            elif isinstance(error, ConversationError):
                 failed[index] = Unanswered(str(error), again=error.again)
                 in_a_row += error.by_server
                 if in_a_row >= _FAILED_IN_A_ROW and len(replies) + len(failed) < total:
@@ -247,7 +233,7 @@ class OpenAIClient(TextLLM):
             started = time.monotonic()
             try:
                 return replace(self._send(body, most=most), seconds=time.monotonic() - started)
-            except _AttemptError as error:
+            except AttemptError as error:
                 reason = error
             if reason.wait is not None and reason.wait > self._longest_wait:
                 raise TextLLMError(
@@ -261,7 +247,7 @@ class OpenAIClient(TextLLM):
                 wait = min(self._backoff * 2**attempt, _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
                 if stop.wait(wait):
                     raise _Stopped
-        raise _ConversationError(f"{reason} ({self._attempts} attempts)", again=True)
+        raise ConversationError(f"{reason} ({self._attempts} attempts)", again=True)
 
     def _pause(self, stop: threading.Event) -> None:
         """Wait for this request's turn, and as long as the server asked everybody to."""
@@ -282,16 +268,16 @@ class OpenAIClient(TextLLM):
             streaming = self._streaming
             try:
                 return self._attempt(json.dumps({**body, **streaming}).encode(), most=most)
-            except _StreamingError as error:
+            except StreamingError as error:
                 if not streaming:
                     self._streaming = _STREAMED
                 elif "stream_options" in str(error) and "stream_options" in streaming:
                     self._streaming = {"stream": True}
                 else:
-                    raise _ConversationError(str(error)) from error
+                    raise ConversationError(str(error)) from error
 
     def _attempt(self, content: bytes, *, most: int) -> TextReply:
-        """One request. ``_AttemptError`` if it is worth another, else ``_ConversationError`` or TextLLMError."""
+        """One request. ``AttemptError`` if it is worth another, else ``ConversationError`` or TextLLMError."""
         assert self._loop is not None
         asked = asyncio.run_coroutine_threadsafe(self._exchange(content, most), self._loop)
         status, headers, received = asked.result()
@@ -300,11 +286,11 @@ class OpenAIClient(TextLLM):
         kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind in _WEB_PAGE or received[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise TextLLMError(
-                f"{self._shown_url}: answers with a web page, not with a completion: {_error_text(received)}. A login "
+                f"{self._shown_url}: answers with a web page, not with a completion: {error_text(received)}. A login "
                 "page or a proxy in between? Log in there, or give the server's own base URL, usually ending in /v1"
             )
         streamed = kind == "text/event-stream" or received[:200].lstrip().startswith(b"data:")
-        return _parse_stream(received) if streamed else _parse(received)
+        return parse_stream(received) if streamed else parse_reply(received)
 
     async def _exchange(self, content: bytes, most: int) -> tuple[int, Mapping[str, str], bytes]:
         """Send one request; status, headers and body (of at most ``most`` bytes) of what comes back.
@@ -328,28 +314,28 @@ class OpenAIClient(TextLLM):
                 async for chunk in response.aiter_raw():
                     received += chunk
                     if len(received) > most:
-                        raise _too_long(most)
+                        raise too_long(most)
                     if _STREAM_END in received[-2 * len(_STREAM_END) :]:  # some servers leave the connection open
                         break
         except TimeoutError as error:
-            raise _AttemptError(f"no whole reply in {self._timeout:g} s") from error
+            raise AttemptError(f"no whole reply in {self._timeout:g} s") from error
         except httpx2.TimeoutException as error:
-            raise _AttemptError(f"no reply in {self._timeout:g} s ({type(error).__name__})") from error
+            raise AttemptError(f"no reply in {self._timeout:g} s ({type(error).__name__})") from error
         except httpx2.ConnectError as error:
             raise TextLLMError(
                 f"{self._shown_url}: cannot be reached ({error}); is the server running there?"
             ) from error
         except httpx2.TransportError as error:
             when = f"after {len(received)} bytes of a reply" if received else "before it answered"
-            raise _AttemptError(f"the server closed the connection {when} ({_words(error)})") from error
-        body = _decoded(bytes(received), response.headers.get("Content-Encoding", ""), most)
+            raise AttemptError(f"the server closed the connection {when} ({_words(error)})") from error
+        body = decoded(bytes(received), response.headers.get("Content-Encoding", ""), most)
         return response.status_code, response.headers, body
 
     def _refused(self, status: int, headers: Mapping[str, str], received: bytes) -> TextReply:
-        reason = f"status {status}: {_error_text(received)}"
+        reason = f"status {status}: {error_text(received)}"
         hopeless = status in _HOPELESS or status < 400
         if not hopeless and (status in _RETRIED or status >= 500):
-            raise _AttemptError(reason, wait=_seconds(headers.get("Retry-After")))
+            raise AttemptError(reason, wait=seconds_of(headers.get("Retry-After")))
         if hopeless:
             hint = {
                 401: f"set {self._key_variable} to a key the server knows",
@@ -357,13 +343,13 @@ class OpenAIClient(TextLLM):
                 404: f"is the base URL right (it usually ends in /v1), and does the server serve {self.model!r}?",
             }.get(status, "the base URL should be the server's own, usually ending in /v1")
             if headers.get("Location"):
-                reason += f", sent on to {_error_text(headers['Location'].encode())} (a login page?)"
+                reason += f", sent on to {error_text(headers['Location'].encode())} (a login page?)"
             raise TextLLMError(f"{self._shown_url}: {reason}. {hint}")
         if "repetition_penalty" in reason:
             raise TextLLMError(f"{self._shown_url}: {reason}. Ask with a repetition penalty of 1, which is not sent")
         if status in (400, 422) and "stream" in reason.lower():
-            raise _StreamingError(reason)
-        raise _ConversationError(reason)
+            raise StreamingError(reason)
+        raise ConversationError(reason)
 
     def close(self) -> None:
         """End what is still asked, and close the connections."""
@@ -384,100 +370,6 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def _parse(received: bytes) -> TextReply:
-    try:
-        completion = json.loads(received)
-        choice = completion["choices"][0]
-        text = text_of(choice["message"]["content"])
-        refusal = choice["message"].get("refusal")
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-        raise _AttemptError(f"the reply is not a chat completion: {_error_text(received)}") from error
-    if text is None and not refusal and choice.get("finish_reason") != "content_filter":
-        found = type(choice["message"]["content"]).__name__
-        raise _AttemptError(f"the reply holds no text but {found}: {_error_text(received)}")
-    return _reply(text or "", refusal=refusal, finish=choice.get("finish_reason"), usage=completion.get("usage"))
-
-
-def _parse_stream(received: bytes) -> TextReply:
-    """A reply that was sent in pieces, as server-sent events: the pieces joined."""
-    texts: list[str] = []
-    refusals: list[str] = []
-    finish: Any = None
-    usage: Any = None
-    ended = False
-    for line in received.splitlines():
-        field, _, value = line.partition(b":")
-        value = value.strip()
-        if field.strip() != b"data" or not value:
-            continue  # comments that keep the connection alive, names of events
-        if value == b"[DONE]":
-            ended = True
-            break
-        try:
-            event = json.loads(value)
-            if "error" in event:
-                raise _AttemptError(f"the server broke off its reply: {_error_text(value)}")
-            usage = event.get("usage") or usage
-            for choice in (event.get("choices") or [])[:1]:
-                delta = choice.get("delta") or {}
-                texts.append(text_of(delta.get("content")) or "")
-                refusals += [delta["refusal"]] if isinstance(delta.get("refusal"), str) else []
-                finish = choice.get("finish_reason") or finish
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _AttemptError(f"the stream holds no piece of a chat completion: {_error_text(value)}") from error
-    if not ended and finish is None:
-        raise _AttemptError(f"the stream ended before the reply was complete, after {len(received)} bytes")
-    return _reply("".join(texts), refusal="".join(refusals), finish=finish, usage=usage)
-
-
-def _reply(text: str, *, refusal: Any, finish: Any, usage: Any) -> TextReply:
-    if refusal or finish == "content_filter":
-        raise _ConversationError(f"the model refused: {_error_text(str(refusal or 'content filter').encode())}")
-    counts = [usage.get(key) if isinstance(usage, dict) else None for key in ("prompt_tokens", "completion_tokens")]
-    prompt_tokens, reply_tokens = [count if isinstance(count, int) else None for count in counts]
-    return TextReply(
-        text=text, truncated=finish == "length", prompt_tokens=prompt_tokens, reply_tokens=reply_tokens
-    )  # fmt: skip
-
-
-def _decoded(body: bytes, encoding: str, most: int) -> bytes:
-    """A body without its content encoding, of at most ``most`` bytes: packed, it can be a thousandth of that."""
-    if encoding.strip().lower() in ("", "identity"):
-        return body
-    unpacker = zlib.decompressobj(wbits=47)  # gzip or deflate, whichever header there is
-    try:
-        plain = unpacker.decompress(body, most + 1)
-    except zlib.error as error:
-        raise _AttemptError(f"the reply is marked as {encoding}, and cannot be unpacked ({error})") from error
-    if len(plain) > most:
-        raise _too_long(most)
-    return plain
-
-
-def _too_long(most: int) -> _ConversationError:
-    return _ConversationError(f"a reply of more than {most} bytes, which max_tokens does not allow")
-
-
 def _words(error: Exception) -> str:
     """What a library says of a failure, or at least its kind."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _error_text(received: bytes) -> str:
-    """A server's own words, cut short and on one line."""
-    text = printable(" ".join(received[:2000].decode("utf-8", "replace").split()))
-    return (text[:300] + "…" if len(text) > 300 else text) or "an empty body"
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After as seconds from now: a number or an HTTP date; None when it is neither."""
-    if not retry_after:
-        return None
-    try:
-        wait = float(retry_after)
-    except ValueError:
-        try:
-            wait = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return None
-    return wait if 0 < wait < float("inf") else None

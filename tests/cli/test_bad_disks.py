@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from bad_disk import KINDS, WRITERS, run_there, why_not
 from drawn_clip import write_clip
+from fake_llm_server import Answer, FakeServer
 from small_annotation import make_world
 from small_benchmark import write_items
 from tiny_world import World, write_corpus, write_run
@@ -39,6 +40,7 @@ class Places:
     results: Path  # results-ovmerdplus/RUN/checkpoint….npz
     clips: Path
     models: Path
+    server: str
 
     @property
     def yaml(self) -> str:
@@ -102,6 +104,18 @@ CASES = {
                         out / "results"],
         content=lambda p: p.root / "voters",
     ),
+    "ask": Case(
+        lambda p, out: ["--base-url", p.server, "--model", "m", "--datasets", "OVMERDPlus", "--dataset-root",
+                        p.world.root / "dataset", "--output-root", out, "--media", "subtitle"]
+    ),
+    "leaderboard": Case(
+        lambda p, out: ["--datasets", "OVMERDPlus", "--dataset-root", p.world.root / "dataset", "--lexicon", "builtin",
+                        "--bootstrap", "0", "--base-root", p.root / "voters/results", "--out", out / "board.html"]
+    ),
+    "export_task": Case(
+        lambda p, out: ["--lmms-eval", out / "tasks", "--datasets", "OVMERDPlus", "--media", "subtitle", "--lexicon",
+                        "builtin", "--dataset-root", p.world.root / "dataset"]
+    ),
     "submission": Case(
         lambda p, out: [p.results / "results-ovmerdplus/run/checkpoint_000030_loss_0.500.npz", "--track", "3", "--out",
                         out / "track3.csv"]
@@ -121,7 +135,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def places(tiny_models, tmp_path_factory) -> Places:
+def places(tiny_models, tmp_path_factory) -> Iterator[Places]:
     root = tmp_path_factory.mktemp("disks")
     if (reason := why_not(root / "..")) is not None:
         pytest.skip(reason)
@@ -146,7 +160,9 @@ def places(tiny_models, tmp_path_factory) -> Places:
         marker.write_text(json.dumps({"version": 2, "seed": 0}))
     (root / "recipe").mkdir()
     recipe = write_recipe(root / "recipe", models=tiny_models, dataset=write_training_set(root / "training"))
-    return Places(root, world, recipe, annotation.yaml, root / "results", root / "clips", root / "demo")
+    server = FakeServer(lambda *_: Answer(text="The person's emotional state is calm."))
+    yield Places(root, world, recipe, annotation.yaml, root / "results", root / "clips", root / "demo", server.url)
+    server.close()
 
 
 @pytest.mark.parametrize("kind", ["full", pytest.param("one page left", marks=pytest.mark.slow), "read-only"])

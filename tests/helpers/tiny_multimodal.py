@@ -42,7 +42,10 @@ def _tokenizer(*special: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>",
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *special]})
     return fast
 
@@ -78,6 +81,8 @@ class TinyVideoModel(VideoLlavaForConditionalGeneration):
 class TinyVideoProcessor(ProcessorMixin):
     """Frames in numpy; notes in ``seen`` what it was called with."""
 
+    attributes = ["tokenizer"]  # noqa: RUF012 - transformers 4 asks for these
+    tokenizer_class = "AutoTokenizer"
     seen: list[dict[str, Any]] = []  # noqa: RUF012
 
     def __init__(self, tokenizer: Any = None, chat_template: str | None = None) -> None:

@@ -307,3 +307,29 @@ def test_a_prompt_and_more_of_ones_own_file(world, serve):
     server = serve(lambda body, _: Answer(text=f"calm {'audio' in parts_of(body)}"))
     assert ask(server, "--imports", "lab.py", "--prompt", "published:lab") == 0
     assert (folder(world, "tiny-omni_lab_audio") / "seed_42.npz").exists()
+
+
+def test_frames_per_second_and_the_prompts_own_decoding(world, serve):
+    server = serve()
+    assert ask(server, "--prompt", "published:chat-univi") == 0
+    assert ask(server, "--fps", "3.5", "--media", "video", "--allow-deaf") == 0
+    whole = [(parts_of(r["body"]), r["body"]) for r in server.requests if r["body"]["max_tokens"] != 64]
+    assert [len(parts["video"]) for parts, _ in whole] == [1] * 4 + [4] * 4  # clips of a second
+    assert [body["temperature"] for _, body in whole] == [0.2] * 4 + [0.0] * 4
+
+
+def test_clips_that_are_too_long_are_not_sent(world, serve, monkeypatch):
+    monkeypatch.setattr("affectgpt.mllm.clip.MOST_SECONDS", 0.5)
+    server = serve()
+    assert ask(server, "--allow-deaf") == 1 and not server.requests
+    with (folder(world) / "seed_42-answers.failed.csv").open() as handle:
+        assert all("at most 0.5 s are sent" in row["reason"] for row in csv.DictReader(handle))
+
+
+def test_a_silent_video_sends_no_sound_and_says_so(world, serve):
+    """A clip without a sound file whose video has no track."""
+    next((world / "dataset").glob("*/audio/m4.wav")).unlink()
+    server = serve()
+    assert ask(server) == 0
+    record = json.loads((folder(world) / "seed_42-answers.meta.json").read_text())
+    assert record["flags"] == {"no_audio_track": ["m4"]}
