@@ -6,7 +6,7 @@
                                                     and how many answers change with the batch
 
 Both ways run in the same process, with the same model and clips. "One by one" is the published way: media read,
-encoders run and one answer generated (with transformers' own convolutions and cache) per clip, question and checkpoint;
+encoders run and one answer generated (with transformers' own convolutions) per clip, question and checkpoint;
 for seven checkpoints it costs seven times as much. Reading a checkpoint counts in neither. Processor seconds stand
 beside wall seconds, for busy machines.
 """
@@ -21,8 +21,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -81,7 +79,6 @@ def ratios(n_clips: int, threads: int) -> dict:
     """Seconds of both ways for each question with one checkpoint, for both questions, and for seven checkpoints."""
     import torch
 
-    from affectgpt.inference.engines import transformers
     from affectgpt.inference.session import GenerationSession
     from affectgpt.processing.questions import render_question
 
@@ -92,11 +89,6 @@ def ratios(n_clips: int, threads: int) -> dict:
         models = make_models(root / "models", "medium")
         world = make_world(root, n_clips=n_clips, models=models, n_checkpoints=CHECKPOINTS)
         checkpoints = world.checkpoints(f"inference.test_epochs=11-{10 + CHECKPOINTS}")
-
-        growing_cache = transformers.growing_cache
-
-        def own_cache(config: Any) -> None:
-            """Generate's own."""
 
         def measure(name: str, used, asked, *options: str, published: bool = False) -> tuple[float, float]:
             """Wall and processor seconds for all clips. What is built once is not measured."""
@@ -115,8 +107,7 @@ def ratios(n_clips: int, threads: int) -> dict:
                     benchmark.session.use(checkpoint.path)
                     wall, processor = time.perf_counter(), time.process_time()
                     root = str(Path(folder) / name / question)
-                    with patch.object(transformers, "growing_cache", own_cache if published else growing_cache):
-                        benchmark.run("OVMERDPlus", checkpoint, question=questions[question], base_root=root)
+                    benchmark.run("OVMERDPlus", checkpoint, question=questions[question], base_root=root)
                     seconds[0] += time.perf_counter() - wall
                     seconds[1] += time.process_time() - processor
             return seconds[0], seconds[1]

@@ -64,7 +64,7 @@ def bytes_per_row(llm: Any, *, tokens: int) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = llm.get_input_embeddings().weight.dtype.itemsize
     cache = 2 * config.num_hidden_layers * heads * width * size * tokens
-    return 2 * cache + 6 * 8 * config.vocab_size  # a growing cache is copied; scores are drawn from in float64
+    return 2 * cache + 6 * 8 * config.vocab_size  # a cache that grows is copied; scores are drawn from in float64
 
 
 def find_batch_size(llm: Any, *, device: torch.device, prompt_tokens: int, max_new_tokens: int) -> int:

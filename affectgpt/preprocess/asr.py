@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import ConfigError, did_you_mean
 from affectgpt.core.runtime import logger, pick_device
 from affectgpt.core.types import SAMPLE_RATE, SOUND_SUFFIXES
 from affectgpt.media.audio import read_wave
@@ -33,7 +33,7 @@ class Transcriber:
     """
 
     def __init__(self, folder: Path | str, *, device: str = "auto", language: str | None = None) -> None:
-        folder = Path(folder)
+        folder, language = Path(folder), language.lower() if language else None
         load = _faster_whisper if (folder / "model.bin").is_file() else _transformers
         if load is _transformers and _model_type(folder) != "whisper":
             raise ConfigError(
@@ -41,15 +41,19 @@ class Transcriber:
                 "them) nor a model.bin (as faster-whisper has them)"
             )
         try:
-            self._hear, multilingual = load(folder, pick_device(device).type, language)
+            self._hear, languages = load(folder, pick_device(device).type, language)
         except ConfigError:
             raise
         except Exception as error:  # transformers and CTranslate2 raise RuntimeError, OSError, ValueError …
             raise ConfigError(f"--asr {folder}: cannot be loaded ({type(error).__name__}: {error})") from error
-        if not multilingual and language in (None, "en"):
+        if languages == {"en"} and language in (None, "en"):
             logger.warning("--asr %s: knows English only", folder)
-        elif not multilingual:
+        elif languages == {"en"}:
             raise ConfigError(f"--asr {folder}: knows English only, the language asked for is {language}")
+        elif language is not None and language not in languages:
+            raise ConfigError(
+                f"--asr-language {language}: not a language of {folder}.{did_you_mean(language, languages)}"
+            )
         self._decoder = Decoder()
 
     def __call__(self, media: Path | str) -> str:
@@ -74,7 +78,7 @@ def _model_type(folder: Path) -> str | None:
         return None
 
 
-def _transformers(folder: Path, device: str, language: str | None) -> tuple[_Hear, bool]:
+def _transformers(folder: Path, device: str, language: str | None) -> tuple[_Hear, set[str]]:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
     from transformers.utils import logging as hf_logging
@@ -100,10 +104,18 @@ def _transformers(folder: Path, device: str, language: str | None) -> tuple[_Hea
         ids = model.generate(**inputs, return_timestamps=is_long, **options)
         return processor.batch_decode(ids, skip_special_tokens=True)[0]
 
-    return hear, multilingual
+    return hear, _languages(model.generation_config) if multilingual else {"en"}
 
 
-def _faster_whisper(folder: Path, device: str, language: str | None) -> tuple[_Hear, bool]:
+def _languages(generation_config: Any) -> set[str]:
+    """Codes and names of the languages that can be asked for; none where the folder's generation_config.json is old."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    codes = [token.strip("<|>") for token in getattr(generation_config, "lang_to_id", None) or ()]
+    return {*codes, *(LANGUAGES[code] for code in codes if code in LANGUAGES)}
+
+
+def _faster_whisper(folder: Path, device: str, language: str | None) -> tuple[_Hear, set[str]]:
     try:
         import ctranslate2
         from faster_whisper import WhisperModel
@@ -120,4 +132,4 @@ def _faster_whisper(folder: Path, device: str, language: str | None) -> tuple[_H
         segments, _ = model.transcribe(wave, language=language, beam_size=5, vad_filter=False)
         return " ".join(segment.text for segment in segments)
 
-    return hear, bool(model.model.is_multilingual)
+    return hear, set(model.supported_languages)

@@ -80,6 +80,16 @@ def test_a_list_gets_the_answers_of_single_calls_in_its_order(world, clips, deco
     assert predictor([]) == []
 
 
+def test_threads_may_ask_about_lists_at_the_same_time(frames, clips):
+    from concurrent.futures import ThreadPoolExecutor
+
+    alone = [frames(clip).answer for clip in clips]
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(frames, clips[turn:] + clips[:turn]) for turn in range(4)]
+        for turn, replies in enumerate(asked):
+            assert [reply.answer for reply in replies.result(timeout=120)] == alone[turn:] + alone[:turn]
+
+
 def test_a_broken_clip_of_a_list_has_its_error_in_its_place(frames, clips, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(clips[0].read_bytes()[:2000])
     given = [clips[0], tmp_path / "broken.mp4", clips[1], tmp_path / "gone.mp4", clips[2]]

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from transformers import WhisperForConditionalGeneration
 
 from affectgpt.core.errors import ConfigError
 from affectgpt.preprocess.asr import Transcriber
@@ -24,7 +27,7 @@ FOLDERS = [folder for folder in os.environ.get("AFFECTGPT_WHISPER", "").split(os
 def random_whisper(tmp_path_factory):
     """A folder in Hugging Face's format: two random layers and a tokenizer of letters."""
     import torch
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 
     folder = tmp_path_factory.mktemp("whisper")
     words = ["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "<|startoftranscript|>"]
@@ -103,6 +106,71 @@ def test_what_is_no_folder_of_either_format(random_whisper, tmp_path, monkeypatc
         Transcriber(tmp_path)
     with pytest.raises(ConfigError, match="knows English only, the language asked for is zh"):
         Transcriber(random_whisper, language="zh")
+
+
+@pytest.fixture
+def multilingual(random_whisper, tmp_path, monkeypatch):
+    """The same model, which says that it knows English and Chinese."""
+    folder = shutil.copytree(random_whisper, tmp_path / "multilingual")
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("_from_model_config", None)
+    settings |= {"is_multilingual": True, "lang_to_id": {"<|en|>": 5, "<|zh|>": 6}}
+    settings["task_to_id"] = {"transcribe": 7, "translate": 8}
+    path.write_text(json.dumps(settings))
+    monkeypatch.setattr("affectgpt.preprocess.asr._MULTILINGUAL", 10)
+    return folder
+
+
+def test_a_language_that_the_model_does_not_know_is_refused_when_it_is_loaded(multilingual, tmp_path):
+    with pytest.raises(ConfigError, match=r"--asr-language chinesse: not a language of .* Did you mean 'chinese'"):
+        Transcriber(multilingual, language="chinesse")
+    with pytest.raises(ConfigError, match=r"--asr-language fr: not a language of .* Known: chinese, en, english, zh"):
+        Transcriber(multilingual, language="fr")
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+    for known in ("zh", "EN", "chinese"):
+        assert Transcriber(multilingual, device="cpu", language=known)(tmp_path / "a.wav") is not None
+
+
+def test_the_language_reaches_the_model_from_the_command_for_single_clips(multilingual, tmp_path, monkeypatch, capsys):
+    from affectgpt.cli import sample
+    from affectgpt.inference.predictor import Predictor
+    from affectgpt.inference.reply import Reply
+
+    heard = []
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
+
+    class Listening:
+        """Stands in for the model: hears, and answers nothing."""
+
+        def __init__(self, recognise):
+            self.recognise = recognise
+
+        def use(self, _checkpoint):
+            pass
+
+        def __call__(self, _video, *, audio, **_):
+            heard.append(self.recognise(tmp_path / audio))
+            return Reply("", [], "")
+
+    monkeypatch.setattr(Predictor, "from_config", classmethod(lambda cls, *_, recognise, **__: Listening(recognise)))
+    monkeypatch.setattr("affectgpt.config.paths.select_checkpoints", lambda config: [SimpleNamespace(path=tmp_path)])
+    config = tmp_path / "a.yaml"
+    config.write_text("model: {}\n")
+    generate, languages = WhisperForConditionalGeneration.generate, []
+
+    def noted(self, *args, **options):
+        languages.append(options.get("language"))
+        return generate(self, *args, **options)
+
+    monkeypatch.setattr(WhisperForConditionalGeneration, "generate", noted)
+    arguments = [f"--cfg-path={config}", "--outside_face_or_frame=audio_text", "--audio_path", str(tmp_path / "a.wav")]
+    assert sample.main([*arguments, "--asr", str(multilingual), "--asr-language", "zh"]) == 0
+    assert languages == ["zh"] and len(heard) == 1
+    with pytest.raises(ConfigError, match="--asr-language fr: not a language"):
+        sample.main([*arguments, "--asr", str(multilingual), "--asr-language", "fr"])
+    with pytest.raises(ConfigError, match="--asr-language goes with --asr FOLDER"):
+        sample.main([*arguments, "--asr-language", "zh"])
 
 
 def word_errors(heard: str, said: str) -> int:

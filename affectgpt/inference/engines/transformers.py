@@ -13,7 +13,6 @@ from transformers import GenerationConfig, LogitsProcessorList
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
-from affectgpt.inference.kv_cache import growing_cache
 from affectgpt.inference.memory import autocast
 from affectgpt.inference.sampling import SampleByRow, top_k_of
 from affectgpt.modeling.build import load_checkpoint
@@ -73,7 +72,6 @@ class TransformersEngine:
         return self.model.generate(
             inputs_embeds=embeds,
             attention_mask=batch.attention_mask.long(),
-            past_key_values=growing_cache(self.model.llm.config),
             generation_config=GenerationConfig(
                 max_new_tokens=decoding.max_new_tokens,
                 do_sample=False,
