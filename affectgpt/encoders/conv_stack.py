@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +19,9 @@ class WaveConvolutions(nn.Module):
     runs). Only without gradients and on a CPU; anything else, and layers of an unknown kind, goes through the original.
     """
 
-    def __init__(self, feature_encoder: nn.Module) -> None:
+    conv_layers: Any
+
+    def __init__(self, feature_encoder: Any) -> None:
         super().__init__()
         self.conv_layers = feature_encoder.conv_layers
         self._original = [feature_encoder]  # in a list: as a child its parameters would be there twice

@@ -306,7 +306,7 @@ class Predictor:
         if sample.face is None and Modality.FACE in get_mode(self.session.mode).media:
             sample = replace(sample, face=folder / "faces.npy", crops=Crops("rgb", self.face_framing))
             crops, odd = self._faces(sample.video, person)
-            np.save(sample.face, crops)
+            np.save(folder / "faces.npy", crops)
         features, flags = self.session.features(sample)
         return features, odd + flags
 
@@ -335,11 +335,12 @@ class Predictor:
 
     def _better_turned(self, video: Path) -> int:
         """Degrees by which the picture must be turned for faces to be clearer; 0 when they are clear as it is."""
-        assert self._detector is not None
+        detector = self._detector
+        assert detector is not None
         frames, _ = self._decoder.native_frames(video, n_frames=4, start=0, count=4, longest_side=640)
 
         def confidence(turns: int) -> float:
-            found = [self._detector(np.ascontiguousarray(np.rot90(frame, turns))) for frame in frames]
+            found = [detector(np.ascontiguousarray(np.rot90(frame, turns))) for frame in frames]
             return sum(faces[0].confidence for faces in found if faces) / len(frames)
 
         upright = confidence(0)
