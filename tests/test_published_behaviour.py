@@ -629,7 +629,9 @@ def test_sample_with_several_epochs(world, capsys, tmp_path, monkeypatch):
     arguments = ["--audio_path", str(sound), "--outside_face_or_frame=audioonly"]
     encoded = []
     encode = Predictor._encode
-    monkeypatch.setattr(Predictor, "_encode", lambda self, sample: encoded.append(sample) or encode(self, sample))
+    monkeypatch.setattr(
+        Predictor, "_encode", lambda self, sample, *rest: encoded.append(sample) or encode(self, sample, *rest)
+    )
     several = ("inference.test_epochs=11-12", f"inference.ckpt_name={world.run_folder.name}")
     replies = ask(world, capsys, *arguments, options=several)
     assert [reply["checkpoint"] for reply in replies] == [FIRST, LAST] and len(encoded) == 1
