@@ -126,15 +126,27 @@ def table(folder: Path) -> dict:
     }
 
 
-def _characters():
-    """A tokenizer of single bytes: text is not what is measured."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+class _Characters:
+    """Stands in for a tokenizer: text is not what is measured."""
+
+    bos_token_id, eos_token_id, pad_token_id = 1, 2, 2
+    bos_token, eos_token, pad_token = "<s>", "</s>", "</s>"
+
+    def __call__(self, text, **_):
+        import types
+
+        return types.SimpleNamespace(input_ids=[ord(c) % 900 + 3 for c in text])
+
+    def convert_tokens_to_ids(self, token):
+        return 1000
+
+
+def _tokenizer():
+    """Any tokenizer of transformers, which a processor is made with."""
+    from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>", pad_token="</s>")
 
 
 class _ToTensor:
@@ -162,8 +174,9 @@ def _stream(folder: Path, *, mode: str, workers: int, steps: int):
     ]
     transform = _ToTensor()
     processor = AffectGPTProcessor(
-        _characters(), mode=mode, transforms=dict.fromkeys((Modality.FRAME, Modality.AUDIO), transform)
+        _tokenizer(), mode=mode, transforms=dict.fromkeys((Modality.FRAME, Modality.AUDIO), transform)
     )
+    processor.tokenizer = _Characters()
     dataset = ExampleDataset(samples, processor, label_types=("ovlabel",))
     batches = MixedBatches([len(samples)], batch_size=4, iters_per_epoch=steps, seed=0)
     return BatchStream({"X": dataset}, batches=batches, num_workers=workers)
