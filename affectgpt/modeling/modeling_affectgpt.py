@@ -400,7 +400,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif self.training and layout.causal:
             # What follows a row's last token is never looked at, so that causal attention needs no mask: kernels
             # without one are faster, and nobody has to ask the GPU what the mask hides.
-            shared["attention_mask"] = None
+            shared["attention_mask"] = self._no_mask()
         hidden = self.get_decoder()(**shared, use_cache=False, **kwargs).last_hidden_state  # [B, L, D] or [R, P, D]
         head = self.get_output_embeddings()
         if self.training:
@@ -411,6 +411,18 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         total = F.cross_entropy(of_learnt.float(), layout.targets, reduction="sum")
         loss: Any = total / (layout.n_learnt if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def _no_mask(self) -> dict[str, None] | None:
+        """The argument ``attention_mask`` that means causal attention and nothing hidden.
+
+        Given None, transformers looks into the positions for packed samples, which waits for the GPU; decoders with
+        a mask for each kind of layer take prepared ones, and these kernels need none.
+        """
+        decoder = self.get_decoder()
+        ready = self.llm.config._attn_implementation in ("sdpa", "flash_attention_2")
+        if ready and getattr(decoder, "has_sliding_layers", None) is False:
+            return dict.fromkeys(decoder.config.layer_types)
+        return None
 
     def _packed(self, inputs_embeds: torch.Tensor, rows: Rows) -> dict[str, Any]:
         """``inputs_embeds [B, L, D]`` as the decoder's arguments for rows ``[R, P, D]`` of several samples each."""
@@ -426,7 +438,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # row alone, and would let the samples of several rows see each other.
             packed |= {f"cu_seq_lens_{side}": rows.cu_seq_lens for side in "qk"}
             packed |= {f"max_length_{side}": rows.max_length for side in "qk"}
-            return packed
+            return {**packed, "attention_mask": self._no_mask()}
         seen = rows.sample[:, :, None] == rows.sample[:, None, :]  # [R, P, P]
         if rows.visible is not None:
             seen &= rows.visible[:, None, :] | torch.eye(P, dtype=torch.bool, device=seen.device)  # no row sees nothing
