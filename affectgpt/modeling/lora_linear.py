@@ -45,7 +45,7 @@ class LoraLinear(Linear):
 class _LowRank(torch.autograd.Function):
     """``x [N…, in]``, frozen ``W [out, in]`` and ``b``, trained ``A [r, in]`` and ``B [out, r]`` → ``[N…, out]``.
 
-    Kernels besides the frozen layer's: 6 forward, 7 backward, both weights' casts included.
+    Kernels besides the frozen layer's: 6 forward, 8 backward, both weights' casts included.
     """
 
     @staticmethod
@@ -66,18 +66,19 @@ class _LowRank(torch.autograd.Function):
         kept = None
         dropped = flat
         if p:  # the numbers that F.dropout draws; its factor 1 / (1 - p) is part of the scaling
-            kept = torch.empty_like(flat).bernoulli_(1 - p)
+            kept = torch.empty_like(flat, dtype=torch.bool).bernoulli_(1 - p)
             dropped = flat * kept
         ctx.factor = scaling / (1 - p)
         low = torch.mm(dropped, a.t())  # [N, r]
-        ctx.save_for_backward(weight, a, b, dropped, low, kept)
+        # The input is one tensor for all layers that share it: less to keep than what each has dropped of it.
+        ctx.save_for_backward(weight, a, b, flat, low, kept)
         ctx.x = x.shape, x.dtype
         ctx.lora = lora_a.dtype, lora_b.dtype
         return torch.addmm(base, low, b.t(), alpha=ctx.factor).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        weight, a, b, dropped, low, kept = ctx.saved_tensors
+        weight, a, b, flat, low, kept = ctx.saved_tensors
         needs_x, _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
         grad = gradients[0].reshape(-1, weight.shape[0])
         of_x = of_a = of_b = None
@@ -85,7 +86,7 @@ class _LowRank(torch.autograd.Function):
             of_b = torch.addmm(b, grad.t(), low, beta=0, alpha=ctx.factor).to(ctx.lora[1])
         of_low = torch.addmm(low, grad, b, beta=0, alpha=ctx.factor)  # [N, r]
         if needs_a:
-            of_a = torch.mm(of_low.t(), dropped).to(ctx.lora[0])
+            of_a = torch.mm(of_low.t(), flat if kept is None else flat * kept).to(ctx.lora[0])
         if needs_x:
             of_x = torch.mm(grad, weight)
             of_x = torch.addmm(of_x, of_low, a) if kept is None else torch.addcmul(of_x, of_low @ a, kept)
