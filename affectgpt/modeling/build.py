@@ -16,9 +16,9 @@ from affectgpt.config.paths import qformer_config
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.runtime import logger
-from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, read_preprocessor
+from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, load_encoder, read_preprocessor
 from affectgpt.encoders.llm import LLMRow, allowed_llm, loading, placeholder_ids, stop_sequences, weights_folder
-from affectgpt.encoders.pretrained import load_pretrained, read_config
+from affectgpt.encoders.pretrained import CPU, load_pretrained, read_config
 from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint
 from affectgpt.modeling.configuration_affectgpt import INPUTS, RECIPE, AffectGPTConfig
 from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, QFormerShape
@@ -43,17 +43,19 @@ def build_model(
     device: torch.device,
     tokenizer: Any,
     encoders: bool = True,
-    place: torch.device | None = None,
+    sharded: bool = False,
     dtype: torch.dtype | None = None,
 ) -> AffectGPTForConditionalGeneration:
     """The model on ``device``: frozen parts loaded, connectors fresh, ``ckpt``, ``ckpt_2``, ``ckpt_3`` laid over.
 
     ``encoders=False``: none is loaded, every batch brings its features (the encoders' config.json still counts).
-    ``place``: where it is at first instead, for one that is to be sharded over several devices. ``dtype``: of all
-    frozen parts, instead of the configured ones.
+    ``sharded``: the LLM is to be spread over several devices (``training/distributed.shard``): until then it stays in
+    its files, mapped and in their dtype, so that the processes of a machine share one copy. ``dtype``: of all frozen
+    parts, instead of the configured ones.
 
     On a CPU everything is float32; on a GPU frozen parts have the configured dtypes and connectors are float32
-    (autocast chooses their arithmetic). Raises CheckpointError and ConfigError naming key and folder.
+    (autocast chooses their arithmetic). Weights go to the device tensor by tensor. Raises CheckpointError and
+    ConfigError naming key and folder.
     """
     model, row = config.model, allowed_llm(config)
     _check_connectors(config)
@@ -67,12 +69,16 @@ def build_model(
     )
     parts: list[FrozenEncoder] = []
     # Loading an encoder draws random numbers; what trains must begin the same whether one is loaded or not.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for key in ENCODERS if encoders else ():
             with loading(config, key) as folder:
-                parts.append(encoder_class(config, key).from_folder(folder, dtype=encoder_dtype))
+                kind = encoder_class(config, key)
+                parts.append(load_encoder(kind, folder, dtype=encoder_dtype, device=device))
     with loading(config, "llama_model") as folder:
-        llm = load_llm(folder, row=row, dtype=llm_dtype, lora_r=model.lora_r, trust_remote_code=model.trust_remote_code)
+        llm = load_llm(
+            folder, row=row, dtype=None if sharded else llm_dtype, lora_r=model.lora_r,
+            device=CPU if sharded else device, trust_remote_code=model.trust_remote_code,
+        )  # fmt: skip
     settings = hf_config(config, text_config=llm.config, tokenizer=tokenizer)
     if not encoders:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):  # only their widths count
@@ -82,7 +88,11 @@ def build_model(
         made.visual_encoder = made.acoustic_encoder = None
     for key, path in checkpoints:
         logger.info("model.%s: %s: %s", key, path, load_checkpoint(made, path))
-    made.to(device=place or device)  # type: ignore[call-arg]
+    if sharded:
+        made.llm.dtype_of_shards = llm_dtype
+    for part in made.children():
+        if part is not made.llm or not sharded:
+            part.to(device=device)
     return made
 
 
@@ -122,14 +132,22 @@ def weight_bytes(config: Config, *, device: torch.device, encoders: bool = True)
 
 
 def load_llm(
-    folder: str | Path, *, row: LLMRow, dtype: torch.dtype, lora_r: int, trust_remote_code: bool = False
+    folder: str | Path,
+    *,
+    row: LLMRow,
+    dtype: torch.dtype | None,
+    lora_r: int,
+    device: torch.device = CPU,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Load a Hugging Face causal LM, freeze it and add LoRA of rank ``lora_r`` (0: none).
+    """Load a Hugging Face causal LM, freeze it and add LoRA of rank ``lora_r`` (0: none); dtype None: as stored.
 
     The folder's generation settings are dropped: decoding is ours to choose, and ``generate`` would fill gaps
     from them. Raises CheckpointError when the folder does not load.
     """
-    model = load_pretrained(AutoModelForCausalLM, folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = load_pretrained(
+        AutoModelForCausalLM, folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
     model.generation_config = GenerationConfig()
     try:
         return add_lora(model, row=row, rank=lora_r)
@@ -137,9 +155,9 @@ def load_llm(
         raise CheckpointError(f"{folder}: {error}") from error
 
 
-def load_exported(folder: Path, *, dtype: torch.dtype) -> AffectGPTForConditionalGeneration:
+def load_exported(folder: Path, *, dtype: torch.dtype, device: torch.device) -> AffectGPTForConditionalGeneration:
     """The model of a folder that ``affectgpt export --hf`` wrote. Raises CheckpointError naming the folder."""
-    return load_pretrained(AffectGPTForConditionalGeneration, folder, dtype=dtype).eval()
+    return load_pretrained(AffectGPTForConditionalGeneration, folder, dtype=dtype, device=device).eval()
 
 
 def exported_weights(folder: str | Path) -> Path:
