@@ -35,6 +35,7 @@ _FREEZES = {
     "frozen_multi_llama_proj": ("multi.proj",),
     "frozen_llm": ("llm",),
 }
+_ENCODERS = tuple(f"{key}." for key in ENCODERS)
 
 
 def build_model(
@@ -103,7 +104,7 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
     """
     row = allowed_llm(config)
     _check_connectors(config)
-    settings = hf_config(config, text_config=_architecture(config, "llama_model", row.architecture))
+    settings = hf_config(config, text_config=text_config(config))
     with torch.device(device):
         encoders = _empty_encoders(config)
         trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
@@ -118,17 +119,25 @@ def weight_bytes(config: Config, *, device: torch.device, encoders: bool = True)
     Counted of the model as it is built, from the configurations in the model folders: their files have parts that are
     not kept, in formats of many kinds.
     """
-    model, needed = config.model, 0
-    for name, parameter in build_empty_model(config).named_parameters():
-        dtype = "float32"  # what trains, and everything on a CPU
-        if name.startswith(("visual_encoder.", "acoustic_encoder.")):
-            if not encoders:
-                continue
-            dtype = model.encoder_dtype
-        elif name.startswith("llm.") and not parameter.requires_grad:
-            dtype = model.llm_dtype
-        needed += parameter.numel() * (torch.float32 if device.type == "cpu" else getattr(torch, dtype)).itemsize
-    return needed
+    return sum(
+        parameter.numel() * weight_dtype(config, name, parameter, device).itemsize
+        for name, parameter in build_empty_model(config).named_parameters()
+        if encoders or not name.startswith(_ENCODERS)
+    )
+
+
+def weight_dtype(config: Config, name: str, parameter: nn.Parameter, device: torch.device) -> torch.dtype:
+    """What a weight of the empty model has once it is loaded to ``device``."""
+    if device.type != "cpu" and name.startswith(_ENCODERS):
+        return getattr(torch, config.model.encoder_dtype)
+    if device.type != "cpu" and name.startswith("llm.") and not parameter.requires_grad:
+        return getattr(torch, config.model.llm_dtype)
+    return torch.float32  # what trains, and everything on a CPU
+
+
+def text_config(config: Config) -> Any:
+    """The LLM's transformers configuration: of its folder, else of the published model."""
+    return _architecture(config, "llama_model", allowed_llm(config).architecture)
 
 
 def load_llm(
