@@ -144,12 +144,8 @@ def _kept_for_backward(config: Config, device: torch.device, shape: Shape) -> in
     return one + (layers - 1) * shape.rows * shape.length * text.hidden_size * size
 
 
-class _FusedDropout(nn.Module):
+class _FusedDropout(nn.Dropout):
     """Dropout as a GPU does it: a byte per value is kept for backward."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.aten.native_dropout(x, self.p, True)[0]
@@ -191,7 +187,8 @@ def _trace(config: Config, row: LLMRow, text: Any, *, layers: int, device: torch
         size = (shape.rows, shape.length)
         embeds = torch.empty(*size, text.hidden_size, dtype=dtype, requires_grad=True)
         positions = torch.arange(shape.length).expand(size)
-        mask = torch.zeros(shape.rows, 1, shape.length, shape.length, dtype=dtype)
+        masked = run.packing and run.attention != "flash_attention_2"  # samples side by side; else causal is enough
+        mask = torch.zeros(shape.rows, 1, shape.length, shape.length, dtype=dtype) if masked else None
         with amp, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             # An output that has a gradient function holds what was kept.
             output = llm.get_decoder()(
