@@ -41,6 +41,7 @@ from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
 from affectgpt.modeling.lora import add_lora
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.features import FeatureReader, FeatureWriter
+from affectgpt.training.cost import peak_flop, step_flop
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import build_optimizer
 from affectgpt.training.step import TrainStep, prepare_llm
@@ -52,7 +53,6 @@ TARGETS = {"ours, encoders in the step": 2.0, "ours, feature store": 12.0}  # ti
 TARGET_SAMPLES = 45.0  # samples/s on one H200, --size real; the published 4.6 are those of an A100
 THREADS = 2
 WARM_UP = 1
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, as the makers give them
 
 
 def build(size: Size, *, device: torch.device, dtype: torch.dtype, rank: int) -> AffectGPTForConditionalGeneration:
@@ -335,9 +335,8 @@ def main(argv: list[str] | None = None) -> int:
             torch.cuda.reset_peak_memory_stats()
         costs[name] = measure(step, batches, device)
         if device.type == "cuda":
-            # Frozen weights need no gradient of their own: two passes over them instead of three.
-            flops = 4 * weights * real / costs[name].wall
-            peak = next((v for k, v in PEAK_FLOPS.items() if k in torch.cuda.get_device_name(device)), None)
+            flops = step_flop(model).of(tokens=real, learnt=learnt) / costs[name].wall
+            peak = peak_flop(device)
             mfu = f", MFU {flops / peak:.1%}" if peak else ""
             memory = torch.cuda.max_memory_allocated() / 1e9
             print(f"{name}: {memory:.1f} GB at most, LLM {flops / 1e12:.0f} TFLOP/s{mfu}")

@@ -17,6 +17,7 @@ from affectgpt.core.errors import AffectGPTError
 from affectgpt.core.files import SHARED_MEMORY, system_error
 
 ROOT = Path(__file__).resolve().parents[2]  # of a clone: where the published scripts are
+_CUDA_MEMORY = "PYTORCH_CUDA_ALLOC_CONF"  # the name that every version of torch in our range reads
 _ELSEWHERE = "or write elsewhere (the argument or key that names this place)"
 _MAKE_ROOM = f"Make room there, {_ELSEWHERE}"
 _ALLOW = f"Change its permissions, {_ELSEWHERE}"
@@ -41,6 +42,9 @@ def run_cli(command: Callable[[list[str] | None], int], argv: list[str] | None =
     # Two torch threads that spin while anything else uses a core slow a step many times over.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", _CUDA_MEMORY}:
+        # Batches differ in length: without it, blocks of memory that fit none of the next ones stay reserved on a GPU.
+        os.environ[_CUDA_MEMORY] = "expandable_segments:True"
     try:
         try:
             return command(argv)

@@ -173,8 +173,6 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
 
     What can be wrong with files is found before the weights are loaded. Raises ConfigError, DataError, CheckpointError.
     """
-    import torch
-
     from affectgpt.cli.training_scores import training_scores
     from affectgpt.core.runtime import logger, rank, seed_everything
     from affectgpt.modeling.build import build_model
@@ -205,8 +203,8 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     encoders = bool(needed) or config.run.score_every > 0
     check_memory(config, device, encoders=encoders)
     seed_everything(config.run.seed)  # the same connectors on every rank
-    place = torch.device("cpu") if config.run.parallel == "fsdp2" else None
-    model = build_model(config, device=device, tokenizer=processor.tokenizer, place=place, encoders=encoders)
+    sharded = config.run.parallel == "fsdp2"
+    model = build_model(config, device=device, tokenizer=processor.tokenizer, sharded=sharded, encoders=encoders)
     seed_everything(config.run.seed + rank())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Modality
-from affectgpt.encoders.pretrained import read_config
+from affectgpt.encoders.pretrained import CPU, read_config
 
 VISUAL_ENCODERS = Registry("visual encoder", "affectgpt.encoders")
 ACOUSTIC_ENCODERS = Registry("acoustic encoder", "affectgpt.encoders")
@@ -24,6 +25,7 @@ ENCODERS = {"visual_encoder": VISUAL_ENCODERS, "acoustic_encoder": ACOUSTIC_ENCO
 
 # A transform runs in the loader's workers: uint8 [T, H, W, 3] or float32 [T, samples] → what ``forward`` takes.
 Transform = Callable[[np.ndarray], torch.Tensor]
+_MODEL_FILES = (".safetensors", ".bin", ".pth", ".pt", ".json")
 
 
 class FrozenEncoder(nn.Module):
@@ -42,9 +44,18 @@ class FrozenEncoder(nn.Module):
     weights: ClassVar[Weights | None] = None
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> FrozenEncoder:
-        """Load the weights of a Hugging Face folder. Raises CheckpointError when it does not load or lacks some."""
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype, device: torch.device = CPU) -> FrozenEncoder:
+        """Load the weights of a Hugging Face folder to ``device`` (a class whose method lacks that is moved there).
+
+        Raises CheckpointError when it does not load or lacks some.
+        """
         raise NotImplementedError  # abstract
+
+    @classmethod
+    def files(cls, folder: str | Path) -> list[Path]:
+        """The files of a folder that decide what this encoder gives, and stored features are of: the configuration
+        and whatever could be weights, where the class does not know better."""
+        return sorted(path for path in Path(folder).iterdir() if path.suffix in _MODEL_FILES)
 
     @classmethod
     def from_config(cls, config: Any) -> FrozenEncoder:
@@ -88,6 +99,13 @@ def encoder_folder(config: Config, key: str) -> Path:
     """Folder (or file) of that encoder's weights. Raises CheckpointError saying what to download."""
     kind = encoder_class(config, key)
     return model_folder(config, getattr(config.model, key), key=f"model.{key}", weights=kind.weights)
+
+
+def load_encoder(kind: type[FrozenEncoder], folder: Path, *, dtype: torch.dtype, device: torch.device) -> FrozenEncoder:
+    """The encoder of a folder on ``device``, if it can without all of its weights in the memory of the host."""
+    takes = "device" in inspect.signature(kind.from_folder).parameters
+    loaded = kind.from_folder(folder, dtype=dtype, **({"device": device} if takes else {}))
+    return loaded.to(device)
 
 
 def read_preprocessor(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:

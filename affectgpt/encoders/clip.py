@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import torch
 from affectgpt.config.paths import Weights
 from affectgpt.encoders.base import VISUAL_ENCODERS
 from affectgpt.encoders.pixels import PixelEncoder
-from affectgpt.encoders.pretrained import load_pretrained
+from affectgpt.encoders.pretrained import CPU, files_read, load_pretrained, read_config
 
 
 @VISUAL_ENCODERS.register("CLIP_VIT_LARGE")
@@ -36,18 +37,23 @@ class ClipEncoder(PixelEncoder):
         self.freeze()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> ClipEncoder:
-        from transformers import CLIPModel
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype, device: torch.device = CPU) -> ClipEncoder:
+        from transformers import CLIPVisionModelWithProjection
 
-        encoder = cls(load_pretrained(CLIPModel, folder, dtype=dtype))
+        config = _of_tower(read_config(folder))  # the text tower is not read
+        encoder = cls(load_pretrained(CLIPVisionModelWithProjection, folder, dtype=dtype, device=device, config=config))
         encoder.use_preprocessor(folder)
         return encoder
 
     @classmethod
-    def from_config(cls, config: Any) -> ClipEncoder:
-        from transformers import CLIPModel
+    def files(cls, folder: str | Path) -> list[Path]:
+        return files_read(folder)
 
-        return cls(CLIPModel(config))
+    @classmethod
+    def from_config(cls, config: Any) -> ClipEncoder:
+        from transformers import CLIPVisionModelWithProjection
+
+        return cls(CLIPVisionModelWithProjection(_of_tower(config)))
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -56,3 +62,10 @@ class ClipEncoder(PixelEncoder):
         pixels = self.pixels(pixels, dtype=self.visual_projection.weight.dtype)  # [B·T, 3, H, W]
         pooled = self.vision_model(pixel_values=pixels).pooler_output  # [B·T, hidden]
         return self.visual_projection(pooled).unflatten(0, (B, T))  # [B, T, width]
+
+
+def _of_tower(config: Any) -> Any:
+    """The vision tower's configuration, with the width of the projection, which CLIP keeps beside both towers."""
+    tower = copy.deepcopy(config.vision_config)
+    tower.projection_dim = config.projection_dim
+    return tower

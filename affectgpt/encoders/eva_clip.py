@@ -12,7 +12,7 @@ from torch import nn
 from affectgpt.config.paths import Weights
 from affectgpt.encoders.base import VISUAL_ENCODERS, Transform
 from affectgpt.encoders.pixels import PixelEncoder, RandomCrop
-from affectgpt.encoders.pretrained import load_part, read_config
+from affectgpt.encoders.pretrained import CPU, files_read, load_part, read_config
 
 _LN_VISION_EPS = 1e-5  # torch's default, as published; the folder's config.json says another for its post_layernorm
 _BLIP2 = {
@@ -45,14 +45,18 @@ class EvaClipEncoder(PixelEncoder):
         self.freeze()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> EvaClipEncoder:
-        # The folder's LLM (up to 11B parameters) is never read.
-        parts = cls._parts(read_config(folder))
-        for prefix, part in parts.items():
-            load_part(part, folder, prefix=prefix)
-        encoder = cls(*parts.values()).to(dtype)
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype, device: torch.device = CPU) -> EvaClipEncoder:
+        with device:
+            parts = cls._parts(read_config(folder))
+        for prefix, part in parts.items():  # the folder's LLM (up to 11B parameters) is never read
+            load_part(part.to(dtype), folder, prefix=prefix)
+        encoder = cls(*parts.values())
         encoder.use_preprocessor(folder)
         return encoder
+
+    @classmethod
+    def files(cls, folder: str | Path) -> list[Path]:
+        return files_read(folder)
 
     @classmethod
     def from_config(cls, config: Any) -> EvaClipEncoder:

@@ -14,7 +14,7 @@ from affectgpt.config.paths import Weights
 from affectgpt.core.errors import CheckpointError
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, FrozenEncoder
 from affectgpt.encoders.mel import N_MELS, N_STEPS, MelSpectrogram
-from affectgpt.encoders.pretrained import load_file_part
+from affectgpt.encoders.pretrained import CPU, load_file_part
 
 _HEAD_SIZE = 64  # of attention; the file does not say it
 _PATCH, _STRIDE = 16, 10
@@ -85,15 +85,16 @@ class ImageBindEncoder(FrozenEncoder):
         return {"width": head.shape[1], "hidden": fc1.shape[0], "blocks": count, "output": head.shape[0]}
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> ImageBindEncoder:
-        encoder = cls(**cls.config_of(folder))
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype, device: torch.device = CPU) -> ImageBindEncoder:
+        with device:
+            encoder = cls(**cls.config_of(folder)).to(dtype)
         names = {ours: _published_name(ours) for ours in encoder.state_dict()}
         found = load_file_part(folder, list(names.values()))
         try:
             encoder.load_state_dict({ours: found[theirs] for ours, theirs in names.items()})
         except RuntimeError as error:
             raise CheckpointError(f"{folder}: not ImageBind's audio encoder: {str(error).splitlines()[-1]}") from error
-        return encoder.to(dtype)
+        return encoder
 
     @classmethod
     def from_config(cls, config: Any) -> ImageBindEncoder:

@@ -10,7 +10,7 @@ import torch
 from affectgpt.config.paths import Weights
 from affectgpt.encoders.base import VISUAL_ENCODERS
 from affectgpt.encoders.pixels import PixelEncoder
-from affectgpt.encoders.pretrained import load_pretrained
+from affectgpt.encoders.pretrained import CPU, files_read, load_pretrained
 
 
 class MeanTokenEncoder(PixelEncoder):
@@ -32,12 +32,16 @@ class MeanTokenEncoder(PixelEncoder):
         self.freeze()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> MeanTokenEncoder:
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype, device: torch.device = CPU) -> MeanTokenEncoder:
         import transformers
 
-        encoder = cls(load_pretrained(getattr(transformers, cls.model_class), folder, dtype=dtype))
+        encoder = cls(load_pretrained(getattr(transformers, cls.model_class), folder, dtype=dtype, device=device))
         encoder.use_preprocessor(folder)
         return encoder
+
+    @classmethod
+    def files(cls, folder: str | Path) -> list[Path]:
+        return files_read(folder)
 
     @classmethod
     def from_config(cls, config: Any) -> MeanTokenEncoder:

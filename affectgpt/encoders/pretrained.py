@@ -16,20 +16,39 @@ from affectgpt.core.names import check_below
 
 # Weights that a complete folder may lack: they are made, not learnt, or not used without masking.
 _MAY_MISS = re.compile(r"(masked_spec_embed|position_ids|lm_head\.weight)$")
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
+# Of a folder that has several, transformers reads the first.
+_WEIGHTS = (
+    "model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}",
+)  # fmt: skip
+CPU = torch.device("cpu")
 
 
-def load_pretrained(cls: Any, folder: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """``cls.from_pretrained`` of a local folder with an explicit dtype.
+def load_pretrained(
+    cls: Any,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device = CPU,
+    config: Any = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """``cls.from_pretrained`` of a local folder, tensor by tensor to ``device`` and ``dtype`` (None: as it is stored).
 
-    Raises CheckpointError naming the folder when it does not load or lacks weights (which would be random).
+    Files are mapped: on a CPU, weights in the stored dtype take no memory of their own, and several processes share
+    them. ``config``: instead of the folder's. Raises CheckpointError naming the folder when it does not load or lacks
+    weights (which would be random).
     """
     import transformers
 
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
     argument = "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
-    options = {argument: dtype, "local_files_only": True, "output_loading_info": True}
+    options: dict[str, Any] = {
+        argument: "auto" if dtype is None else dtype, "device_map": {"": device}, "local_files_only": True,
+        "output_loading_info": True,
+    }  # fmt: skip
+    if config is not None:
+        options["config"] = config
     if trust_remote_code:
         options["trust_remote_code"] = True
     try:
@@ -114,21 +133,33 @@ def load_file_part(file: str | Path, names: list[str], *, may_miss: bool = False
     return found
 
 
+def files_read(folder: str | Path) -> list[Path]:
+    """The weight files that are read of a Hugging Face folder (not copies in other formats), and its JSON files.
+
+    Raises CheckpointError where there are no weights.
+    """
+    weights = _weight_files(Path(folder))
+    used = next(name for name in _WEIGHTS if (Path(folder) / name).is_file())
+    others = [p for p in Path(folder).iterdir() if p.suffix == ".json" and not p.name.endswith(_INDEX)]
+    index = [Path(folder) / used] if used.endswith(_INDEX) else []
+    return sorted({*weights, *others, *index})
+
+
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """Weight file → names of its tensors (None: not known before it is read)."""
     import json
 
-    for index in _INDEXES:
-        if (folder / index).is_file():
-            files: dict[Path, set[str] | None] = {}
-            for name, file in json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].items():
-                below = check_below(str(file), source=folder / index, folder="the model's folder")
-                files.setdefault(folder / below, set()).add(name)  # type: ignore[union-attr]
-            return files
-    for single in _SINGLE_FILES:
-        if (folder / single).is_file():
-            return {folder / single: None}
-    raise CheckpointError(f"{folder} is incomplete, it has none of {', '.join([*_SINGLE_FILES, *_INDEXES])}")
+    for path in (folder / name for name in _WEIGHTS):
+        if not path.is_file():
+            continue
+        if not path.name.endswith(_INDEX):
+            return {path: None}
+        files: dict[Path, set[str] | None] = {}
+        for name, file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
+            below = check_below(str(file), source=path, folder="the model's folder")
+            files.setdefault(folder / below, set()).add(name)  # type: ignore[union-attr]
+        return files
+    raise CheckpointError(f"{folder} is incomplete, it has none of {', '.join(_WEIGHTS)}")
 
 
 def _read_tensors(file: Path, keys: list[str]) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 from affectgpt.config.paths import Weights
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, FrozenEncoder, read_preprocessor
 from affectgpt.encoders.conv_stack import WaveConvolutions
-from affectgpt.encoders.pretrained import load_pretrained
+from affectgpt.encoders.pretrained import CPU, files_read, load_pretrained
 
 _VARIANCE_FLOOR = 1e-7
 
@@ -48,10 +48,14 @@ class SpeechEncoder(FrozenEncoder):
         self.freeze()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype) -> SpeechEncoder:
+    def from_folder(cls, folder: str | Path, *, dtype: torch.dtype, device: torch.device = CPU) -> SpeechEncoder:
         import transformers
 
-        return cls(load_pretrained(getattr(transformers, cls.model_class), folder, dtype=dtype))
+        return cls(load_pretrained(getattr(transformers, cls.model_class), folder, dtype=dtype, device=device))
+
+    @classmethod
+    def files(cls, folder: str | Path) -> list[Path]:
+        return files_read(folder)
 
     @classmethod
     def from_config(cls, config: Any) -> SpeechEncoder:

@@ -16,7 +16,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import naming
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
-from affectgpt.encoders.base import FrozenEncoder, encode_medium, encoder_class
+from affectgpt.encoders.base import FrozenEncoder, encode_medium, encoder_class, load_encoder
 from affectgpt.encoders.llm import loading
 from affectgpt.media.reader import MediaReader, Source
 from affectgpt.processing.feature_key import features_policy
@@ -45,7 +45,8 @@ class Encoders:
         if key not in self._loaded:
             dtype = torch.float32 if self.device.type == "cpu" else getattr(torch, self.config.model.encoder_dtype)
             with loading(self.config, key) as folder:
-                self._loaded[key] = encoder_class(self.config, key).from_folder(folder, dtype=dtype).to(self.device)
+                kind = encoder_class(self.config, key)
+                self._loaded[key] = load_encoder(kind, folder, dtype=dtype, device=self.device)
         return encode_medium(self._loaded[key], modality, media.to(self.device))
 
 

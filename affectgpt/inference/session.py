@@ -130,8 +130,7 @@ class GenerationSession:
         processor.mode = get_mode(mode or processor.mode).name
         processor.max_new_tokens = config.inference.max_new_tokens
         dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.model.llm_dtype)
-        model: Any = load_exported(folder, dtype=dtype)
-        model.to(device)
+        model: Any = load_exported(folder, dtype=dtype, device=device)
         defaults, model.generation_config = model.generation_config, GenerationConfig()
         made = engine(
             model,

@@ -16,9 +16,9 @@ from affectgpt.config.paths import qformer_config
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.runtime import logger
-from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, read_preprocessor
+from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, load_encoder, read_preprocessor
 from affectgpt.encoders.llm import LLMRow, allowed_llm, loading, placeholder_ids, stop_sequences, weights_folder
-from affectgpt.encoders.pretrained import load_pretrained, read_config
+from affectgpt.encoders.pretrained import CPU, load_pretrained, read_config
 from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint
 from affectgpt.modeling.configuration_affectgpt import INPUTS, RECIPE, AffectGPTConfig
 from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, QFormerShape
@@ -35,6 +35,7 @@ _FREEZES = {
     "frozen_multi_llama_proj": ("multi.proj",),
     "frozen_llm": ("llm",),
 }
+_ENCODERS = tuple(f"{key}." for key in ENCODERS)
 
 
 def build_model(
@@ -43,17 +44,19 @@ def build_model(
     device: torch.device,
     tokenizer: Any,
     encoders: bool = True,
-    place: torch.device | None = None,
+    sharded: bool = False,
     dtype: torch.dtype | None = None,
 ) -> AffectGPTForConditionalGeneration:
     """The model on ``device``: frozen parts loaded, connectors fresh, ``ckpt``, ``ckpt_2``, ``ckpt_3`` laid over.
 
     ``encoders=False``: none is loaded, every batch brings its features (the encoders' config.json still counts).
-    ``place``: where it is at first instead, for one that is to be sharded over several devices. ``dtype``: of all
-    frozen parts, instead of the configured ones.
+    ``sharded``: the LLM is to be spread over several devices (``training/distributed.shard``): until then it stays in
+    its files, mapped and in their dtype, so that the processes of a machine share one copy. ``dtype``: of all frozen
+    parts, instead of the configured ones.
 
     On a CPU everything is float32; on a GPU frozen parts have the configured dtypes and connectors are float32
-    (autocast chooses their arithmetic). Raises CheckpointError and ConfigError naming key and folder.
+    (autocast chooses their arithmetic). Weights go to the device tensor by tensor. Raises CheckpointError and
+    ConfigError naming key and folder.
     """
     model, row = config.model, allowed_llm(config)
     _check_connectors(config)
@@ -67,12 +70,16 @@ def build_model(
     )
     parts: list[FrozenEncoder] = []
     # Loading an encoder draws random numbers; what trains must begin the same whether one is loaded or not.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for key in ENCODERS if encoders else ():
             with loading(config, key) as folder:
-                parts.append(encoder_class(config, key).from_folder(folder, dtype=encoder_dtype))
+                kind = encoder_class(config, key)
+                parts.append(load_encoder(kind, folder, dtype=encoder_dtype, device=device))
     with loading(config, "llama_model") as folder:
-        llm = load_llm(folder, row=row, dtype=llm_dtype, lora_r=model.lora_r, trust_remote_code=model.trust_remote_code)
+        llm = load_llm(
+            folder, row=row, dtype=None if sharded else llm_dtype, lora_r=model.lora_r,
+            device=CPU if sharded else device, trust_remote_code=model.trust_remote_code,
+        )  # fmt: skip
     settings = hf_config(config, text_config=llm.config, tokenizer=tokenizer)
     if not encoders:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):  # only their widths count
@@ -82,7 +89,11 @@ def build_model(
         made.visual_encoder = made.acoustic_encoder = None
     for key, path in checkpoints:
         logger.info("model.%s: %s: %s", key, path, load_checkpoint(made, path))
-    made.to(device=place or device)  # type: ignore[call-arg]
+    if sharded:
+        made.llm.dtype_of_shards = llm_dtype
+    for part in made.children():
+        if part is not made.llm or not sharded:
+            part.to(device=device)
     return made
 
 
@@ -93,7 +104,7 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
     """
     row = allowed_llm(config)
     _check_connectors(config)
-    settings = hf_config(config, text_config=_architecture(config, "llama_model", row.architecture))
+    settings = hf_config(config, text_config=text_config(config))
     with torch.device(device):
         encoders = _empty_encoders(config)
         trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
@@ -108,17 +119,25 @@ def weight_bytes(config: Config, *, device: torch.device, encoders: bool = True)
     Counted of the model as it is built, from the configurations in the model folders: their files have parts that are
     not kept, in formats of many kinds.
     """
-    model, needed = config.model, 0
-    for name, parameter in build_empty_model(config).named_parameters():
-        dtype = "float32"  # what trains, and everything on a CPU
-        if name.startswith(("visual_encoder.", "acoustic_encoder.")):
-            if not encoders:
-                continue
-            dtype = model.encoder_dtype
-        elif name.startswith("llm.") and not parameter.requires_grad:
-            dtype = model.llm_dtype
-        needed += parameter.numel() * (torch.float32 if device.type == "cpu" else getattr(torch, dtype)).itemsize
-    return needed
+    return sum(
+        parameter.numel() * weight_dtype(config, name, parameter, device).itemsize
+        for name, parameter in build_empty_model(config).named_parameters()
+        if encoders or not name.startswith(_ENCODERS)
+    )
+
+
+def weight_dtype(config: Config, name: str, parameter: nn.Parameter, device: torch.device) -> torch.dtype:
+    """What a weight of the empty model has once it is loaded to ``device``."""
+    if device.type != "cpu" and name.startswith(_ENCODERS):
+        return getattr(torch, config.model.encoder_dtype)
+    if device.type != "cpu" and name.startswith("llm.") and not parameter.requires_grad:
+        return getattr(torch, config.model.llm_dtype)
+    return torch.float32  # what trains, and everything on a CPU
+
+
+def text_config(config: Config) -> Any:
+    """The LLM's transformers configuration: of its folder, else of the published model."""
+    return _architecture(config, "llama_model", allowed_llm(config).architecture)
 
 
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -135,14 +154,22 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def load_llm(
-    folder: str | Path, *, row: LLMRow, dtype: torch.dtype, lora_r: int, trust_remote_code: bool = False
+    folder: str | Path,
+    *,
+    row: LLMRow,
+    dtype: torch.dtype | None,
+    lora_r: int,
+    device: torch.device = CPU,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Load a Hugging Face causal LM, freeze it and add LoRA of rank ``lora_r`` (0: none).
+    """Load a Hugging Face causal LM, freeze it and add LoRA of rank ``lora_r`` (0: none); dtype None: as stored.
 
     The folder's generation settings are dropped: decoding is ours to choose, and ``generate`` would fill gaps
     from them. Raises CheckpointError when the folder does not load.
     """
-    model = load_pretrained(AutoModelForCausalLM, folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = load_pretrained(
+        AutoModelForCausalLM, folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
     model.generation_config = GenerationConfig()
     try:
         return add_lora(model, row=row, rank=lora_r)
@@ -150,9 +177,9 @@ def load_llm(
         raise CheckpointError(f"{folder}: {error}") from error
 
 
-def load_exported(folder: Path, *, dtype: torch.dtype) -> AffectGPTForConditionalGeneration:
+def load_exported(folder: Path, *, dtype: torch.dtype, device: torch.device) -> AffectGPTForConditionalGeneration:
     """The model of a folder that ``affectgpt export --hf`` wrote. Raises CheckpointError naming the folder."""
-    return load_pretrained(AffectGPTForConditionalGeneration, folder, dtype=dtype).eval()
+    return load_pretrained(AffectGPTForConditionalGeneration, folder, dtype=dtype, device=device).eval()
 
 
 def exported_weights(folder: str | Path) -> Path:

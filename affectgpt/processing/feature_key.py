@@ -12,14 +12,16 @@ from typing import Any
 from affectgpt.config.schema import Config, ProcessorSpec
 from affectgpt.core.crops import AS_PUBLISHED, Crops
 from affectgpt.core.errors import DataError
-from affectgpt.core.provenance import REVISIONS
+from affectgpt.core.provenance import REVISIONS, file_hash
 from affectgpt.core.types import Modality, Sample
 from affectgpt.media.video import video_reader
 
 Key = dict[str, Any]
 CROPS = "crops"  # in a key: how the faces are stored
 _RESIZED_BY = {Modality.FACE: ("cv2",), Modality.IMAGE: ("PIL",)}
-_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".json")
+WEIGHTS = "weights_sha256"  # in a key
+_ALL = (".safetensors", ".bin", ".pth", ".pt", ".json")
+_folders: dict[str, Path] = {}  # hash of what is read of a folder → that folder
 
 
 def feature_key(
@@ -39,11 +41,12 @@ def feature_key(
     import numpy as np
     import torch
 
-    from affectgpt.encoders.base import encoder_folder
+    from affectgpt.encoders.base import encoder_class, encoder_folder
 
     is_audio = modality is Modality.AUDIO
     encoder = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
-    folder = encoder_folder(config, f"{'acoustic' if is_audio else 'visual'}_encoder")
+    key = f"{'acoustic' if is_audio else 'visual'}_encoder"
+    folder = encoder_folder(config, key)
     spec = processor or config.model.vis_processor.train
     preprocessing: Key = (
         {"audio_clip_spacing": config.model.audio_clip_spacing}
@@ -59,7 +62,7 @@ def feature_key(
     return {
         "encoder": encoder,
         **({} if revision is None else {"encoder_revision": revision}),
-        "weights_sha256": weights_hash(folder),
+        WEIGHTS: weights_hash(folder, files=[folder] if folder.is_file() else encoder_class(config, key).files(folder)),
         "modality": modality.value,
         "preprocessing": preprocessing,
         **({CROPS: {"channels": crops.channels, "framing": crops.framing}} if modality is Modality.FACE else {}),
@@ -83,14 +86,28 @@ def without_crops(key: Key) -> Key:
     return {name: value for name, value in key.items() if name != CROPS}
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the weight and configuration files of a model folder (or one file), by name and content."""
-    files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS)
+def weights_hash(folder: Path, *, files: Sequence[Path]) -> str:
+    """SHA-256 over those files of a model folder that are read, by name and content; of each file once per process."""
+    digest = _digest(files)
+    if folder.is_dir():
+        _folders[digest] = folder
+    return digest
+
+
+def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as handle:
-            digest.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+        digest.update(path.name.encode() + bytes.fromhex(file_hash(path)))
     return digest.hexdigest()
+
+
+def _is_of_whole_folder(found: Any, wanted: Any) -> bool:
+    """Whether a stored hash is of the folder that ``wanted`` is of: earlier versions hashed copies in other formats,
+    too. Those files are read for this alone."""
+    folder = _folders.get(wanted)
+    if folder is None or not isinstance(found, str):
+        return False
+    return found == _digest(sorted(path for path in folder.iterdir() if path.suffix in _ALL))
 
 
 def store_folder(root: Path | str, *, dataset: str, split: str, modality: Modality, encoder: str) -> Path:
@@ -106,7 +123,7 @@ def differing(found: Mapping[str, Any], expected: Mapping[str, Any], where: str 
             inner = differing(a, b, f"{where}{name}.")
             if inner is not None:
                 return inner
-        elif a != b:
+        elif a != b and not (name == WEIGHTS and _is_of_whole_folder(a, b)):
             return f"{where}{name} is {a!r}, this run has {b!r}"
     return None
 

@@ -16,6 +16,7 @@ from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import world_size
 
+_FSDP2 = (2, 8)  # the first torch whose fully_shard takes layers of bfloat16 weights with float32 LoRA
 _TIMEOUT = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
 
 
@@ -36,8 +37,15 @@ def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
     Numbers on the CPU travel over gloo, GPU tensors over NCCL. Raises ConfigError where the processes that there are
     and the configuration do not fit.
     """
-    if world_size() == 1 and run.parallel == "fsdp2":
-        raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
+    if run.parallel == "fsdp2":
+        if world_size() == 1:
+            raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
+        if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _FSDP2:
+            raise ConfigError(
+                f"run.parallel is fsdp2, which needs torch {'.'.join(map(str, _FSDP2))} or newer (earlier ones refuse "
+                f"frozen and trained weights of two precisions); this is torch {torch.__version__}: upgrade it, or set "
+                "run.parallel=ddp"
+            )
     if world_size() > 1:
         _check_launch(run)
     if device.type == "cuda" and device.index is not None:
@@ -87,7 +95,11 @@ def gather(value: Any) -> list[Any]:
 
 
 def shard(objective: nn.Module, *, layers: Iterable[nn.Module], run: RunConfig, device: torch.device) -> None:
-    """FSDP2: the parameters of each of ``layers``, and the rest, spread over the ranks. In place."""
+    """FSDP2: the parameters of each of ``layers``, and the rest, spread over the ranks. In place.
+
+    The LLM's frozen weights, which are mapped files so far (``build_model(sharded=True)``), are put on the device one
+    layer at a time, in the dtype they compute in: no process ever holds all of them.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -100,9 +112,13 @@ def shard(objective: nn.Module, *, layers: Iterable[nn.Module], run: RunConfig, 
     if run.on_error == "skip":
         raise ConfigError("run.parallel is fsdp2, whose ranks must all have a batch: set run.on_error=raise")
     mesh = init_device_mesh(device.type, (world(),))
-    for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    model: Any = objective.model
+    llm = model.llm
+    for part in (*layers, llm):
+        for name, parameter in part.named_parameters():
+            if ".lora_" not in name and not hasattr(parameter, "full_tensor"):
+                parameter.data = parameter.data.to(device, llm.dtype_of_shards)
+        fully_shard(part if part is not llm else objective, mesh=mesh)
 
 
 def wrap(objective: nn.Module, run: RunConfig, device: torch.device) -> nn.Module:

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from affectgpt.config.schema import Config
-from affectgpt.core.types import Batch
 from affectgpt.modeling.checkpoint import published_name
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.training.cost import Shape, peak_flop, step_flop, step_memory
+from affectgpt.training.distributed import sum_over_ranks, world
 from affectgpt.training.loop import Batches
 from affectgpt.training.optim import get_schedule
+from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import memory_gb
 from affectgpt.training.step import build_train_step
 
@@ -36,7 +38,7 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
     train_step = build_train_step(model, config, device, resumed=None)
     schedule = get_schedule(run)
     model.train()
-    stream = batches(1)
+    micro_batches = Prefetcher(batches(1), count=run.accum_grad_iters, device=device)
     lines = [f"{'part':<28}{'trained':>16}{'frozen':>18}"]
     lines += [f"{part:<28}{trained:>16,}{frozen:>18,}" for part, trained, frozen in table]
     lines.append(f"{'total':<28}{sum(r[1] for r in table):>16,}{sum(r[2] for r in table):>18,}")
@@ -45,19 +47,32 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
         lines.append(
             f"weight decay {decay:g}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} numbers"
         )
-    seconds = []
+    seconds, shapes, tflops = [], [Shape(0, 0, 0)], 0.0
+    flop = step_flop(model)
     for number in range(min(_STEPS + run.compile, run.iters_per_epoch)):
         began = time.perf_counter()
-        fetched: list[Batch | None] = [next(stream) for _ in range(run.accum_grad_iters)]
+        fetched = micro_batches.next()
         waited = time.perf_counter() - began
         step = train_step.run(fetched, lr=schedule(1, number))
         seconds.append(time.perf_counter() - began)
+        shapes += [
+            Shape.of_batch(batch, learnt=train_step.objective.terms(batch)) for batch in fetched if batch is not None
+        ]
+        learnt = sum_over_ranks(sum(train_step.objective.terms(b) for b in fetched))[0]
+        tflops = flop.of(tokens=step.tokens, learnt=learnt) / world() / (seconds[-1] - waited) / 1e12
         lines.append(
             f"step {number + 1}: loss {step.loss:.4f}, gradient {step.grad_norm:.3g}, {step.samples} samples, "
             f"{step.tokens} tokens, {seconds[-1]:.2f} s, of it {waited:.2f} s waiting for data"
         )
     steps = run.max_epoch * run.iters_per_epoch
-    lines.append(f"memory: {memory_gb(device):.2f} GB at most on {device}")
+    encoders = model.visual_encoder is not None
+    largest = max(shapes, key=lambda shape: shape.rows * shape.length)
+    estimate = step_memory(config, device, encoders=encoders, shape=largest)
+    lines.append(f"memory: {memory_gb(device):.2f} GB at most on {device}; estimated {estimate}")
+    peak = peak_flop(device)
+    lines.append(
+        f"LLM: {tflops:.3g} TFLOP/s" + (f", {tflops * 1e12 / peak:.1%} of the GPU's {peak / 1e12:.0f}" if peak else "")
+    )
     lines.append(
         f"{steps:,} steps at {seconds[-1]:.2f} s (the last one) are about {steps * seconds[-1] / 3600:.1f} hours; "
         "the first steps of a run are slow, so expect less"

@@ -1,4 +1,4 @@
-"""What can be found before gigabytes are loaded: whether the weights fit, and whether code can be compiled."""
+"""What can be found before gigabytes are loaded: whether a model fits, and whether code can be compiled."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ import torch
 
 from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import ConfigError
-from affectgpt.core.runtime import available_memory
-from affectgpt.modeling.build import weight_bytes
-from affectgpt.training.distributed import world
+from affectgpt.core.runtime import available_memory, logger
+from affectgpt.training.cost import step_memory
 
 
 def check_memory(config: Config, device: torch.device, *, encoders: bool = True) -> None:
-    """Raises ConfigError when the weights alone are more than the free memory of ``device``.
+    """Raises ConfigError when weights, gradients and optimizer are more than the free memory of ``device``.
 
-    ``encoders``: whether they are loaded.
+    Where a batch of the expected length would not fit beside them on a GPU, a warning says so. ``encoders``: whether
+    they are loaded.
     """
-    model = config.model
-    needed = weight_bytes(config, device=device, encoders=encoders)
-    if config.run.parallel == "fsdp2":
-        needed //= world()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    if free is not None and needed > free:
+    model, on_gpu = config.model, device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
+    if free is None:
+        return
+    memory = step_memory(config, device, encoders=encoders, activations=on_gpu)
+    needed = memory.weights if config.run.evaluate else memory.states
+    if needed > free:
+        whole = memory if on_gpu else step_memory(config, device, encoders=encoders)
         loaded = [model.llama_model, *([model.visual_encoder, model.acoustic_encoder] if encoders else [])]
-        where = "float32 on a CPU" if device.type == "cpu" else f"model.llm_dtype {model.llm_dtype}"
+        where = f"model.llm_dtype {model.llm_dtype}" if on_gpu else "float32 on a CPU"
         raise ConfigError(
-            f"the weights of a model of {', '.join(loaded)} need {needed / 1e9:.1f} GB in {where}, and "
-            f"{free / 1e9:.1f} GB are free on {device}. Set model.llama_model to a smaller LLM, "
-            + ("use a GPU (run.device=cuda)." if device.type == "cpu" else "or spread it: run.parallel=fsdp2.")
+            f"weights, gradients and optimizer of a model of {', '.join(loaded)} need {needed / 1e9:.1f} GB in "
+            f"{where}, and {free / 1e9:.1f} GB are free on {device}; a step takes about {whole}. "
+            "Set model.llama_model to a smaller LLM, "
+            + ("or spread it: run.parallel=fsdp2." if on_gpu else "use a GPU (run.device=cuda).")
         )
+    if memory.total > free and not config.run.evaluate:
+        logger.warning(
+            "training takes about %s, and %.1f GB are free on %s. If memory runs out: lower run.batch_size_train (and "
+            "raise run.accum_grad_iters), or set run.gradient_checkpointing=True",
+            memory, free / 1e9, device,
+        )  # fmt: skip
 
 
 def check_precision(config: Config, device: torch.device) -> None:

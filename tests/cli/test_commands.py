@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -68,3 +69,20 @@ def test_the_console_script_lists_and_finds_commands(capsys):
     assert all(name in listed for name in COMMANDS)
     assert main(["trian"]) == 2
     assert "Did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [None, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_memory_of_a_gpu_grows_in_segments_unless_the_user_says_otherwise(monkeypatch, name):
+    """torch reads it when it first takes memory of a GPU; it has not been imported then."""
+    from affectgpt.cli.common import run_cli
+
+    for known in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(known, "")  # so that it is taken away again
+        monkeypatch.delenv(known)
+    if name:
+        monkeypatch.setenv(name, "max_split_size_mb:64")
+    found = []
+    assert run_cli(lambda _: found.append({k: v for k, v in os.environ.items() if "ALLOC_CONF" in k}) or 0) == 0
+    assert found == [
+        {name: "max_split_size_mb:64"} if name else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    ]

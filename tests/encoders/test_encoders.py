@@ -233,7 +233,7 @@ def test_incomplete_folders_are_named(tiny_models, tmp_path):
         kind_of("CLIP_VIT_LARGE").transform_of(tmp_path / "clip")
     weights = tmp_path / "clip" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match="clip does not load as CLIPModel"):
+    with pytest.raises(CheckpointError, match="clip does not load as CLIPVisionModelWithProjection"):
         kind_of("CLIP_VIT_LARGE").from_folder(tmp_path / "clip", dtype=torch.float32)
 
 

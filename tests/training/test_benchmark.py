@@ -1,10 +1,13 @@
 """The training benchmark runs at its tiny size: three ways of taking one step, of one loss."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,3 +33,43 @@ def test_tiny_compares_three_ways_of_one_loss():
 def test_the_real_size_needs_a_gpu():
     refused = run("--size", "real")
     assert refused.returncode == 1 and refused.stderr.startswith("error: --size real needs a GPU")
+
+
+def rehearse(tmp_path: Path, *arguments: str) -> dict:
+    command = [sys.executable, str(ROOT / "benchmarks" / "real_size.py"), "--size", "tiny", "--layers", "2"]
+    out, work = tmp_path / "out.json", tmp_path / "work"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--out", str(out), "--work", str(work), *arguments],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not work.exists()
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("weights", ["disk", "memory"])
+def test_the_rehearsal_runs_every_stage_of_a_cpu(tmp_path, weights):
+    """``memory``: weights made in place, as on a GPU."""
+    found = rehearse(tmp_path, "--weights", weights, *(["--clips", "3"] if weights == "memory" else []))
+    assert (found["layers"], found["of_layers"], found["device"]) == (2, 2, "cpu")
+    stages = found["stages"]
+    assert list(stages)[:4] == ["make weights", "train", "resume", "inference_sample"]
+    assert (stages["make weights"]["gb"] > 0) == (weights == "disk")
+    for name in ("train", "resume"):
+        stage = stages[name]
+        assert stage["steps"] == 2 and 0 < stage["samples_per_s"] < stage["tokens_per_s"]
+        assert stage["peak_gb"] >= stage["private_gb"] > 0 and 0 < stage["mfu"] < 1 and stage["estimated_gb"] > 0
+    assert stages["resume"]["read_s"] > 0 and stages["train"]["save_s"] > 0
+    if weights == "memory":
+        assert stages["answering"]["answers"] == 6
+
+
+def test_the_rehearsal_takes_as_many_layers_as_fit():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from real_size import layers_that_fit
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    found = [layers_that_fit("real", free=free, batch=1) for free in (5e9, 10e9, 16e9, 24e9, 80e9)]
+    assert found[0] == 0 and found == sorted(found) and 2 < found[1] < found[2] < 28 and found[3:] == [28, 28]

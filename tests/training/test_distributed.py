@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tiny import folder_of
 from training_processes import Trouble, run_ranks, run_train
 from training_recipe import run_folder, write_recipe
 
@@ -60,6 +63,20 @@ def test_curve_equals_that_of_one_process_with_the_whole_batch(recipe, whole, ra
     # Adam divides by the gradient's size: where that is about 0, rounding decides the direction of a step of 1e-3.
     moved = torch.cat([(ours[name] - theirs[name]).flatten() for name in theirs]).abs()
     assert moved.mean() < 1e-5
+
+
+def test_an_llm_that_is_stored_in_another_precision_is_cast_when_it_is_sharded(tmp_path, tiny_models, training_set):
+    """FSDP2 leaves its weights in their files until then; one process casts them as it loads them."""
+    models = shutil.copytree(tiny_models, tmp_path / "models")
+    weights = folder_of(models, "Qwen25") / "model.safetensors"
+    save_file({n: t.to(torch.bfloat16) for n, t in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    short = {"models": models, "dataset": training_set, "mode": "face_text", "max_epoch": 1, "iters_per_epoch": 3}
+    one = write_recipe(tmp_path, name="one", batch_size_train=4, **short)
+    assert run_train("--cfg-path", str(one), trouble=QUIET).status == 0
+    two = write_recipe(tmp_path, name="two", batch_size_train=2, parallel="fsdp2", **short)
+    for outcome in run_ranks(2, "--cfg-path", str(two), trouble=QUIET):
+        assert outcome.status == 0, outcome.stderr
+    assert len(curve(one)) == 3 and curve(two) == pytest.approx(curve(one), abs=1e-5)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])

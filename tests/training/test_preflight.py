@@ -17,6 +17,7 @@ from affectgpt.config.load import load_config
 from affectgpt.core.errors import ConfigError
 from affectgpt.modeling.build import build_model
 from affectgpt.processing.processor import AffectGPTProcessor
+from affectgpt.training.cost import step_memory
 from affectgpt.training.distributed import process_group
 from affectgpt.training.preflight import check_memory, check_precision
 
@@ -86,6 +87,25 @@ def test_ranks_of_a_machine_are_not_all_put_on_one_gpu(recipe, gpu, monkeypatch)
         assert gpu == [torch.device("cuda:0")]
 
 
+@pytest.mark.parametrize(("version", "refused"), [("2.6.0+cu124", True), ("2.7.1", True), ("2.8.0+cu128", False)])
+def test_fsdp2_needs_a_torch_that_takes_two_precisions(recipe, monkeypatch, version, refused):
+    """Before a group is made: torch 2.6 and 2.7 assert "uniform original parameter dtype" in the first step."""
+    made = []
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: made.append(1))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    run = load_config(recipe(mode="textonly", parallel="fsdp2")).run
+    if not refused:
+        with process_group(run, CPU):
+            assert made
+        return
+    with pytest.raises(ConfigError, match=rf"fsdp2, which needs torch 2\.8 .* this is torch {version[:5]}"):
+        main(["--cfg-path", str(recipe(mode="textonly", parallel="fsdp2"))])
+    assert not made
+
+
 @pytest.fixture(params=["safetensors", "bin"])
 def models(request, tiny_models, tmp_path) -> Path:
     """The tiny models, their weights as safetensors or as older files are."""
@@ -110,13 +130,13 @@ def test_memory_is_counted_as_the_model_takes_it(models, tiny_models, monkeypatc
     encoders = sum(p.numel() for n, p in built.named_parameters() if n.startswith(("visual", "acoustic")))
     frozen -= lora
     assert frozen + trained == sum(p.numel() for p in built.parameters()) and encoders > 0
-    free = [0]
+    free, more = [0], 3 * 4 * trained  # a gradient and Adam's two moments
     monkeypatch.setattr("affectgpt.training.preflight.available_memory", lambda: free[0])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 0))
     for device, encoded, needed in (
-        (CPU, True, 4 * (frozen + trained)),
-        (CPU, False, 4 * (frozen - encoders + trained)),
-        (GPU, True, 2 * frozen + 4 * trained),
+        (CPU, True, 4 * (frozen + trained) + more),
+        (CPU, False, 4 * (frozen - encoders + trained) + more),
+        (GPU, True, 2 * frozen + 4 * trained + more),
     ):
         free[0] = needed
         check_memory(config, device, encoders=encoded)
@@ -124,6 +144,19 @@ def test_memory_is_counted_as_the_model_takes_it(models, tiny_models, monkeypatc
         with pytest.raises(ConfigError, match="GB are free") as raised:
             check_memory(config, device, encoders=encoded)
         assert ("HUBERT_LARGE" in str(raised.value)) == encoded
+        assert "activations" in str(raised.value) and "a batch of 3 × 200 tokens" in str(raised.value)
+    free[0] = needed - more  # without training
+    check_memory(replace(config, run=replace(config.run, evaluate=True)), GPU)
+
+
+def test_a_batch_that_will_not_fit_is_foretold(tiny_models, monkeypatch, log_lines):
+    config = tiny_config(tiny_models)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (step_memory(config, GPU).total - 1, 0))
+    check_memory(config, GPU)
+    assert len(log_lines) == 1 and "If memory runs out: lower run.batch_size_train" in log_lines[0]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (step_memory(config, GPU).total, 0))
+    check_memory(config, GPU)
+    assert len(log_lines) == 1
 
 
 def test_weights_of_an_llm_that_is_code_in_its_folder_are_counted(tiny_models, tmp_path, monkeypatch):

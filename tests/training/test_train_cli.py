@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -138,9 +139,13 @@ def test_dry_run_reports_and_leaves_nothing(recipe, capsys):
         "weight decay 0.05: ",
         "step 2: loss ",
         "memory: ",
+        "GB at most on cpu; estimated ",
+        " tokens, ",
+        "LLM: ",
         "2,000 steps",
     ):
         assert expected in report
+    assert float(re.search(r"LLM: (\S+) TFLOP/s", report)[1]) > 0
     assert not (path.parent / "output").exists()
 
 
