@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from types import SimpleNamespace
@@ -159,6 +160,9 @@ def test_greedy_answers_are_those_of_transformers(world, fake_vllm, monkeypatch,
     """LoRA handed over as an adapter of its own, or merged into a folder: token for token the same answers, for every
     checkpoint; nothing is left in the temporary folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / f"affectgpt-vllm-{os.getuid()}" / "0" / "llm"  # by a process that was killed
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
     if handed == "merged":
         monkeypatch.setattr(vllm_engine, "_ADAPTED", ())
     options = ("inference.decoding=greedy", "inference.max_new_tokens=12")
@@ -181,6 +185,21 @@ def test_greedy_answers_are_those_of_transformers(world, fake_vllm, monkeypatch,
         assert models == [str(theirs.engine.llm_folder)] and FakeLLM.seen[0]["max_lora_rank"] == 8
         weights = [p for name, p in theirs.model.llm.named_parameters() if ".lora_" not in name]
         assert sum(not p.is_meta for p in weights) == 1  # the embedding matrix: vLLM alone has the rest
+
+
+def test_the_folder_for_vllm_is_of_a_fixed_name_and_nobody_elses(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with vllm_engine._scratch() as first, vllm_engine._scratch() as second:
+        (first / "file").touch()
+        assert first != second and first.is_dir() and not list(second.iterdir())
+        assert first.parent.stat().st_mode & 0o077 == 0
+    with vllm_engine._scratch() as again:
+        assert again == first and not list(again.iterdir())
+    assert not list(tmp_path.iterdir())
+    (tmp_path / f"affectgpt-vllm-{os.getuid()}").symlink_to(tmp_path.parent)
+    with pytest.raises(ConfigError, match="set TMPDIR"), vllm_engine._scratch():
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {f"affectgpt-vllm-{os.getuid()}"}
 
 
 def test_a_stop_of_two_tokens_ends_the_row_at_once(world, fake_vllm, monkeypatch):

@@ -9,11 +9,12 @@ it: the models that name ``embedding_modules`` (Llama, Qwen3) crash under load w
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -139,24 +140,28 @@ class VLLMEngine:
             places[name] = row
         ids: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
-        while places:
-            if not engine.has_unfinished_requests():
-                raise RuntimeError(f"{len(places)} requests are gone")
-            for output in engine.step():
-                place = places.get(output.request_id)
-                if place is None:  # ended here, while vLLM worked at its next token
-                    continue
-                new, done = ids[place], output.finished
-                for token in output.outputs[0].token_ids[len(new) :]:
-                    new.append(token)
-                    ended[place] = (token,) in self._stops or tuple(new[-2:]) in self._stops
-                    if ended[place] or (on_token is not None and on_token[place](new)):
-                        done = True
-                        break
-                if done:
-                    del places[output.request_id]
-                    if not output.finished:
-                        engine.abort_request([output.request_id])
+        try:
+            while places:
+                if not engine.has_unfinished_requests():
+                    raise RuntimeError(f"{len(places)} requests are gone")
+                for output in engine.step():
+                    place = places.get(output.request_id)
+                    if place is None:  # ended here, while vLLM worked at its next token
+                        continue
+                    new, done = ids[place], output.finished
+                    for token in output.outputs[0].token_ids[len(new) :]:
+                        new.append(token)
+                        ended[place] = (token,) in self._stops or tuple(new[-2:]) in self._stops
+                        if ended[place] or (on_token is not None and on_token[place](new)):
+                            done = True
+                            break
+                    if done:
+                        del places[output.request_id]
+                        if not output.finished:
+                            engine.abort_request([output.request_id])
+        finally:
+            if places:  # whoever waits for a row has given up
+                engine.abort_request(list(places))
         return list(zip(ids, ended, strict=True))
 
     def _sampling(self, seed: int, decoding: Decoding) -> Any:
@@ -231,13 +236,18 @@ def _scratch() -> Iterator[Path]:
     """
     user = os.getuid()
     home = Path(tempfile.gettempdir()) / f"affectgpt-vllm-{user}"
-    for number in range(1000):
-        place = home / str(number)
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for number in itertools.count():
+        home.mkdir(exist_ok=True, mode=0o700)
         if home.is_symlink() or home.stat().st_uid != user:
-            raise ConfigError(f"{home}: is another user's; set TMPDIR to a folder of your own")
-        with suppress(FileNotFoundError), locked(place, wait=False) as free:
-            if not free:
+            raise ConfigError(f"{home}: is not this user's folder; remove it, or set TMPDIR to a folder of your own")
+        place = home / str(number)
+        with ExitStack() as stack:
+            try:
+                place.mkdir(exist_ok=True)
+                known = place.stat().st_ino
+                if not stack.enter_context(locked(place, wait=False)) or place.stat().st_ino != known:
+                    continue
+            except FileNotFoundError:  # its owner has removed it just now
                 continue
             try:
                 for left in place.iterdir():
@@ -248,4 +258,3 @@ def _scratch() -> Iterator[Path]:
                 with suppress(OSError):  # where others have folders in it
                     home.rmdir()
             return
-    raise ConfigError(f"{home}: all folders in it are in use")
