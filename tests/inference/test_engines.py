@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -96,6 +97,7 @@ class FakeLLM:
 def fake_vllm(monkeypatch):
     module, lora = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
     module.__version__ = "0.33.0"
+    module.__spec__ = ModuleSpec("vllm", None)  # libraries look whether there is one
     module.LLM = FakeLLM
     module.SamplingParams = lambda **keywords: keywords
     lora.LoRARequest = lambda name, number, path: SimpleNamespace(name=name, number=number, path=path)
@@ -226,6 +228,10 @@ def test_a_stop_of_two_tokens_ends_the_row_at_once(world, fake_vllm, monkeypatch
     said[1] = letter * 40
     (answer,) = session.engine.generate(session.processor.collate(examples[:1]), seeds=[1], on_token=[watch])
     assert answer.tokens == len(watched) == len(watched[-1]) == 20 and not answer.stopped and not fake.rows
+    said[0] = [*letter * 3, *pair, *letter * 35]
+    watched.clear()
+    (answer,) = session.engine.generate(session.processor.collate(examples[:1]), seeds=[0], on_token=[watch])
+    assert watched[-1] == [*letter * 3, *pair] and len(watched) == answer.tokens  # the stop's tokens too
 
 
 def test_a_failed_engine_is_one_line_and_starts_again(world, fake_vllm, monkeypatch, tmp_path):

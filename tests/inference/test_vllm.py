@@ -247,9 +247,7 @@ def _with_wider_heads(llm, source: Path, target: Path, *, width: int = 32) -> Pa
             state[name.replace("weight", "bias")] = torch.zeros(tensor.shape[0])
             tensor = fill(tensor.T.contiguous(), heads).T
         state[name] = tensor.contiguous()
-    target.mkdir()
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(source / name, target / name)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
             "vocab_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "eos_token_id")  # fmt: skip

@@ -152,7 +152,8 @@ class VLLMEngine:
                     for token in output.outputs[0].token_ids[len(new) :]:
                         new.append(token)
                         ended[place] = (token,) in self._stops or tuple(new[-2:]) in self._stops
-                        if ended[place] or (on_token is not None and on_token[place](new)):
+                        enough = on_token is not None and on_token[place](new)
+                        if ended[place] or enough:
                             done = True
                             break
                     if done:
