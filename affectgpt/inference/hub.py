@@ -22,7 +22,7 @@ from affectgpt.inference.sampling import top_k_of
 from affectgpt.inference.session import training_mode
 from affectgpt.modeling.build import build_model, load_checkpoint
 from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
-from affectgpt.modeling.lora import PUBLISHED, has_lora, merge_lora, write_adapter
+from affectgpt.modeling.lora import has_lora, lora_state, merge_lora, write_adapter
 from affectgpt.modeling.modeling_affectgpt import AUTO_MODELS, AffectGPTForConditionalGeneration
 from affectgpt.processing.processor import DEFAULT_MODE, AffectGPTProcessor
 from affectgpt.processing.prompt import chat_template
@@ -73,7 +73,7 @@ def export_hf(
     lora = {}
     if has_lora(model.llm):
         if adapter:
-            lora = {f"{PUBLISHED}{n}": t for n, t in model.llm.state_dict().items() if ".lora_" in n}
+            lora = lora_state(model.llm)
         merge_lora(model.llm, add=not adapter)
     model.config.lora_r = 0
     defaults = folder_generation_config(folder)
@@ -95,7 +95,7 @@ def export_hf(
             model.save_pretrained(temporary)
             processor.save_pretrained(temporary)
             if lora:
-                write_adapter(temporary / ADAPTER, lora, row=row, llm=".", prefix="llm.")
+                write_adapter(temporary / ADAPTER, lora, llm=".", prefix="llm.")
             card = _card(
                 config, processor, checkpoint=Path(checkpoint), adapter=bool(lora), scores=scores, name=out.name
             )

@@ -59,14 +59,19 @@ def enough_memory(config: Config, device: torch.device, *, encoders: bool = True
         raise ConfigError(f"out of memory while the model was built: {found}") from error
 
 
-def bytes_per_row(llm: Any, *, tokens: int) -> int:
-    """What one row of ``tokens`` (prompt and answer) needs: keys and values of all layers, and its scores."""
+def cache_bytes(llm: Any, *, tokens: int) -> int:
+    """Keys and values of all layers of one row of ``tokens`` (prompt and answer)."""
     config = llm.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = llm.get_input_embeddings().weight.dtype.itemsize
-    cache = 2 * config.num_hidden_layers * heads * width * size * tokens
-    return 2 * cache + 6 * 8 * config.vocab_size  # a cache that grows is copied; scores are drawn from in float64
+    return 2 * config.num_hidden_layers * heads * width * size * tokens
+
+
+def bytes_per_row(llm: Any, *, tokens: int) -> int:
+    """What one row of ``tokens`` needs for generating: its keys and values, and its scores."""
+    # a cache that grows is copied; scores are drawn from in float64
+    return 2 * cache_bytes(llm, tokens=tokens) + 6 * 8 * llm.config.vocab_size
 
 
 def find_batch_size(llm: Any, *, device: torch.device, prompt_tokens: int, max_new_tokens: int) -> int:

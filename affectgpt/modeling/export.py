@@ -59,7 +59,7 @@ def _write_all(
     if merge:
         _write_merged(folder / MERGED_LLM, lora, row=row, llm=llm)
     elif lora:
-        write_adapter(folder / ADAPTER, lora, row=row, llm=llm)
+        write_adapter(folder / ADAPTER, lora, llm=llm)
 
 
 def is_merged(folder: str | Path) -> bool:

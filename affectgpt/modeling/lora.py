@@ -8,7 +8,7 @@ Its layers are injected into a plain causal LM: a parameter is ``llm.….q_proj.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from affectgpt.core.errors import CheckpointError
-from affectgpt.core.files import atomic_path
+from affectgpt.core.files import atomic_path, write_json
 from affectgpt.encoders.llm import LLMRow
 from affectgpt.encoders.pretrained import folder_tensors
 
@@ -27,9 +27,10 @@ PEFT = "base_model.model."
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HERE, _IN_PEFT = (".lora_A.default.", ".lora_B.default."), (".lora_A.", ".lora_B.")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+_SHARD = 1 << 30  # bytes of a file of merged weights
 
 
-def lora_config(row: LLMRow, rank: int) -> Any:
+def lora_config(targets: Sequence[str], rank: int) -> Any:
     """peft's configuration of our LoRA."""
     from peft import LoraConfig
 
@@ -37,7 +38,7 @@ def lora_config(row: LLMRow, rank: int) -> Any:
         r=rank,
         lora_alpha=LORA_ALPHA,
         lora_dropout=LORA_DROPOUT,
-        target_modules=list(row.lora_targets),
+        target_modules=list(targets),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -55,7 +56,7 @@ def add_lora(model: nn.Module, *, row: LLMRow, rank: int) -> nn.Module:
 
     from affectgpt.modeling.lora_linear import LoraLinear
 
-    config = lora_config(row, rank)
+    config = lora_config(row.lora_targets, rank)
     config._register_custom_module({nn.Linear: LoraLinear})
     try:
         model = inject_adapter_in_model(config, model)
@@ -72,18 +73,36 @@ def has_lora(model: nn.Module) -> bool:
     return any(".lora_" in name for name, _ in model.named_parameters())
 
 
-def merged_state(llm: nn.Module) -> dict[str, torch.Tensor]:
-    """The LLM's state dict with LoRA added in float32; names as without LoRA. The model itself is not changed."""
-    state = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in llm.state_dict().items() if ".lora_" not in name
-    }
-    with torch.no_grad():
-        for name, module in llm.named_modules():
-            if hasattr(module, "get_delta_weight"):
-                weight = module.base_layer.weight
-                merged = weight.float() + module.get_delta_weight("default").float()
-                state[f"{name}.weight"] = merged.to(weight.dtype)
-    return state
+def lora_state(llm: nn.Module) -> dict[str, torch.Tensor]:
+    """The LoRA of an LLM under published names."""
+    return {f"{PUBLISHED}{name}": tensor for name, tensor in llm.state_dict().items() if ".lora_" in name}
+
+
+def drop_base_weights(llm: nn.Module) -> None:
+    """Give back the memory of all weights but LoRA and the input embeddings, in place, where another engine has the
+    LLM. Their shapes stay, on the meta device; LoRA moves to the CPU."""
+    kept = llm.get_input_embeddings().weight  # type: ignore[operator]
+    for prefix, module in llm.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter is not kept:
+                place = "cpu" if ".lora_" in f"{prefix}." else "meta"
+                module._parameters[name] = nn.Parameter(parameter.to(place), requires_grad=parameter.requires_grad)
+
+
+def merged_tensors(llm: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name (as without LoRA) and tensor of everything in an LLM, with LoRA added in float32; the model is not changed.
+
+    One after another: what is merged is memory of its own, for as long as the caller keeps it.
+    """
+    merging = {f"{name}.base_layer.weight": m for name, m in llm.named_modules() if hasattr(m, "get_delta_weight")}
+    for name, tensor in llm.state_dict().items():
+        if ".lora_" in name:
+            continue
+        module = merging.get(name)
+        if module is not None:
+            with torch.no_grad():
+                tensor = (tensor.float() + module.get_delta_weight("default").float()).to(tensor.dtype)
+        yield name.replace(".base_layer.", "."), tensor
 
 
 class MergedLora:
@@ -140,32 +159,51 @@ def merge_lora(llm: nn.Module, *, add: bool = True) -> nn.Module:
 
 
 def write_merged(llm: Any, *, llm_folder: Path, target: Path) -> Path:
-    """Write a model folder: the small files of ``llm_folder``, the weights with LoRA merged into them."""
+    """Write a model folder: the small files of ``llm_folder``, the weights with LoRA merged into them.
+
+    In shards, one in memory at a time.
+    """
     from safetensors.torch import save_file
 
     target.mkdir(parents=True, exist_ok=True)
     for file in llm_folder.iterdir():
         if file.is_file() and file.suffix not in _WEIGHTS and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)
-    tied = getattr(llm.config, "tie_word_embeddings", False)
-    state = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in merged_state(llm).items()
-        if not (tied and name == "lm_head.weight")
-    }
-    with atomic_path(target / "model.safetensors") as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+    places: dict[str, str] = {}
+    for number, shard in enumerate(_shards(llm), start=1):
+        file = target / f"model-{number:05d}.safetensors"
+        with atomic_path(file) as temporary:
+            save_file(shard, temporary, metadata={"format": "pt"})
+        places |= dict.fromkeys(shard, file.name)
+        shard.clear()  # before the next one is made
+    if len(set(places.values())) == 1:
+        file.rename(target / "model.safetensors")
+    else:
+        write_json(target / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
     return target
 
 
-def write_adapter(
-    folder: Path, lora: Mapping[str, torch.Tensor], *, row: LLMRow, llm: str | Path, prefix: str = ""
-) -> None:
+def _shards(llm: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of ``merged_tensors`` for files of about a gigabyte; tied output embeddings are left out."""
+    tied = getattr(llm.config, "tie_word_embeddings", False)
+    shard: dict[str, torch.Tensor] = {}
+    for name, tensor in merged_tensors(llm):
+        if tied and name == "lm_head.weight":
+            continue
+        shard[name] = tensor.detach().cpu().contiguous()
+        if sum(t.nbytes for t in shard.values()) >= _SHARD:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+def write_adapter(folder: Path, lora: Mapping[str, torch.Tensor], *, llm: str | Path, prefix: str = "") -> None:
     """Write LoRA of published names as peft's adapter; ``prefix``: where the LLM is in the model it is for."""
     from safetensors.torch import save_file
 
-    config = lora_config(row, rank_of(lora))
     names = targets_of(lora)
+    config = lora_config(names, rank_of(lora))
     # Alone, names would also match modules of the encoders.
     config.target_modules = names if not prefix else rf"{prefix.replace('.', chr(92) + '.')}.*\.({'|'.join(names)})"
     config.base_model_name_or_path = str(llm)

@@ -63,8 +63,11 @@ def tiny_config(root: Path, *, name: str = "tiny", **model: object) -> Config:
     return Config(name=name, model=ModelConfig(**{**recipe, **model}), paths=PathsConfig(models_root=str(root)))
 
 
-def make_tiny_models(root: Path) -> Path:
-    """Write all folders into ``root`` and return it. The weights are drawn from a fixed seed."""
+def make_tiny_models(root: Path, *, llm_width: int = LLM_WIDTH) -> Path:
+    """Write all folders into ``root`` and return it. The weights are drawn from a fixed seed.
+
+    ``llm_width=128``: an LLM whose heads vLLM takes on a CPU.
+    """
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -74,7 +77,7 @@ def make_tiny_models(root: Path) -> Path:
         _make_siglip(root)
         _make_blip2(root)
         _make_speech(root)
-        make_tiny_llm(folder_of(root, "Qwen25"))
+        make_tiny_llm(folder_of(root, "Qwen25"), width=llm_width)
     _write(root / "bert-base-uncased" / "config.json", {
         "model_type": "bert", "hidden_size": QFORMER_WIDTH, "num_attention_heads": 4, "intermediate_size": 104,
         "num_hidden_layers": 12, "max_position_embeddings": 30, "vocab_size": 60, "hidden_act": "gelu",
@@ -84,14 +87,14 @@ def make_tiny_models(root: Path) -> Path:
     return root
 
 
-def make_tiny_llm(folder: Path) -> Path:
+def make_tiny_llm(folder: Path, *, width: int = LLM_WIDTH) -> Path:
     """A two-layer Qwen2 with a byte-level BPE tokenizer that has Qwen's special tokens."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     tokens = make_tokenizer(folder)
     config = Qwen2Config(
-        hidden_size=LLM_WIDTH, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        hidden_size=width, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=800, max_position_embeddings=4096, tie_word_embeddings=False,
         initializer_range=0.1, bos_token_id=tokens["<|endoftext|>"], eos_token_id=tokens["<|im_end|>"],
         pad_token_id=None,
