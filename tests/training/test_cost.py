@@ -41,9 +41,8 @@ def models(tiny_models, tmp_path_factory) -> Path:
     return root
 
 
-def shape_of(batch, run) -> Shape:
-    terms = SupervisedObjective.terms(batch)
-    return Shape.of(samples=len(batch.names), length=batch.input_ids.shape[1], learnt=terms, run=run)
+def shape_of(batch) -> Shape:
+    return Shape.of_batch(batch, learnt=SupervisedObjective.terms(batch))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_activations_are_what_a_forward_pass_keeps(tmp_path, models, training_se
     weights = {p.untyped_storage().data_ptr() for p in parts.model.parameters()}
     counted = sum(storage.nbytes() for at, storage in kept.items() if at not in weights)
     del loss
-    shape = shape_of(batch, config.run)
+    shape = shape_of(batch)
     memory = step_memory(config, CPU, shape=shape)
     assert memory.activations + memory.scores / 3 == pytest.approx(counted, rel=0.15)  # of scores the logarithms
 
@@ -86,16 +85,17 @@ def test_weights_gradients_and_optimizer_are_what_a_step_holds(tmp_path, models,
 
 
 def published(*options: str):
-    path = next((ROOT / "train_configs").glob("emercoarse*bestsetup*.yaml"))
+    path = next((ROOT / "train_configs").glob("emercoarse*_lz.yaml"))
     return load_config(path, ["paths.models_root=/nowhere", *options])
 
 
 def test_the_published_step_on_a_gpu():
-    """Measured at these shapes without this code: 8.3 MB of activations per token with peft's own layers."""
+    """Measured at these shapes without this code: 8.3 MB of activations per token with peft's own layers, of which ours
+    (a bit per dropped number, the input once for all that share it) keep nine tenths."""
     config = published("run.amp_dtype=bfloat16", "model.llm_dtype=bfloat16", "model.encoder_dtype=bfloat16")
     shape = Shape(rows=3, length=200, learnt=240)
     memory = step_memory(config, GPU, shape=shape)
-    assert memory.activations / 600 == pytest.approx(8.9e6, rel=0.15)
+    assert memory.activations / 600 == pytest.approx(0.91 * 8.3e6, rel=0.02)
     assert memory.gradients == 4 * 57_168_644 and memory.optimizer == 2 * memory.gradients
     more = step_memory(config, GPU, shape=replace(shape, rows=6))
     assert more.activations == pytest.approx(2 * memory.activations, rel=0.02)  # but for weights that are cast

@@ -22,7 +22,7 @@ from affectgpt.training.distributed import process_group
 from affectgpt.training.preflight import check_memory, check_precision
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = sorted((ROOT / "train_configs").glob("*bestsetup*.yaml"))
+PUBLISHED = sorted((ROOT / "train_configs").glob("*bestsetup*_lz.yaml"))
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
