@@ -11,7 +11,7 @@ from affectgpt.config.schema import Config
 from affectgpt.core.types import Batch
 from affectgpt.modeling.checkpoint import published_name
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
-from affectgpt.training.loop import Batches
+from affectgpt.training.loop import Batches, LiveBatches
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.progress import memory_gb
 from affectgpt.training.step import build_train_step
@@ -45,6 +45,7 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
         lines.append(
             f"weight decay {decay:g}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} numbers"
         )
+    waits_for = "roll-outs and rewards" if isinstance(batches, LiveBatches) else "data"
     seconds = []
     for number in range(min(_STEPS, run.iters_per_epoch)):
         began = time.perf_counter()
@@ -54,7 +55,7 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
         seconds.append(time.perf_counter() - began)
         lines.append(
             f"step {number + 1}: loss {step.loss:.4f}, gradient {step.grad_norm:.3g}, {step.samples} samples, "
-            f"{step.tokens} tokens, {seconds[-1]:.2f} s, of it {waited:.2f} s waiting for data"
+            f"{step.tokens} tokens, {seconds[-1]:.2f} s, of it {waited:.2f} s waiting for {waits_for}"
         )
     steps = run.max_epoch * run.iters_per_epoch
     lines.append(f"memory: {memory_gb(device):.2f} GB at most on {device}")

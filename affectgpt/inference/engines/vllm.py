@@ -102,6 +102,7 @@ class VLLMEngine:
         if embeds.shape[2] != embedding.shape[1] or not torch.isfinite(embeds).all():  # vLLM would end with it
             raise DataError(f"batch of sample {batch.names[0]!r}: prompt embeddings are not finite [tokens, hidden]")
         prompts = [{"prompt_embeds": row[mask].cpu()} for row, mask in zip(embeds, batch.attention_mask, strict=True)]
+        prompts = [prompt for prompt in prompts for _ in range(len(seeds) // len(prompts))]  # answers of each
         outputs = self._llm.generate(prompts, [self._sampling(seed) for seed in seeds], use_tqdm=False)
         return [self._answer(list(output.outputs[0].token_ids)) for output in outputs]
 
@@ -124,4 +125,4 @@ class VLLMEngine:
         """Stop pairs that vLLM does not know of are cut here: what follows them is never part of an answer."""
         finished = len(ids) < self.decoding.max_new_tokens  # a special stop token is not among the ids
         ids, stopped = self.processor.cut(ids)
-        return Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=stopped or finished)
+        return Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=stopped or finished, ids=tuple(ids))
