@@ -1,4 +1,4 @@
-"""Reinforcement learning's data: clips with human labels, a session that answers, and rewards (``run.objective: grpo``).
+"""Reinforcement learning's data: clips with human labels, a session that answers, and rewards.
 
 Everything that can be wrong is found before a model is loaded.
 """

@@ -1,7 +1,7 @@
 """Every key of the section ``grpo``: how reinforcement learning draws, rewards and compares answers.
 
-``run.objective: grpo`` takes it. What stands in ``run`` counts as everywhere: a step has ``batch_size_train`` clips (per
-GPU) times ``accum_grad_iters``, each with ``group_size`` answers.
+``run.objective: grpo`` takes it. What stands in ``run`` counts as everywhere: a step has ``batch_size_train`` clips
+(per GPU) times ``accum_grad_iters``, each with ``group_size`` answers.
 """
 
 from __future__ import annotations

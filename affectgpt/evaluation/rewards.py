@@ -106,10 +106,15 @@ def read_reply(text: str, *, think: bool, tokens: int = 0, max_tokens: int = 1) 
         if parts is None:
             return Reply(text, "", (), tokens=tokens, max_tokens=max_tokens)
         thinking, answer = parts
-    labels = tuple(label.lower() for label in direct_labels(answer) or ())
+    labels = _words(answer)
     well_formed = bool(labels) and (think or _SENTENCE.fullmatch(answer) is not None)
-    thought = tuple(label.lower() for label in direct_labels(thinking) or ()) if thinking else ()
+    thought = _words(thinking) if thinking else ()
     return Reply(text, answer, labels, thinking, thought, well_formed, tokens, max_tokens)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The labels in a text, lower case; what has no letter is none."""
+    return tuple(label.lower() for label in direct_labels(text) or () if any(map(str.isalpha, label)))
 
 
 class Grader:

@@ -1,4 +1,4 @@
-"""Answers of a model in training, for reinforcement learning: several per clip, seeded by run, step, clip and number."""
+"""Answers of a model in training, for reinforcement learning: several for each clip, in batches, seeded."""
 
 from __future__ import annotations
 

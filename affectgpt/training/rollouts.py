@@ -330,9 +330,9 @@ class Guard:
         text = (
             f"answers have {labels:.2f} labels, more than the limit of {self.limit:.2f} (at first "
             f"{_mean(self.first, 0):.2f}; the truth has {self.truth:.2f}), while their precision fell from "
-            f"{before:.3f} to {precision:.3f}: the policy lists words instead of recognising emotions, which scores such "
-            "as HIT do not punish. Give the reward precision (grpo.rewards.precision) or wheel a weight, set "
-            "grpo.length_penalty, or raise grpo.kl"
+            f"{before:.3f} to {precision:.3f}: the policy lists words instead of recognising emotions, which "
+            "scores such as HIT do not punish. Give the reward precision (grpo.rewards.precision) or wheel a weight, "
+            "set grpo.length_penalty, or raise grpo.kl"
         )
         if self.on:
             return f"{text}. Everything is saved; run.guard=off with run.resume_ckpt_path=auto resumes all the same"

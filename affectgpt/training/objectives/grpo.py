@@ -133,7 +133,7 @@ def answer_logprobs(
     """Log-probability of each token of the answers, and the entropy where it was drawn (no gradient): ``[B, T]`` each.
 
     ``batch``: prompts of C clips, padded on the left (``input_ids`` ``[C, L]`` …), of which ``clip_of`` ``[B]`` says
-    each answer's; ``answer_ids``, ``answer_mask`` ``[B, T]``. Each prompt is embedded once. float32; 0 where the mask is.
+    each answer's; ``answer_ids``, ``answer_mask`` ``[B, T]``. Each prompt is embedded once. float32; 0 off the mask.
     """
     inputs = {k: batch[k] for m in Modality for k in (m.value, m.features) if k in batch}
     prompt = model.embed(input_ids=batch.input_ids, names=batch.names, prefusion=batch.prefusion, **inputs)  # [C, L, D]
@@ -219,7 +219,7 @@ class GRPOObjective(Objective):
 
     A batch (see ``answer_logprobs``) has ``advantages`` ``[B]`` and, where they are needed, log-probabilities
     ``[B, T]``: ``old_logprobs`` (of several updates), ``start_logprobs`` (``grpo.kl``), ``drawn_logprobs``
-    (``grpo.correction``). One without advantages is held-out data: its loss is the cross-entropy of the labelled answer.
+    (``grpo.correction``). One without advantages is held-out data: its loss is the cross-entropy of its labels.
     """
 
     draws = True
