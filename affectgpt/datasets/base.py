@@ -166,9 +166,9 @@ class _Published(EmotionDataset):
 
     def _untested(self, samples: list[Sample]) -> list[Sample]:
         """The samples without the test clips of the sets that the row names."""
-        from affectgpt.datasets.overlap import shared_clips, tested_clips
+        from affectgpt.datasets.overlap import benchmark_clips, shared_clips
 
-        tested, absent = tested_clips(self.dataset_root, self.row.without)
+        tested, absent = benchmark_clips(self.dataset_root, self.row.without)
         if absent:
             raise DataError(
                 f"{self.name}: its training split leaves out the clips that {', '.join(absent)} tests on, whose label "

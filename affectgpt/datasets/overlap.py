@@ -16,7 +16,9 @@ _MEDIA = ("video", "audio")
 _SHOWN = 20  # names in an error
 
 
-def tested_clips(dataset_root: Path, names: Sequence[str] = MER_UNIBENCH) -> tuple[dict[str, list[Sample]], list[str]]:
+def benchmark_clips(
+    dataset_root: Path, names: Sequence[str] = MER_UNIBENCH
+) -> tuple[dict[str, list[Sample]], list[str]]:
     """Data set → the clips of its test split, of those that are under ``dataset_root``; and those that are not."""
     found: dict[str, list[Sample]] = {}
     absent = []
@@ -63,7 +65,7 @@ def refuse_test_clips(samples: Mapping[str, Sequence[Sample]], dataset_root: Pat
     A policy that was rewarded on them has seen the answers. Data sets of MER-UniBench that are not there cannot be
     compared with: a warning names them.
     """
-    tested, absent = tested_clips(dataset_root)
+    tested, absent = benchmark_clips(dataset_root)
     if absent:
         logger.warning(
             "not checked for clips that are trained and tested on, as their test splits are not in %s: %s",
