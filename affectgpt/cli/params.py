@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     import json
 
     from affectgpt.config.load import load_config
-    from affectgpt.modeling.build import build_empty_model
-    from affectgpt.modeling.modeling_affectgpt import count_parameters
+    from affectgpt.modeling.build import build_empty_model, count_parameters
 
     groups = count_parameters(build_empty_model(load_config(args.cfg_path, args.options)))
     total = {kind: sum(group[kind] for group in groups.values()) for kind in ("trained", "frozen")}

@@ -19,7 +19,7 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
     """A function model → (checkpoint → ``score_<data set>`` in 0..1) for ``run.score_datasets``; None: none asked for.
 
     The model in training answers, as it is at the end of the epoch; the answers are read without a language model.
-    Samples, truth and lexicon are read here, so that what is missing is told before a model is loaded. Raises
+    Samples, truth and lexicon are read here, so that what is missing is reported before a model is loaded. Raises
     ConfigError and DataError.
     """
     import torch

@@ -130,7 +130,7 @@ class CheckpointFile:
 
     @property
     def run(self) -> str:
-        """Name of the folder it lies in, also where the path ends in ``..`` or names no folder."""
+        """Name of the folder that holds it, also where the path ends in ``..`` or names no folder."""
         return run_name(self.path)
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from affectgpt.config.paths import Weights, model_folder
 from affectgpt.config.schema import Config
-from affectgpt.core.errors import CheckpointError
+from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.registry import Registry
+from affectgpt.core.types import Modality
 from affectgpt.encoders.pretrained import read_config
 
 VISUAL_ENCODERS = Registry("visual encoder", "affectgpt.encoders")
@@ -106,3 +107,37 @@ def read_preprocessor(source: str | Path | Mapping[str, Any]) -> Mapping[str, An
     if not isinstance(spec, dict):
         raise CheckpointError(f"{path}: expected a JSON object; found {type(spec).__name__}")
     return spec
+
+
+def encode_medium(encoder: nn.Module, modality: Modality, media: torch.Tensor) -> torch.Tensor:
+    """One medium of a batch (see ``Batch``) → its encoder's output Z ``[B, T, d]``, in the encoder's dtype."""
+    if modality is Modality.IMAGE:
+        media = media.unsqueeze(1)  # [B, 1, 3, H, W]
+    # HuBERT draws for its layer drop even where nothing is dropped. Left alone, dropout in the LLM would draw other
+    # numbers than with stored features.
+    with (
+        torch.random.fork_rng(devices=[media.device] if media.is_cuda else []),
+        torch.autocast(media.device.type, enabled=False),
+    ):
+        z = encoder(media)
+    if z.ndim not in (3, 4) or z.shape[:2] != media.shape[:2] or z.shape[-1] != encoder.width:
+        raise ConfigError(
+            f"{type(encoder).__name__} gives {list(z.shape)} for {modality.value} {list(media.shape)}; expected [B, T, "
+            f"width] (or [B, T, Q, width]) with B, T = {list(media.shape[:2])} and its width, {encoder.width}"
+        )
+    return z
+
+
+def make_encoders(config: Any) -> tuple[FrozenEncoder, FrozenEncoder]:
+    """The encoders that a model's configuration names, with fresh weights (none on the meta device)."""
+    made = []
+    for registry, name, numbers, preprocessor in (
+        (VISUAL_ENCODERS, config.visual_encoder, config.visual_config, config.visual_preprocessor),
+        (ACOUSTIC_ENCODERS, config.acoustic_encoder, config.acoustic_config, config.acoustic_preprocessor),
+    ):
+        kind = registry.get(name)
+        encoder = kind.from_config(kind.config_of(numbers or kind.architecture))
+        if preprocessor:
+            encoder.use_preprocessor(preprocessor)
+        made.append(encoder)
+    return made[0], made[1]

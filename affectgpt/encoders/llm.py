@@ -5,11 +5,13 @@ The processor needs an LLM's tokens, the model its weights: both rooms read them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from affectgpt.config.paths import Weights, default_folder, model_folder, model_hint
 from affectgpt.config.schema import Config
@@ -190,3 +192,22 @@ def folder_generation_config(folder: str | Path) -> Any:
         return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # transformers raises many kinds for damaged files
         raise CheckpointError(f"{folder}: its generation settings cannot be read ({error})") from error
+
+
+class StopSequences:
+    """A stopping criterion for ``generate``: which rows of a batch end in one of the stop sequences.
+
+    Called with token ids ``[B, n]``, of which the first ``prompt_length`` are the prompt's; gives bool ``[B]``.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], *, prompt_length: int = 0) -> None:
+        self.sequences = [tuple(sequence) for sequence in sequences]
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any = None, **_: Any) -> torch.Tensor:
+        stop = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for sequence in self.sequences:
+            if input_ids.shape[1] - self.prompt_length >= len(sequence):
+                ending = input_ids[:, input_ids.shape[1] - len(sequence) :]
+                stop |= (ending == torch.tensor(sequence, device=input_ids.device)).all(dim=1)
+        return stop

@@ -16,10 +16,9 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import naming
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
-from affectgpt.encoders.base import FrozenEncoder, encoder_class
+from affectgpt.encoders.base import FrozenEncoder, encode_medium, encoder_class
 from affectgpt.encoders.llm import loading
 from affectgpt.media.reader import MediaReader, Source
-from affectgpt.modeling.modeling_affectgpt import encode_medium
 from affectgpt.processing.feature_key import features_policy
 from affectgpt.processing.features import FeatureReader, FeatureWriter, stored_features
 from affectgpt.processing.media_loader import media_batches, missing_media, stacked

@@ -15,6 +15,7 @@ from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import logger, pick_device
 from affectgpt.core.types import Batch, Modality, Sample
+from affectgpt.encoders.base import encode_medium
 from affectgpt.encoders.llm import folder_generation_config, llm_folder
 from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine
@@ -22,7 +23,6 @@ from affectgpt.inference.flags import answer_flags
 from affectgpt.inference.memory import enough_memory, find_batch_size
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings
-from affectgpt.modeling.modeling_affectgpt import encode_medium
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example, FeatureOf
 

@@ -121,6 +121,19 @@ def weight_bytes(config: Config, *, device: torch.device, encoders: bool = True)
     return needed
 
 
+def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Group → ``{"trained": n, "frozen": n}``. The model may be on the meta device."""
+    groups = {
+        "visual_encoder": "visual encoder", "acoustic_encoder": "acoustic encoder", "llm": "LLM", "lora": "LoRA",
+        "image": "image branch", "video": "video branch", "audio": "audio branch", "multi": "pre-fusion",
+    }  # fmt: skip
+    counts = {group: {"trained": 0, "frozen": 0} for group in groups.values()}
+    for name, parameter in model.named_parameters():
+        group = groups["lora" if ".lora_" in name else name.partition(".")[0]]
+        counts[group]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counts
+
+
 def load_llm(
     folder: str | Path, *, row: LLMRow, dtype: torch.dtype, lora_r: int, trust_remote_code: bool = False
 ) -> nn.Module:

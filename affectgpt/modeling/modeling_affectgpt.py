@@ -17,8 +17,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from affectgpt.core.auto_module import AUTO_MODULE, write_auto_module
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, N_FRAMES, Modality
-from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS, FrozenEncoder
-from affectgpt.encoders.llm import LLMS
+from affectgpt.encoders.base import FrozenEncoder, encode_medium, make_encoders
+from affectgpt.encoders.llm import LLMS, StopSequences
 from affectgpt.encoders.pretrained import load_part
 from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
 from affectgpt.modeling.connectors.base import (
@@ -419,25 +419,6 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return above.generate(*args, stopping_criteria=criteria, **kwargs)
 
 
-class StopSequences:
-    """A stopping criterion for ``generate``: which rows of a batch end in one of the stop sequences.
-
-    Called with token ids ``[B, n]``, of which the first ``prompt_length`` are the prompt's; gives bool ``[B]``.
-    """
-
-    def __init__(self, sequences: Sequence[Sequence[int]], *, prompt_length: int = 0) -> None:
-        self.sequences = [tuple(sequence) for sequence in sequences]
-        self.prompt_length = prompt_length
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any = None, **_: Any) -> torch.Tensor:
-        stop = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        for sequence in self.sequences:
-            if input_ids.shape[1] - self.prompt_length >= len(sequence):
-                ending = input_ids[:, input_ids.shape[1] - len(sequence) :]
-                stop |= (ending == torch.tensor(sequence, device=input_ids.device)).all(dim=1)
-        return stop
-
-
 def merge_multimodal_embeddings(
     *,
     input_ids: torch.Tensor,
@@ -471,53 +452,6 @@ def merge_multimodal_embeddings(
         if media is not None:
             embeds = embeds.masked_scatter(where.unsqueeze(-1), media.to(embeds.device, embeds.dtype))
     return embeds
-
-
-def encode_medium(encoder: nn.Module, modality: Modality, media: torch.Tensor) -> torch.Tensor:
-    """One medium of a batch (see ``Batch``) → its encoder's output Z ``[B, T, d]``, in the encoder's dtype."""
-    if modality is Modality.IMAGE:
-        media = media.unsqueeze(1)  # [B, 1, 3, H, W]
-    # HuBERT draws for its layer drop even where nothing is dropped. Left alone, dropout in the LLM would draw other
-    # numbers than with stored features.
-    with (
-        torch.random.fork_rng(devices=[media.device] if media.is_cuda else []),
-        torch.autocast(media.device.type, enabled=False),
-    ):
-        z = encoder(media)
-    if z.ndim not in (3, 4) or z.shape[:2] != media.shape[:2] or z.shape[-1] != encoder.width:
-        raise ConfigError(
-            f"{type(encoder).__name__} gives {list(z.shape)} for {modality.value} {list(media.shape)}; expected [B, T, "
-            f"width] (or [B, T, Q, width]) with B, T = {list(media.shape[:2])} and its width, {encoder.width}"
-        )
-    return z
-
-
-def make_encoders(config: AffectGPTConfig) -> tuple[FrozenEncoder, FrozenEncoder]:
-    """The encoders that a configuration names, with fresh weights (none on the meta device)."""
-    made = []
-    for registry, name, numbers, preprocessor in (
-        (VISUAL_ENCODERS, config.visual_encoder, config.visual_config, config.visual_preprocessor),
-        (ACOUSTIC_ENCODERS, config.acoustic_encoder, config.acoustic_config, config.acoustic_preprocessor),
-    ):
-        kind = registry.get(name)
-        encoder = kind.from_config(kind.config_of(numbers or kind.architecture))
-        if preprocessor:
-            encoder.use_preprocessor(preprocessor)
-        made.append(encoder)
-    return made[0], made[1]
-
-
-def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Group → ``{"trained": n, "frozen": n}``. The model may be on the meta device."""
-    groups = {
-        "visual_encoder": "visual encoder", "acoustic_encoder": "acoustic encoder", "llm": "LLM", "lora": "LoRA",
-        "image": "image branch", "video": "video branch", "audio": "audio branch", "multi": "pre-fusion",
-    }  # fmt: skip
-    counts = {group: {"trained": 0, "frozen": 0} for group in groups.values()}
-    for name, parameter in model.named_parameters():
-        group = groups["lora" if ".lora_" in name else name.partition(".")[0]]
-        counts[group]["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
-    return counts
 
 
 def _visual(features: Mapping[Modality, torch.Tensor]) -> Modality:

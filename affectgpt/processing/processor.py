@@ -36,13 +36,14 @@ from affectgpt.processing.answer import clean_answer, cut_at_stop, end_ids
 from affectgpt.processing.collator import collate
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.prompt import (
+    CHAT_MEDIA,
     END_OF_ANSWER,
     GENERATION_LENGTH,
     MAX_NEW_TOKENS,
     encode_generation,
     encode_training,
-    quote_text,
     render_prompt,
+    text_and_media,
 )
 from affectgpt.processing.prompt import chat_template as make_chat_template
 
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-_MEDIA = ("face", "video", "audio", "image")
 DEFAULT_MODE = "multiface_audio_face_text"
 # Encoder outputs of a sample's medium, and what was odd about the medium.
 FeatureOf = Callable[[Sample], "tuple[torch.Tensor, tuple[str, ...]]"]
@@ -250,12 +250,12 @@ class AffectGPTProcessor(ProcessorMixin):
         template = chat_template or self.chat_template or make_chat_template(self.mode)
         prompts, media = [], []
         for chat in chats:
-            said, parts = _text_and_media(chat)
+            said, parts = text_and_media(chat)
             prompts.append(self.tokenizer.apply_chat_template(said, chat_template=template, tokenize=False))
             media.append(parts)
         if not tokenize:
             return prompts[0] if one else prompts
-        given: dict[str, Any] = {name: [parts.get(name) for parts in media] for name in _MEDIA}
+        given: dict[str, Any] = {name: [parts.get(name) for parts in media] for name in CHAT_MEDIA}
         inputs = self(text=prompts, **given)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -384,28 +384,6 @@ def media_reader(config: Config, *, training: bool = False, augment: bool = Fals
         audio_clip_spacing=config.model.audio_clip_spacing,
         face_channels=config.model.face_channels,
     )
-
-
-def _text_and_media(chat: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A chat with its text quoted and without media, and the media of its user messages."""
-    media: dict[str, Any] = {}
-    said: list[dict[str, Any]] = []
-    for message in chat:
-        content = message["content"]
-        if isinstance(content, str):
-            said.append({"role": message["role"], "content": quote_text(content)})
-            continue
-        parts = []
-        for part in content:
-            kind = part.get("type")
-            if kind in ("text", "subtitle"):
-                parts.append({"type": kind, kind: quote_text(str(part[kind]))})
-            elif kind in _MEDIA:
-                media[kind] = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
-            else:
-                raise DataError(f"a chat's part has type {kind!r}; allowed: text, subtitle, {', '.join(_MEDIA)}")
-        said.append({"role": message["role"], "content": parts})
-    return said, media
 
 
 def _by_modality(visual: Any, acoustic: Any) -> dict[Modality, Any]:

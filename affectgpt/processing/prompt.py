@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from affectgpt.core.errors import DataError
@@ -11,6 +11,7 @@ from affectgpt.core.types import IGNORE_INDEX, Modality
 from affectgpt.processing.modes import get_mode
 
 END_OF_ANSWER = "###"
+CHAT_MEDIA = ("face", "video", "audio", "image")  # parts of a chat
 GENERATION_LENGTH = 2000  # tokens, prompt and answer together
 MAX_NEW_TOKENS = 1200
 _QUESTION = "Now, please answer my question based on all the provided information. {question} ###Assistant: "
@@ -156,3 +157,25 @@ def _cut(ids: list[int], kept: list[int], *, tokenizer: Any, sample: str, limit:
                 f"its {modality.placeholder}. Shorten the subtitle or the question, {limit}."
             )
     return kept
+
+
+def text_and_media(chat: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A chat with its text quoted and without media, and the media of its user messages."""
+    media: dict[str, Any] = {}
+    said: list[dict[str, Any]] = []
+    for message in chat:
+        content = message["content"]
+        if isinstance(content, str):
+            said.append({"role": message["role"], "content": quote_text(content)})
+            continue
+        parts = []
+        for part in content:
+            kind = part.get("type")
+            if kind in ("text", "subtitle"):
+                parts.append({"type": kind, kind: quote_text(str(part[kind]))})
+            elif kind in CHAT_MEDIA:
+                media[kind] = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
+            else:
+                raise DataError(f"a chat's part has type {kind!r}; allowed: text, subtitle, {', '.join(CHAT_MEDIA)}")
+        said.append({"role": message["role"], "content": parts})
+    return said, media

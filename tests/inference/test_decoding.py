@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from affectgpt.encoders.llm import StopSequences
 from affectgpt.inference.sampling import SampleByRow, sample_seed
-from affectgpt.modeling.modeling_affectgpt import StopSequences
 from affectgpt.processing.answer import clean_answer
 
 EOS = ["<|im_end|>", "<|endoftext|>"]

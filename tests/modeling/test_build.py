@@ -13,9 +13,8 @@ from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 from affectgpt.encoders.llm import LLMS, load_tokenizer, placeholder_ids
-from affectgpt.modeling.build import build_empty_model, build_model
+from affectgpt.modeling.build import build_empty_model, build_model, count_parameters
 from affectgpt.modeling.checkpoint import trained_parameters, trained_state
-from affectgpt.modeling.modeling_affectgpt import count_parameters
 from affectgpt.processing.processor import AffectGPTProcessor
 
 QFORMER = {"video_fusion_type": "qformer", "audio_fusion_type": "qformer", "multi_fusion_type": "qformer"}

@@ -11,14 +11,13 @@ import torch
 
 from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 from affectgpt.core.types import Batch, Modality
-from affectgpt.encoders.llm import folder_generation_config, llm_folder, stop_sequences
+from affectgpt.encoders.llm import StopSequences, folder_generation_config, llm_folder, stop_sequences
 from affectgpt.encoders.pixels import PixelTransform
 from affectgpt.encoders.speech import WaveNormalize
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine
 from affectgpt.modeling.build import build_model, load_checkpoint
 from affectgpt.modeling.checkpoint import published_name, trained_state, write_checkpoint
-from affectgpt.modeling.modeling_affectgpt import StopSequences
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.training.optim import parameter_groups
