@@ -31,7 +31,7 @@ from affectgpt.evaluation.lexicon import load_builtin
 from affectgpt.evaluation.rewards import SENTENCE, Grader, truth_of
 from affectgpt.inference.engines.base import Answer, Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine
-from affectgpt.training.objectives.grpo import GRPOObjective, Scorer, advantages_of, without_dropout
+from affectgpt.training.objectives.grpo import GRPOObjective, Scorer, advantages_of
 from affectgpt.training.optim import build_optimizer
 from affectgpt.training.progress import memory_gb
 from affectgpt.training.step import TrainStep
@@ -171,7 +171,7 @@ def predict(device: torch.device, *, clips: int, group: int, tokens: int, rank: 
         bench = Bench(size, clips=1, group=group, tokens=tokens, device=device, rank=rank)
         found.append(bench.measure(at_once=1))
         if layers == 2:
-            with torch.no_grad(), without_dropout(bench.model):
+            with torch.no_grad():
                 states = torch.randn(group * tokens, SIZES["real"].llm["hidden_size"], device=device)
                 began = time.perf_counter()
                 bench.model.get_output_embeddings()(states.to(bench.model.llm.dtype)).float().logsumexp(dim=-1)

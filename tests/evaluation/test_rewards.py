@@ -185,6 +185,10 @@ def test_the_best_constant_answer_is_found():
     assert Grader({"wheel": 1.0}, grouping=GROUPING).best_constant(truths) == SAID.format("happy, sad")
     only = Grader({"precision": 1.0}, grouping=GROUPING).best_constant(truths)
     assert only == SAID.format("happy")
+    moods = [truth_of(Labels(valence=v), GROUPING) for v in (-1.0, 0.5, -0.2)]
+    grader = Grader({"polarity": 1.0}, grouping=GROUPING)
+    assert grader.best_constant(moods) == SAID.format("negative")
+    assert grader.earns(SAID.format("negative"), moods[0]) == 1.0
     recall = Grader({"recall": 1.0}, grouping=GROUPING).best_constant([*truths, open_truth("angry")])
     assert recall == SAID.format("happy, sad, angry")
 

@@ -215,6 +215,33 @@ def test_dynamic_sampling_leaves_no_group_without_variance(recipe):
         assert batch is None or batch["advantages"].reshape(-1, 4).abs().sum(dim=1).gt(0).all()
 
 
+def test_recomputed_activations_change_nothing(recipe):
+    """transformers recomputes in training mode alone, and dropout is off all the same."""
+    one, two = recipe(name="one", max_epoch=1), recipe(name="two", max_epoch=1, gradient_checkpointing=True)
+    losses = [[(line["loss"], line["kl"], line["reward"]) for line in curve(train(path))] for path in (one, two)]
+    assert losses[0] == [pytest.approx(values, abs=1e-5) for values in losses[1]]
+
+
+def test_sets_with_other_inputs_and_other_labels_are_mixed(recipe, tmp_path):
+    """Each micro-batch is of one set; a reward counts for the clips whose labels it knows."""
+    path = recipe(grpo="rewards: {letters: 0.1, wheel: 1.0, hit: 1.0}", iters_per_epoch=6, max_epoch=1)
+    rows = "".join(f"{name},Well.,{'happy' if i % 2 else 'sad'}\n" for i, name in enumerate(CLIPS))
+    (tmp_path / "basic.csv").write_text("name,subtitle,emotion\n" + rows)
+    mine = path.read_text().split("datasets: {")[1].split("paths:")[0].rstrip().removesuffix("}")
+    folders = mine.split("folders: ")[1].split("}")[0] + "}"
+    basic = (
+        f"basic: {{path: {tmp_path / 'basic.csv'}, columns: {{name: name, subtitle: subtitle, emotion: emotion}}, "
+        f"folders: {folders}, face_or_frame: audio_text, label_type: onehot_wo_candidates}}"
+    )
+    path.write_text(path.read_text().replace(mine, f"{mine}, {basic}"))
+    folder = train(path)
+    seen = {name for line in lines(folder) for name in line}
+    assert json.loads((folder / "run.json").read_text())["data"] == {"mine": len(CLIPS), "basic": len(CLIPS)}
+    assert {"reward_letters", "precision"} <= seen and len(lines(folder)) == 6
+    asked = {json.loads(line)["clip"].split("/")[0] for line in (folder / "rollouts.jsonl").read_text().splitlines()}
+    assert asked == {"mine", "basic"}
+
+
 # --- resuming -----------------------------------------------------------------------------------------------------
 
 

@@ -112,15 +112,21 @@ def term_count(mask: torch.Tensor, *, variant: str) -> int:
     return int(mask.sum()) if variant == "dapo" else mask.shape[0]
 
 
-@contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, but recomputing activations where it is set to, which transformers does in training."""
-    was = model.training
+def drop_nothing(model: nn.Module) -> None:
+    """Eval mode for all that drops, but activations are recomputed where the model is set to, which transformers does
+    in training mode alone. It stays so until the model is put into another mode: backward recomputes in it too."""
     model.eval()
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
     model.training = True  # itself: no checks that would end one rank alone
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """``drop_nothing`` while the block lasts, for forward passes without a gradient."""
+    was = model.training
+    drop_nothing(model)
     try:
         yield
     finally:
@@ -248,8 +254,8 @@ class GRPOObjective(Objective):
             return self._supervised[0](batch)
         settings = self.settings
         mask = batch["answer_mask"]
-        with without_dropout(self.model):
-            new, entropy = answer_logprobs(self.model, batch, temperature=settings.temperature)
+        drop_nothing(self.model)
+        new, entropy = answer_logprobs(self.model, batch, temperature=settings.temperature)
         old = batch.get("old_logprobs", new.detach())  # one update: the policy that drew is the one that learns
         log_ratio = log_ratios(new, old, mask, variant=settings.variant)
         low, high = clip_range(settings)
