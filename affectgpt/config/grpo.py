@@ -62,7 +62,7 @@ class GRPOConfig:
     overlong: int = limited(32, COUNT)  # reward overlong: it falls over so many tokens before max_new_tokens
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     lexicon: str = ""  # folder of emotion wheels, or builtin; empty: emotion_wheel/ if it is there, else builtin
-    # When run.guard stops: labels per answer above guard_labels, precision lower than at first by guard_precision.
+    # When run.guard stops: labels per answer above guard_labels, precision lower than its best by guard_precision.
     guard_labels: float | None = limited(None, POSITIVE)  # not set: 1.3 times the larger of the truth's and the start's
     guard_precision: float = limited(0.02, NOT_NEGATIVE)
-    guard_window: int = limited(8, COUNT)  # roll-outs whose mean is looked at, and that are the start
+    guard_window: int = limited(8, COUNT)  # roll-outs whose mean is looked at; the first are the start

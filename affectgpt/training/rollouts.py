@@ -290,8 +290,8 @@ class Rollouts:
 class Guard:
     """Notices when a policy collects reward by saying more: labels per answer rise past a limit while precision falls.
 
-    HIT and recall never punish a further label. The first ``grpo.guard_window`` roll-outs are the start that later
-    ones are compared with.
+    HIT and recall never punish a further label. Looked at are means over ``grpo.guard_window`` roll-outs: the labels
+    against the limit, the precision against its best so far (it may rise first, as recognition gets better).
     """
 
     def __init__(self, config: Config, *, mean_labels: float) -> None:
@@ -300,6 +300,7 @@ class Guard:
         self.truth = mean_labels
         self.first: list[list[float]] = []  # (labels per answer, precision) of the first roll-outs
         self.last: deque[list[float]] = deque(maxlen=config.grpo.guard_window)
+        self.best = 0.0  # the highest precision of a window
         self._warned = False
 
     def see(self, labels: float | None, precision: float | None) -> None:
@@ -309,6 +310,8 @@ class Guard:
         if len(self.first) < self.grpo.guard_window:
             self.first.append([labels, precision])
         self.last.append([labels, precision])
+        if len(self.last) == self.grpo.guard_window:
+            self.best = max(self.best, _mean(self.last, 1))
 
     @property
     def limit(self) -> float:
@@ -323,14 +326,13 @@ class Guard:
         if len(self.last) < self.grpo.guard_window or not self.first:
             return None
         labels, precision = _mean(self.last, 0), _mean(self.last, 1)
-        before = _mean(self.first, 1)
-        if labels <= self.limit or precision > before - self.grpo.guard_precision:
+        if labels <= self.limit or precision > self.best - self.grpo.guard_precision:
             self._warned = False
             return None
         text = (
             f"answers have {labels:.2f} labels, more than the limit of {self.limit:.2f} (at first "
             f"{_mean(self.first, 0):.2f}; the truth has {self.truth:.2f}), while their precision fell from "
-            f"{before:.3f} to {precision:.3f}: the policy lists words instead of recognising emotions, which "
+            f"{self.best:.3f} to {precision:.3f}: the policy lists words instead of recognising emotions, which "
             "scores such as HIT do not punish. Give the reward precision (grpo.rewards.precision) or wheel a weight, "
             "set grpo.length_penalty, or raise grpo.kl"
         )
@@ -343,11 +345,12 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen."""
-        return {"first": self.first, "last": list(self.last)}
+        return {"first": self.first, "last": list(self.last), "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo ``state_dict``."""
         self.first = [list(pair) for pair in state["first"]]
+        self.best = state["best"]
         self.last = deque((list(pair) for pair in state["last"]), maxlen=self.grpo.guard_window)
 
 
