@@ -25,6 +25,7 @@ from transformers import GenerationConfig
 
 from affectgpt.config.grpo import GRPOConfig
 from affectgpt.config.schema import RunConfig
+from affectgpt.core.layout import layout_of
 from affectgpt.core.types import Batch, Labels, Modality
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import load_builtin
@@ -131,6 +132,8 @@ class Bench:
             batch["answer_ids"], batch["answer_mask"] = answers, torch.ones_like(answers, dtype=torch.bool)
             batch["clip_of"] = torch.arange(len(batch.names)).repeat_interleave(self.group)
             batch["advantages"] = gains[here].flatten()
+            layout = layout_of(input_ids=batch.input_ids, placeholder_ids=self.model.placeholder_ids)
+            batch["layout"] = replace(layout, n_tokens=batch.input_ids.numel())
             made.append(batch)
         return made
 

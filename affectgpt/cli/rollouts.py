@@ -107,8 +107,9 @@ def check_rollouts(config: Config) -> None:
             f"run.objective={run.objective} starts from a model that has learnt to answer: set model.ckpt to a "
             "checkpoint of supervised training (run.objective=sft)"
         )
-    if run.packing:
-        raise ConfigError(f"{config.where('run.packing')}: drawn answers share their prompts and are not packed; set 0")
+    for key, value in (("run.packing", run.packing), ("run.batch_tokens", run.batch_tokens)):
+        if value:
+            raise ConfigError(f"{config.where(key)}: answers share their prompts and are not packed or split; set 0")
     if grpo.top_p < 1 or grpo.top_k:
         logger.warning(
             "grpo.top_p is %g and grpo.top_k %d: the policy that answers are drawn from is not the one that is scored; "

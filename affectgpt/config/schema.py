@@ -149,6 +149,9 @@ class RunConfig:
     fused_adamw: bool = False
     # Put samples side by side in rows of up to this many tokens instead of padding them; 0: off.
     packing: int = limited(0, NOT_NEGATIVE)
+    # Split a batch into parts of up to this many tokens, which are computed one after the other; 0: do not. Memory
+    # then goes by tokens, whatever the lengths of the samples.
+    batch_tokens: int = limited(0, NOT_NEGATIVE)
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # several GPUs: copies of the model, or shards of one (fsdp2)
     clip_grad_norm: float | None = limited(None, POSITIVE)  # longest gradient; null: no clipping, as published
     # Ours: what is kept, watched and measured.

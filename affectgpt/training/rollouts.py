@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
+from affectgpt.core.layout import layout_of
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch, Grades
 from affectgpt.training.distributed import gather, sum_over_ranks
@@ -134,7 +136,7 @@ class Rollouts:
         pending = None
         if self._pending is not None and self.config.grpo.updates > 1:
             batches = [
-                None if batch is None else {"values": dict(batch), "mode": batch.mode, "prompts": batch.prompts}
+                None if batch is None else {"values": _plain(batch), "mode": batch.mode, "prompts": batch.prompts}
                 for batch in self._pending[1]
             ]
             pending = {"number": self._pending[0], "batches": batches}
@@ -149,11 +151,23 @@ class Rollouts:
             )
         self.guard.load_state_dict(state["guard"])
         if state["pending"] is not None:
-            batches = [
-                None if batch is None else Batch(batch["values"], mode=batch["mode"], prompts=batch["prompts"])
-                for batch in state["pending"]["batches"]
-            ]
+            batches = [None if batch is None else self._batch(**batch) for batch in state["pending"]["batches"]]
             self._pending = state["pending"]["number"], batches
+
+    def _batch(self, *, values: Mapping[str, Any], mode: str, prompts: Sequence[str]) -> Batch:
+        """Undo ``_plain``."""
+        batch = Batch(values, mode=mode, prompts=prompts)
+        return self._with_layout(batch)
+
+    def _with_layout(self, batch: Batch) -> Batch:
+        """A batch that says where its prompts' media are, and how many tokens the answers' rows have."""
+        found = layout_of(
+            input_ids=batch.input_ids, placeholder_ids=self.scorer.model.placeholder_ids,
+            attention_mask=batch.attention_mask,
+        )  # fmt: skip
+        tokens = int(batch.attention_mask.sum(dim=1)[batch["clip_of"]].sum() + batch["answer_mask"].sum())
+        batch["layout"] = replace(found, n_tokens=tokens)
+        return batch
 
     def _rolled_out(self, keys: Sequence[Sequence[Key]], *, number: int) -> list[Batch | None]:
         """The micro-batches of one roll-out: drawn, rewarded, compared, and scored by the training forward."""
@@ -243,6 +257,7 @@ class Rollouts:
         batch["answer_ids"], batch["answer_mask"] = ids, mask
         batch["clip_of"] = torch.arange(len(here)).repeat_interleave(grpo.group_size)
         batch["advantages"] = gains.flatten().float()
+        self._with_layout(batch)
         if grpo.correction != "off":
             batch["drawn_logprobs"] = drawn
         if grpo.updates > 1 or grpo.kl:
@@ -352,6 +367,11 @@ class Guard:
         self.first = [list(pair) for pair in state["first"]]
         self.best = state["best"]
         self.last = deque((list(pair) for pair in state["last"]), maxlen=self.grpo.guard_window)
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    """A batch as what a state file may hold: tensors and text."""
+    return {key: str(value) if key == "prefusion" else value for key, value in batch.items() if key != "layout"}
 
 
 def _mean(pairs: Any, which: int) -> float:

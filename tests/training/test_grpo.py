@@ -181,6 +181,32 @@ def test_the_start_holds_connectors_as_well_as_lora(recipe):
     assert not torch.equal(Scorer(model, autocast=stream.scorer.autocast).start_logprobs(batch), now)
 
 
+def test_answers_are_drawn_with_the_weights_that_the_last_step_left(recipe, monkeypatch):
+    """Labelled batches are read while the step before them computes; these cannot be."""
+    from affectgpt.inference.rollout import RolloutSource
+    from affectgpt.training.step import TrainStep
+
+    drawn, left = [], []
+    plain_draw, plain_run = RolloutSource.draw, TrainStep.run
+
+    def draw(self, keys, *, number):
+        drawn.append(torch.cat([p.detach().flatten() for p in self.session.model.parameters() if p.requires_grad]))
+        return plain_draw(self, keys, number=number)
+
+    def run(self, fetched, **options):
+        step = plain_run(self, fetched, **options)
+        left.append(torch.cat([p.detach().flatten() for p in self.objective.model.parameters() if p.requires_grad]))
+        return step
+
+    monkeypatch.setattr(RolloutSource, "draw", draw)
+    monkeypatch.setattr(TrainStep, "run", run)
+    train(recipe())
+    assert len(drawn) == len(left) == 6
+    for before, after in zip(drawn[1:], left, strict=False):
+        assert torch.equal(before, after)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
 def test_prompts_are_embedded_once_per_group(recipe, monkeypatch):
     from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration as Model
 
@@ -266,6 +292,7 @@ def test_a_killed_run_resumes_to_the_bit(recipe, updates, kills):
 
 def test_ctrl_c_between_two_updates_keeps_the_answers(recipe):
     run = {"save_state_every": 0, "resume_ckpt_path": "auto", "grpo": "updates: 3, kl: 0.1"}
+    run["mode"] = "multiface_audio_face_text"
     quiet, path = recipe(name="quiet", **run), recipe(**run)
     assert run_train("--cfg-path", str(quiet)).status == 0
     outcome = run_train("--cfg-path", str(path), trouble=Trouble(signal_in_step=(2, signal.SIGINT)))
@@ -414,6 +441,7 @@ def test_a_clip_that_cannot_be_read_ends_the_run_or_is_left_out(recipe, training
         (["model.ckpt="], "set model.ckpt to a checkpoint of supervised training"),
         (["grpo.updates=2"], "of which run.iters_per_epoch (3) must be a multiple"),
         (["run.packing=512"], "run.packing"),
+        (["run.batch_tokens=512"], "run.batch_tokens"),
         (["grpo.rewards={dual: 1}"], "grpo.rewards.dual reads a thinking"),
         (["grpo.group_size=1"], "grpo.group_size is 1; allowed: at least 2"),
         (["grpo.variant=ppo"], "allowed: one of grpo, dr_grpo, dapo, gspo"),

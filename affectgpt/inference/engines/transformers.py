@@ -16,6 +16,7 @@ from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.memory import autocast
 from affectgpt.inference.sampling import SampleByRow, top_k_of
 from affectgpt.modeling.build import load_checkpoint
+from affectgpt.modeling.lora import MergedLora, has_lora
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.processor import AffectGPTProcessor
 
@@ -45,10 +46,16 @@ class TransformersEngine:
         self.autocast_dtype = torch.float16  # of a GPU; roll-outs of a training set the training's
         self.keeps_logprobs = False
         self._drawn: torch.Tensor | None = None  # [B, n]: log-probabilities of the last batch, where they are kept
+        self._lora = MergedLora(model.llm, llm_folder) if llm_folder is not None and has_lora(model.llm) else None
 
     def load(self, checkpoint: Path) -> Any:
-        """Lay a checkpoint over the model."""
-        return load_checkpoint(self.model, checkpoint, complete=True)
+        """Lay a checkpoint over the model; its LoRA is added to the LLM's weights."""
+        if self._lora is None:
+            return load_checkpoint(self.model, checkpoint, complete=True)
+        self._lora.undo()
+        report = load_checkpoint(self.model, checkpoint, complete=True)
+        self._lora.merge()
+        return report
 
     def describe(self) -> dict[str, Any]:
         """The decoding in force."""

@@ -142,7 +142,9 @@ def answer_logprobs(
     each answer's; ``answer_ids``, ``answer_mask`` ``[B, T]``. Each prompt is embedded once. float32; 0 off the mask.
     """
     inputs = {k: batch[k] for m in Modality for k in (m.value, m.features) if k in batch}
-    prompt = model.embed(input_ids=batch.input_ids, names=batch.names, prefusion=batch.prefusion, **inputs)  # [C, L, D]
+    prompt = model.embed(
+        input_ids=batch.input_ids, layout=batch.get("layout"), names=batch.names, prefusion=batch.prefusion, **inputs
+    )  # [C, L, D]
     ids, mask, clip = batch["answer_ids"], batch["answer_mask"], batch["clip_of"]
     embedding = model.get_input_embeddings()
     prompt = prompt.to(embedding.weight.dtype)
