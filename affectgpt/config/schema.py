@@ -182,7 +182,8 @@ class InferenceConfig:
     text_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     face_or_frame: Any = field(default=None, metadata=IGNORED)
-    base_root: str = "output/results"  # results go to {base_root}-{data set}/{checkpoint folder}/{checkpoint}.npz
+    # Results go to {base_root}-{data set}/{checkpoint folder}/{checkpoint}.npz; not set: <paths.output_root>/results
+    base_root: str | None = None
     ckpt_root: str | None = None  # a folder of checkpoints; counts before ckpt_name
     ckpt_name: str | None = None  # a run's folder below output/<name>/, or one checkpoint file; neither: the search
     test_epoch: int | None = None  # of the folder
@@ -233,6 +234,11 @@ class Config:
     def inference_frames(self) -> ProcessorSpec:
         """Frames per clip and their pixels at inference: as many as in training, always 224 x 224 (as published)."""
         return replace(self.model.vis_processor.train, image_size=IMAGE_SIZE)
+
+    @property
+    def results_root(self) -> str:
+        """What the folders of results begin with."""
+        return self.inference.base_root or f"{self.paths.output_root}/results"
 
     @property
     def folder(self) -> Path | None:
