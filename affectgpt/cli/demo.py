@@ -71,6 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
         description="From nothing to a scored tiny model on a CPU: about five minutes, everything synthetic. "
         "What is there already is used again.",
     )
+    parser.add_argument(
+        "--rl", action="store_true",
+        help="instead: reinforcement learning on clips with planted wrong labels, in output/demo-rl (some minutes)",
+    )  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that make models and clips (2)")
     return parser
 
@@ -83,12 +87,17 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.core.runtime import setup_logging
 
     setup_logging()
-    place = Place(workers=max(args.workers, 1))
+    place: Any = Place(workers=max(args.workers, 1))
+    work: Callable[[Any], None] = run
+    if args.rl:
+        from affectgpt.cli import demo_rl
+
+        place, work = demo_rl.Place(workers=max(args.workers, 1)), demo_rl.run
     place.root.mkdir(parents=True, exist_ok=True)
     with locked(place.root, wait=False) as alone:
         if not alone:
             raise ConfigError(f"another demo is running in {place.root}: wait for it or end it")
-        run(place)
+        work(place)
     return 0
 
 

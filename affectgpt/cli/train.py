@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
-    from affectgpt.processing.loader import BatchStream
+    from affectgpt.processing.loader import BatchStream, FailureLog
+    from affectgpt.training.rollouts import Rollouts
     from affectgpt.training.run_state import Resumed
     from affectgpt.training.validation import HeldOut, Score
 
@@ -111,7 +112,9 @@ class Job:
     dry_run: bool
     resumed: Resumed | None
     model: AffectGPTForConditionalGeneration
-    batches: BatchStream
+    batches: BatchStream | Rollouts
+    counts: dict[str, int]  # data set → samples
+    failures: FailureLog
     held_out: HeldOut
     score: Score | None
 
@@ -155,6 +158,7 @@ def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
         else:
             check_writable(Path(config.paths.output_root))
 
+    from affectgpt.training.objectives.base import OBJECTIVES
     from affectgpt.training.optim import get_schedule
     from affectgpt.training.preflight import check_attention, check_compiler, check_precision
     from affectgpt.training.progress import tensorboard_writer
@@ -163,6 +167,12 @@ def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
     check_precision(config, device)
     check_compiler(run, device)
     check_attention(run, device)
+    with config.naming("run.objective"):
+        draws = OBJECTIVES.get(run.objective).draws
+    if draws:
+        from affectgpt.cli.rollouts import check_rollouts
+
+        check_rollouts(config)
     if run.tensorboard:
         tensorboard_writer()
     return device
@@ -173,21 +183,28 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
 
     What can be wrong with files is found before the weights are loaded. Raises ConfigError, DataError, CheckpointError.
     """
+    from affectgpt.cli.rollouts import RolloutPlan, plan_rollouts
     from affectgpt.cli.training_scores import training_scores
     from affectgpt.core.runtime import logger, rank, seed_everything
     from affectgpt.modeling.build import build_model
     from affectgpt.processing.loader import training_batches
     from affectgpt.processing.processor import AffectGPTProcessor
     from affectgpt.processing.validation import validation_batches
+    from affectgpt.training.objectives.base import OBJECTIVES
     from affectgpt.training.preflight import check_memory
 
     resumed = None if dry_run else _find_resume(config, locks=locks)
     if resumed is not None and not config.run.evaluate and _is_finished(config, resumed):
         return None
-    processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
-    batches = training_batches(config, processor=processor)
+    data: BatchStream | RolloutPlan
+    if OBJECTIVES.get(config.run.objective).draws:
+        data = plan_rollouts(config, lazy=dry_run)
+        processor = data.processor
+    else:
+        processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
+        data = training_batches(config, processor=processor)
     held_out = validation_batches(config, processor=AffectGPTProcessor.from_config(config, training=True))
-    for name, count in batches.counts.items():
+    for name, count in data.counts.items():
         logger.info("%s: %d training samples", name, count)
     for name, part in held_out.items():
         logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
@@ -199,7 +216,7 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
             "run.evaluate: nothing to measure; set run.valid_splits, or run.score_every with run.score_datasets"
         )
     # With stored features for everything, the encoders are not even loaded.
-    needed = batches.media.union(*(part.media for part in held_out.values()))
+    needed = data.media.union(*(part.media for part in held_out.values()))
     encoders = bool(needed) or config.run.score_every > 0
     check_memory(config, device, encoders=encoders)
     seed_everything(config.run.seed)  # the same connectors on every rank
@@ -208,8 +225,10 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     seed_everything(config.run.seed + rank())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
+    batches = data.bind(model, device) if isinstance(data, RolloutPlan) else data
     return Job(
         config=config, device=device, dry_run=dry_run, resumed=resumed, model=model, batches=batches,
+        counts=data.counts, failures=data.failures,
         held_out={name: part.__iter__ for name, part in held_out.items()},
         score=scored(model) if scored is not None else None,
     )  # fmt: skip
@@ -239,19 +258,23 @@ def run(job: Job, *, locks: ExitStack) -> int:
 def _train(job: Job, *, output_dir: Path) -> int:
     """Train, with a record of how it ended."""
     from affectgpt.core.runtime import logger, rank, world_size
+    from affectgpt.inference.rollout import NOTES
     from affectgpt.media.video import video_reader
     from affectgpt.training.loop import train
     from affectgpt.training.progress import draw_training
+    from affectgpt.training.rollouts import Rollouts
     from affectgpt.training.run_state import Record, revisions_of
     from affectgpt.training.stopping import Interrupted
 
     logger.info("writing to %s", output_dir)
     main_rank = rank() == 0
     # What run.on_error: skip leaves out; each rank has samples of its own.
-    job.batches.failures.path = output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv")
+    job.failures.write_to(output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv"))
+    if isinstance(job.batches, Rollouts) and main_rank:
+        job.batches.source.notes = output_dir / NOTES
     record = Record(
         output_dir / "run.json" if main_rank else None,
-        config=job.config, device=job.device, counts=job.batches.counts, video_reader=video_reader(),
+        config=job.config, device=job.device, counts=job.counts, video_reader=video_reader(),
         world_size=world_size(), revisions=revisions_of(job.resumed),
     )  # fmt: skip
     try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from affectgpt.config.schema import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Config, limited
+from affectgpt.config.limits import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, limited
+from affectgpt.config.schema import Config
 
 STEPS = ("describe", "merge", "low_level", "high_level", "output")  # of a run, in their order
 AUDIO_PROMPT = (

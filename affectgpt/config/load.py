@@ -19,7 +19,7 @@ from affectgpt.core.registry import import_files
 from affectgpt.core.runtime import logger
 
 _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
-_SECTION = re.compile(r"(model|datasets|run|inference|paths|captioning)\.[\w.]+=")  # how another KEY=VALUE begins
+_SECTION = re.compile(r"(model|datasets|run|grpo|inference|paths|captioning)\.[\w.]+=")  # how another KEY=VALUE begins
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 

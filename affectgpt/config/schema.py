@@ -8,63 +8,28 @@ Keys marked *ignored* are accepted because released files have them, and change 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from affectgpt.config.grpo import GRPOConfig
+from affectgpt.config.limits import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    WARM,
+    WARM_UP,
+    limited,
+)
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.types import IMAGE_SIZE
 
 IGNORED = {"ignored": True}
 INTERNAL = {"internal": True}  # no key of a file
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What numbers a key takes."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False  # the number must be above ``low``
-    open_high: bool = False
-    also: float | None = None  # a value outside that is taken too
-    advice: str = ""
-
-    def __contains__(self, value: float) -> bool:
-        if value == self.also:
-            return True
-        above = value > self.low if self.open_low else value >= self.low
-        return above and (value < self.high if self.open_high else value <= self.high)
-
-    def __str__(self) -> str:
-        if self.low == 0 and self.open_low:
-            low = "more than 0"
-        else:
-            low = "0 or more" if self.low == 0 else f"at least {self.low:g}"
-        parts = [low] if self.low > -math.inf else []
-        if self.high < math.inf:
-            parts.append(f"less than {self.high:g}" if self.open_high else f"at most {self.high:g}")
-        text = (" and " if self.open_high else ", ").join(parts) + (
-            f", or {self.also:g}" if self.also is not None else ""
-        )
-        return text + (f" ({self.advice})" if self.advice else "")
-
-
-COUNT = Limits(low=1)
-NOT_NEGATIVE = Limits(low=0)
-POSITIVE = Limits(low=0, open_low=True)
-SHARE = Limits(low=0, high=1, open_low=True)  # 1 is all
-FRACTION = Limits(low=0, high=1, open_high=True)  # 0 is none
-WARM_UP = Limits(low=0, also=-1, advice="starts at init_lr")
-WARM = Limits(low=0, open_low=True, advice="inference.decoding=greedy takes the likeliest token")
-
-
-def limited(default: Any, limits: Limits) -> Any:
-    """A field of a number with the limits that its value must keep."""
-    return field(default=default, metadata={"limits": limits})
 
 
 @dataclass(frozen=True)
@@ -164,6 +129,7 @@ class RunConfig:
     iters_per_epoch: int = limited(10000, COUNT)  # optimizer steps, each of accum_grad_iters batches
     batch_size_train: int = limited(3, COUNT)  # per GPU
     batch_size_eval: int = limited(3, COUNT)
+    guard: Literal["on", "off"] = "on"  # ours: reinforcement learning stops when answers grow and precision falls
     seed: int = 42  # plus the rank
     num_workers: int = limited(4, NOT_NEGATIVE)  # loader processes
     amp: bool = True  # autocast fp16 with gradient scaling on a GPU (published: False where a file leaves it out)
@@ -259,6 +225,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     run: RunConfig = field(default_factory=RunConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)  # ours: of run.objective grpo
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     origins: Any = field(default=None, repr=False, compare=False, metadata=INTERNAL)  # of config.tree, for messages

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.core.crops import AS_PUBLISHED, Crops
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from affectgpt.core.layout import Layout
@@ -73,6 +74,28 @@ class Sample:
     crops: Crops = AS_PUBLISHED  # how the file ``face`` is stored
 
 
+@dataclass(frozen=True, slots=True)
+class Grades:
+    """Rewards of G drawn answers to each of C clips, by K kinds of reward, and what is watched beside them.
+
+    ``weights`` ``[K, C]``: 0 where a kind says nothing of a clip. ``precision``, ``recall`` ``[C, G]``: of the groups
+    on the wheels; NaN for a clip whose truth is no label.
+    """
+
+    kinds: tuple[str, ...]
+    values: np.ndarray  # [K, C, G]
+    weights: np.ndarray  # [K, C]
+    labels: np.ndarray  # [C, G]: how many an answer has, known to a wheel or not
+    precision: np.ndarray
+    recall: np.ndarray
+    readable: np.ndarray  # bool [C, G]
+
+    @property
+    def totals(self) -> np.ndarray:
+        """The weighted sums ``[C, G]``."""
+        return (self.values * self.weights[:, :, None]).sum(axis=0)
+
+
 class Batch(dict[str, Any]):
     """What a model's forward takes, by keyword: ``model(**batch)``. Shapes: B samples, L tokens.
 
@@ -82,6 +105,7 @@ class Batch(dict[str, Any]):
     place, which need no encoder: ``face_features`` ``[B, 8, d_v]``, ``audio_features`` ``[B, 8, d_a]``, …
     ``prefusion``: FACE or FRAME, what is pre-fused with the audio. ``names``: of the samples, for messages. ``layout``:
     where all this is in the batch (``core.layout``), so that the model need not look.
+    Of reinforcement learning also the answers to each prompt: see training/objectives/grpo.
 
     Not for the model, and so attributes: ``mode``, ``prompts`` (as rendered, placeholders once each), ``flags`` (what
     was odd about a sample, e.g. no_audio_track), ``more`` (the next batch is another part of the same draw).

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from affectgpt.core.crops import AS_PUBLISHED, Crops
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
+from affectgpt.core.runtime import logger
 from affectgpt.core.tables import read_table
 from affectgpt.core.types import Sample
 from affectgpt.datasets import custom
@@ -158,9 +159,25 @@ class _Published(EmotionDataset):
     def _load(self, split: str, *, labels: bool) -> list[Sample]:
         if split == "train" and split not in self.splits:
             raise ConfigError(f"datasets.{self.key}: {self.name} has no training split; it can only be tested on")
-        return load_samples(
+        samples = load_samples(
             self.row, split=split, dataset_root=self.dataset_root, face_channels=self.block.face_channels
         )
+        return self._untested(samples) if split == "train" and self.row.without else samples
+
+    def _untested(self, samples: list[Sample]) -> list[Sample]:
+        """The samples without the test clips of the sets that the row names."""
+        from affectgpt.datasets.overlap import benchmark_clips, shared_clips
+
+        tested, absent = benchmark_clips(self.dataset_root, self.row.without)
+        if absent:
+            raise DataError(
+                f"{self.name}: its training split leaves out the clips that {', '.join(absent)} tests on, whose label "
+                f"files are not under {self.dataset_root}: put them there"
+            )
+        shared = shared_clips(samples, tested)
+        if shared:
+            logger.info("%s: %d clips left out: %s", self.name, len(shared), ", ".join(sorted(shared)))
+        return [sample for sample in samples if sample.name not in shared]
 
     def expected(self, split: str) -> int | None:
         return self.row.counts.get(split)

@@ -253,9 +253,10 @@ def _names_of_subtitles(row: DatasetRow, root: Path, labelled: list[str]) -> lis
 
 @LABEL_READERS.register("names_only")
 def _candidates(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
-    path = root / str(row.label_file)
+    path, truth_path = root / str(row.label_file), root / str(row.openset_file)
+    if split == "train":  # those that people have labelled
+        return {name: Labels(ovlabels=labels) for name, labels in _ovlabels(root, row.openset_file).items()}
     names = read_table(path, key="name", columns=())
-    truth_path = root / str(row.openset_file)
     truth = _ovlabels(root, row.openset_file) if row.openset_file and truth_path.exists() else {}
     for name in truth:
         if name not in names:

@@ -46,6 +46,7 @@ class DatasetRow:
     audio_dir: str = "audio"
     face_dir: str = "openface_face"
     split_rule: Mapping[str, str] = field(default_factory=dict)  # IEMOCAP: split → allowed 5th characters of the name
+    without: tuple[str, ...] = ()  # data sets whose test clips are no part of the training split, by name and by file
     custom_columns: Mapping[str, str] = field(default_factory=dict)  # of a user's set: role → heading
 
 
@@ -95,7 +96,8 @@ _ROWS = (
         name="OVMERD", task="train", splits={"train": "all"}, counts={"train": 332},
         openset_file="track2_train_ovmerd.csv", reason_file="track3_train_ovmerd.csv", **_MER2025),
     DatasetRow(
-        name="MER2025OV", task="fine-grained", splits={"test": "all"}, counts={"test": 20_000},
+        name="MER2025OV", task="fine-grained", splits={"train": "human", "test": "all"}, counts={"test": 20_000},
+        without=("OVMERDPlus",),  # its human-labelled clips: 1,200, of which OV-MERD+ tests on 200
         label_file="track_all_candidates.csv", openset_file="track2_test.csv",
         **{**_MER2025, "label_kind": "names_only", "label_types": ("ovlabel",)}),
 )  # fmt: skip

@@ -146,14 +146,21 @@ class DatasetFeatures:
     """
 
     def __init__(
-        self, config: Config, samples: Sequence[Sample], *, dataset: str, mode: str, policy: str | None = None
+        self,
+        config: Config,
+        samples: Sequence[Sample],
+        *,
+        dataset: str,
+        mode: str,
+        policy: str | None = None,
+        split: str = "test",
     ) -> None:
         self.config, self.dataset = config, dataset
         self.media = get_mode(mode).media
         self.unreadable: dict[str, str] = {}  # sample → why
         self._kept: dict[Modality, TemporaryStore] = {}
         self.stored: dict[Modality, FeatureReader] = stored_features(
-            config, samples, dataset=dataset, split="test", mode=mode,
+            config, samples, dataset=dataset, split=split, mode=mode,
             policy=policy or features_policy(config, dataset), processor=config.inference_frames,
         )  # fmt: skip
         if self.stored:

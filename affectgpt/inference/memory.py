@@ -19,9 +19,11 @@ LARGEST_BATCH = {"cuda": 512, "cpu": 16}
 _SHARE = 0.8  # of the free memory
 
 
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Encoders and connectors run under fp16 autocast on a GPU, as the released checkpoints were trained and scored."""
-    return torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()
+def autocast(device: torch.device, dtype: torch.dtype | None = torch.float16) -> AbstractContextManager[Any]:
+    """Encoders and connectors run under fp16 autocast on a GPU, as the released checkpoints were trained and scored.
+
+    ``dtype`` None: without."""
+    return torch.autocast("cuda", dtype=dtype) if device.type == "cuda" and dtype is not None else nullcontext()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -14,12 +14,22 @@ class SampleByRow:
 
     A logits processor for ``generate(do_sample=False)``: of scores ``[B, V]`` it leaves the drawn token of each row.
     A row's draw depends on its own numbers alone, so answers do not depend on batch mates, order or restarts.
+    ``keep``: log-probabilities of what was drawn, of each step ``[B]``, are kept in ``kept``.
     """
 
     def __init__(
-        self, seeds: Sequence[int], *, max_new_tokens: int, top_k: int, top_p: float, temperature: float
+        self,
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        top_k: int,
+        top_p: float,
+        temperature: float,
+        keep: bool = False,
     ) -> None:
         self.top_k, self.top_p, self.temperature = top_k, top_p, temperature
+        self.keep = keep
+        self.kept: list[torch.Tensor] = []
         streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.uniform = torch.stack([torch.rand(max_new_tokens, generator=g, dtype=torch.float64) for g in streams])
         self.step = 0
@@ -34,6 +44,8 @@ class SampleByRow:
         draw = self.uniform[:, self.step, None].to(scores.device) * cumulative[:, -1:]  # [B, 1]
         choice = (cumulative <= draw).sum(dim=-1, keepdim=True).clamp(max=k - 1)
         self.step += 1
+        if self.keep:
+            self.kept.append((probabilities.gather(1, choice) / cumulative[:, -1:]).log()[:, 0])
         return torch.full_like(scores, float("-inf")).scatter(1, tokens.gather(1, choice), 0.0)
 
 

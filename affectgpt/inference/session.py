@@ -234,7 +234,10 @@ class GenerationSession:
         return self._batch_size
 
     def generate(self, examples: Sequence[Example], *, seeds: Sequence[int]) -> list[Answer]:
-        """An answer per example. A batch that does not fit into memory is halved, and so are those that follow."""
+        """An answer per seed: one for each example, or as many for each, one after the other.
+
+        A batch that does not fit into memory is halved, and so are those that follow.
+        """
         batch: Batch = self.processor.collate(examples)
         try:
             with self.lock:
@@ -250,8 +253,9 @@ class GenerationSession:
         half = len(examples) // 2
         self._batch_size = max(1, min(self._batch_size or half, half))
         logger.warning("out of memory: batches of %d clips from now on", self._batch_size)
-        first = self.generate(examples[:half], seeds=seeds[:half])
-        return first + self.generate(examples[half:], seeds=seeds[half:])
+        cut = half * (len(seeds) // len(examples))
+        first = self.generate(examples[:half], seeds=seeds[:cut])
+        return first + self.generate(examples[half:], seeds=seeds[cut:])
 
     def _answered(self, group: Sequence[tuple[Sample, Example]], question: str, draw: int) -> list[SampleAnswer]:
         seeds = [self.seed(sample, question, draw=draw) for sample, _ in group]

@@ -153,6 +153,14 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     return counts
 
 
+def empty_llm(config: Config, numbers: Any, *, dtype: torch.dtype, attention: str) -> Any:
+    """The LLM of such numbers with LoRA, without weights, on the meta device."""
+    trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        llm = AutoModelForCausalLM.from_config(numbers, attn_implementation=attention, **trusted)
+        return add_lora(llm.to(dtype), row=allowed_llm(config), rank=config.model.lora_r)
+
+
 def load_llm(
     folder: str | Path,
     *,

@@ -61,6 +61,15 @@ class FailureLog:
         self._noted.add(failure)
         self.failures.append(failure)
         logger.warning("skipped sample %d: %s", len(self._noted), failure.reason)
+        self._write(failure)
+
+    def write_to(self, path: Path) -> None:
+        """Give it its file, for what was noted before too."""
+        self.path = path
+        for failure in self.failures:
+            self._write(failure)
+
+    def _write(self, failure: Failure) -> None:
         if self.path is None:
             return
         if self._earlier is None:

@@ -41,6 +41,13 @@ def _sentiment(labels: Labels) -> str | None:
     return f"The character's sentiment state is {word}."
 
 
+def _thought(labels: Labels) -> str | None:
+    """The description as the thinking, the labels as the answer."""
+    if not labels.description or labels.ovlabels is None:
+        return None
+    return f"<think>{labels.description}</think><answer>{_ovlabel(labels)}</answer>"
+
+
 _VALENCE = (
     "Please identify the overall positive or negative emotional polarity of the main characters. "
     "The output should be a ﬂoating-point number ranging from {min} to {max}. "
@@ -76,6 +83,12 @@ for _row in (
         "valence",
         _VALENCE,
         lambda labels: None if labels.valence is None else f"The valence score is {labels.valence:.2f}.",
+    ),
+    LabelType(  # ours: AffectGPT-R1's form; its sentence is not known
+        "think",
+        "Please recognize all possible emotional states of the character. Output the thinking process in <think> "
+        "</think> and the final answer in <answer> </answer> tags.",
+        _thought,
     ),
     LabelType("qa", "{question}", lambda labels: labels.answer),  # instruction sets: both taken verbatim
 ):

@@ -19,9 +19,7 @@ from torch import nn
 from affectgpt.config.schema import Config
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.encoders.llm import LLMRow, allowed_llm
-from affectgpt.modeling.build import build_empty_model, text_config, weight_dtype
-from affectgpt.modeling.lora import add_lora
+from affectgpt.modeling.build import build_empty_model, empty_llm, text_config, weight_dtype
 from affectgpt.training.distributed import world
 
 # Of a sample of MER-Caption+, about, where no batch has been seen: prompt and answer, and what is learnt of them.
@@ -140,11 +138,9 @@ def step_memory(
 
 def _kept_for_backward(config: Config, device: torch.device, shape: Shape) -> int:
     """Bytes that the LLM's layers keep for backward; with ``gradient_checkpointing`` inputs, and one layer again."""
-    row, text = allowed_llm(config), text_config(config)
-    if row.remote_code:
-        return 0
+    text = text_config(config)
     try:
-        one, two = (_trace(config, row, text, layers=n, device=device, shape=shape) for n in (1, 2))
+        one, two = (_trace(config, text, layers=n, device=device, shape=shape) for n in (1, 2))
     except Exception as error:  # transformers and torch raise many kinds for what cannot run without memory
         logger.warning("activations are not in the estimate of memory: this LLM cannot be traced (%s)", error)
         return 0
@@ -162,10 +158,9 @@ class _FusedDropout(nn.Dropout):
         return torch.ops.aten.native_dropout(x, self.p, True)[0]
 
 
-def _trace(config: Config, row: LLMRow, text: Any, *, layers: int, device: torch.device, shape: Shape) -> int:
+def _trace(config: Config, text: Any, *, layers: int, device: torch.device, shape: Shape) -> int:
     """Bytes kept by an LLM of so many layers, the forward pass done; weights are not counted."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
 
     run, on_gpu = config.run, device.type == "cuda"
     text = copy.deepcopy(text)
@@ -182,9 +177,7 @@ def _trace(config: Config, row: LLMRow, text: Any, *, layers: int, device: torch
         return tensor
 
     attention = "eager" if run.attention == "eager" else "sdpa"
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        empty = AutoModelForCausalLM.from_config(text, attn_implementation=attention)
-        llm: Any = add_lora(empty.to(dtype), row=row, rank=config.model.lora_r).train()
+    llm = empty_llm(config, text, dtype=dtype, attention=attention).train()
     with FakeTensorMode():  # of the CPU, where autocast computes as on a GPU; a meta tensor knows no autocast
         for module in list(llm.modules()):
             for name, parameter in list(module.named_parameters(recurse=False)):

@@ -12,7 +12,7 @@ from affectgpt.modeling.checkpoint import published_name
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.training.cost import Shape, peak_flop, step_flop, step_memory
 from affectgpt.training.distributed import sum_over_ranks, world
-from affectgpt.training.loop import Batches
+from affectgpt.training.loop import Batches, LiveBatches
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import memory_gb
@@ -38,7 +38,8 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
     train_step = build_train_step(model, config, device, resumed=None)
     schedule = get_schedule(run)
     model.train()
-    micro_batches = Prefetcher(batches(1), count=run.accum_grad_iters, device=device)
+    live = isinstance(batches, LiveBatches)
+    micro_batches = Prefetcher(batches(1), count=run.accum_grad_iters, device=device, ahead=not live)
     lines = [f"{'part':<28}{'trained':>16}{'frozen':>18}"]
     lines += [f"{part:<28}{trained:>16,}{frozen:>18,}" for part, trained, frozen in table]
     lines.append(f"{'total':<28}{sum(r[1] for r in table):>16,}{sum(r[2] for r in table):>18,}")
@@ -47,6 +48,7 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
         lines.append(
             f"weight decay {decay:g}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} numbers"
         )
+    waits_for = "roll-outs and rewards" if live else "data"
     seconds, shapes, tflops = [], [Shape(0, 0, 0)], 0.0
     flop = step_flop(model)
     for number in range(min(_STEPS + run.compile, run.iters_per_epoch)):
@@ -62,7 +64,7 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
         tflops = flop.of(tokens=step.tokens, learnt=learnt) / world() / (seconds[-1] - waited) / 1e12
         lines.append(
             f"step {number + 1}: loss {step.loss:.4f}, gradient {step.grad_norm:.3g}, {step.samples} samples, "
-            f"{step.tokens} tokens, {seconds[-1]:.2f} s, of it {waited:.2f} s waiting for data"
+            f"{step.tokens} tokens, {seconds[-1]:.2f} s, of it {waited:.2f} s waiting for {waits_for}"
         )
     steps = run.max_epoch * run.iters_per_epoch
     encoders = model.visual_encoder is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from affectgpt.config.schema import Config, to_dict
-from affectgpt.core.errors import CheckpointError
+from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
@@ -18,7 +18,7 @@ from affectgpt.training.optim import get_schedule
 from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import Progress
 from affectgpt.training.run_state import Position, Resumed, Saver, revisions_of
-from affectgpt.training.step import build_train_step
+from affectgpt.training.step import Step, build_train_step
 from affectgpt.training.stopping import BadSteps, Interrupt, Interrupted
 from affectgpt.training.validation import HeldOut, Score, held_out_losses
 
@@ -27,6 +27,27 @@ class Batches(Protocol):
     """What gives the data: an epoch's micro-batches from number ``start`` on; None: nothing of one could be read."""
 
     def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]: ...
+
+
+@runtime_checkable
+class LiveBatches(Protocol):
+    """Batches that depend on the model in training (roll-outs): they have a state, are logged, and may end a run."""
+
+    halt: str | None  # why training should stop after this step; the same on every rank
+
+    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]: ...
+
+    def after_step(self, at: Position, step: Step) -> dict[str, float]:
+        """What is to be logged of a step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next batch depends on, as plain data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo ``state_dict``."""
+        ...
 
 
 def train(
@@ -46,14 +67,16 @@ def train(
     published layout before the first epoch (epoch 0) and after each, ``last.state`` every ``run.save_state_every``
     steps, and ``log.txt``. ``held_out``: split → its batches, whose loss is logged after an epoch; ``score``:
     checkpoint → named scores. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and AffectGPTError
-    when the loss is not a number three steps in a row or the disk is full.
+    when the loss is not a number three steps in a row, the disk is full, or the batches ask to stop.
     """
     run = config.run
     schedule = get_schedule(run)
     train_step = build_train_step(model, config, device, resumed=resumed)
+    live = batches if isinstance(batches, LiveBatches) else None
     saver = Saver(
         output_dir, model=model, optimizer=train_step.optimizer, scaler=train_step.scaler,
         config={**to_dict(config), "revisions": revisions_of(resumed)}, keep_last=run.keep_last, device=device,
+        batches=None if live is None else live.state_dict,
     )  # fmt: skip
     at = Position()
     if resumed is None:
@@ -63,23 +86,25 @@ def train(
         if at.epoch > run.max_epoch:
             raise CheckpointError(f"{resumed.path} ends epoch {at.epoch - 1} of {run.max_epoch}: nothing is left")
         resumed.restore_random_state(device)
+        if live is not None:
+            resumed.restore_batches(live)
     latest = output_dir
     bad_steps = BadSteps(output_dir, model)
     model.train()
     with Interrupt() as interrupt, Progress(output_dir, run=run, start=at, device=device) as progress:
         while at.epoch <= run.max_epoch:
             stream = batches(at.epoch, start=at.step * run.accum_grad_iters)
-            micro_batches = Prefetcher(stream, count=run.accum_grad_iters, device=device)
+            micro_batches = Prefetcher(stream, count=run.accum_grad_iters, device=device, ahead=live is None)
             progress.epoch(at.epoch, at.step)
             while at.step < run.iters_per_epoch:
                 lr = schedule(at.epoch, at.step)
                 fetched = micro_batches.next()
-                is_last = at.step + 1 == run.iters_per_epoch
+                ahead = micro_batches.ahead and at.step + 1 < run.iters_per_epoch
                 step = train_step.run(
-                    fetched, lr=lr, stop=interrupt.asked, meanwhile=None if is_last else micro_batches.fetch
+                    fetched, lr=lr, stop=interrupt.asked, meanwhile=micro_batches.fetch if ahead else None
                 )
                 at.advance(step.loss)
-                progress.step(at, step, lr=lr)
+                progress.step(at, step, lr=lr, more=step.metrics if live is None else live.after_step(at, step))
                 bad_steps.check(at, fetched)
                 stop = step.stop or (world() == 1 and interrupt.asked)  # several ranks agree with the next step
                 if stop or (run.save_state_every and at.step % run.save_state_every == 0):
@@ -90,6 +115,9 @@ def train(
                         "run.resume_ckpt_path=auto resumes it",
                         signum=interrupt.signum or 15,
                     )
+                if live is not None and live.halt is not None:
+                    saver.state(at)
+                    raise AffectGPTError(f"epoch {at.epoch}, step {at.step}: training stops, as {live.halt}")
             latest = saver.epoch(at.epoch, at.mean_loss)
             logger.info("epoch %d: loss %.3f, saved %s", at.epoch, at.mean_loss, latest.name)
             if held_out and at.epoch % run.valid_every == 0:

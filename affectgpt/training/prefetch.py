@@ -14,12 +14,13 @@ class Prefetcher:
     """Gives the micro-batches of one step after the other, on ``device``.
 
     ``count`` batches are drawn for a step; ``run.batch_tokens`` may have split each in several. An error of the data is
-    raised by ``next``, when the step before it is done.
+    raised by ``next``, when the step before it is done. Without ``ahead`` nothing is read before ``next``: batches that
+    the model in training makes need its weights of then, and the GPU's stream that computes them.
     """
 
-    def __init__(self, stream: Iterator[Batch | None], *, count: int, device: torch.device) -> None:
-        self.stream, self.count, self.device = stream, count, device
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, stream: Iterator[Batch | None], *, count: int, device: torch.device, ahead: bool = True) -> None:
+        self.stream, self.count, self.device, self.ahead = stream, count, device, ahead
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" and ahead else None
         self._fetched: list[Batch | None] | None = None
         self._error: Exception | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Progress:
         self._around = ExitStack()
         self._began = self._window = time.perf_counter()
         self._done = self._samples = self._tokens = 0
+        self._more: dict[str, list[float]] = {}  # what else was measured since the last line
 
     def __enter__(self) -> Progress:
         if not is_main():
@@ -71,10 +73,15 @@ class Progress:
             disable=None,
         )  # fmt: skip
 
-    def step(self, position: Position, step: Step, *, lr: float) -> None:
-        """Show a finished step, and log it where ``run.log_freq`` says. ``position`` is that after the step."""
+    def step(self, position: Position, step: Step, *, lr: float, more: Mapping[str, float] | None = None) -> None:
+        """Show a finished step, and log it where ``run.log_freq`` says. ``position`` is that after the step.
+
+        ``more``: what else was measured, of which the line has the mean over its steps.
+        """
         if not is_main():
             return
+        for name, value in (more or {}).items():
+            self._more.setdefault(name, []).append(value)
         self._done += 1
         self._samples += step.samples
         self._tokens += step.tokens
@@ -84,6 +91,7 @@ class Progress:
         seconds = max(now - self._window, 1e-9)
         shown = (
             f"loss {step.loss:.3f}",
+            *(f"{name} {more[name]:.3f}" for name in ("reward",) if more and name in more),
             f"lr {lr:.1e}",
             f"{_clock(left * (now - self._began) / self._done)} left",  # of the whole run
             f"{self._samples / seconds:.1f} samples/s",
@@ -103,8 +111,10 @@ class Progress:
                     "samples_per_s": round(self._samples / seconds, 2),
                     "tokens_per_s": round(self._tokens / seconds, 1),
                     "memory_gb": round(memory_gb(self.device), 2),
+                    **{name: _number(sum(values) / len(values)) for name, values in self._more.items()},
                 }
             )
+            self._more = {}
             self._window, self._samples, self._tokens = time.perf_counter(), 0, 0
 
     def line(self, values: dict[str, Any]) -> None:
@@ -186,7 +196,8 @@ def draw_training(folder: Path) -> Path | None:
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(folder.name, fontsize="medium")
-    loss, lr, speed = figure.subplots(3, 1, sharex=True)
+    rewarded = [line for line in steps if "reward" in line]
+    loss, lr, speed, *others = figure.subplots(4 if rewarded else 3, 1, sharex=True)
     style = {"linewidth": 1, "marker": "." if len(steps) < _FEW else ""}
     where = [at(line) for line in steps]
     loss.plot(where, [line["loss"] for line in steps], label="training", **style)
@@ -199,8 +210,15 @@ def draw_training(folder: Path) -> Path | None:
     lr.set_ylabel("learning rate")
     speed.plot(where, [line["samples_per_s"] for line in steps], **style)
     speed.set_ylabel("samples per second")
-    speed.set_xlabel("epochs done")
-    for axes in (loss, lr, speed):
+    for axes in others:
+        for name in ("reward", "reward_dealt", "reward_constant", "precision", "recall"):
+            seen = [line for line in rewarded if name in line]
+            if seen:
+                axes.plot([at(line) for line in seen], [line[name] for line in seen], label=name, **style)
+        axes.set_ylabel("reward, precision, recall")
+        axes.legend(fontsize="small")
+    (others or [speed])[-1].set_xlabel("epochs done")
+    for axes in (loss, lr, speed, *others):
         axes.grid(alpha=0.3)
     path = folder / "training.png"
     with atomic_path(path) as temporary:

@@ -44,6 +44,8 @@ _SAME_MODEL = [
 # What the order of the samples depends on: a position means nothing without it.
 _SAME_ORDER = ["batch_size_train", "iters_per_epoch", "accum_grad_iters", "seed", "valid_ratio"]
 # What may change, with a warning.
+# The same of reinforcement learning: all of its section but what watches over it.
+_MAY_CHANGE_GRPO = ("guard_labels", "guard_precision", "guard_window", "answers_at_once", "reader")
 _MAY_CHANGE = ["init_lr", "min_lr", "warmup_lr", "max_epoch", "lr_sched", "warmup_steps", "weight_decay"]
 
 
@@ -84,7 +86,9 @@ class Saver:
         config: Mapping[str, Any],
         keep_last: int,
         device: torch.device,
+        batches: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
+        self.batches = batches  # the state of data that depends on the model in training
         self.folder = folder
         self.model = model
         self.optimizer = optimizer
@@ -115,6 +119,7 @@ class Saver:
             "epoch": position.epoch,
             "position": asdict(position),
             "random": gather(random_state(self.device)),
+            **({} if self.batches is None else {"batches": gather(self.batches())}),
         }
         if is_main():
             self._write(path, content)
@@ -189,6 +194,12 @@ class Resumed:
         if "random" in self.content:
             rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
             set_random_state(self.content["random"][rank], device)
+
+    def restore_batches(self, batches: Any) -> None:
+        """Give this rank's batches the state that they had; a checkpoint of the published layout has none."""
+        if "batches" in self.content:
+            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            batches.load_state_dict(self.content["batches"][rank])
 
 
 def find_resume(config: Config, *, world_size: int, hold: Callable[[Path], None] | None = None) -> Resumed | None:
@@ -284,6 +295,12 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
         for key in _SAME_ORDER:
             if theirs["run"][key] != ours["run"][key]:
                 differences.append(f"run.{key} was {theirs['run'][key]!r}, is {ours['run'][key]!r}")
+        if theirs["run"].get("objective", "sft") != ours["run"]["objective"]:
+            old = theirs["run"].get("objective", "sft")
+            differences.append(f"run.objective was {old!r}, is {ours['run']['objective']!r}")
+        elif "batches" in content:
+            changed = {k for k, v in ours["grpo"].items() if k not in _MAY_CHANGE_GRPO and theirs["grpo"].get(k) != v}
+            differences += [f"grpo.{k} was {theirs['grpo'].get(k)!r}, is {ours['grpo'][k]!r}" for k in sorted(changed)]
         if _blocks(theirs) != _blocks(ours):
             differences.append(f"datasets were {theirs['datasets']}, are {ours['datasets']}")
         if len(content["random"]) != world_size:

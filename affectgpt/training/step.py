@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Step:
     samples: int
     tokens: int  # of prompt and answer, padding not counted
     stop: bool  # some rank was asked to stop
+    metrics: dict[str, float] = field(default_factory=dict)  # what else the objective measured
 
 
 class TrainStep:
@@ -57,7 +58,7 @@ class TrainStep:
 
     def autocast(self) -> Any:
         """The arithmetic of a forward pass."""
-        return torch.autocast(self.device.type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
+        return autocast_of(self.device, self.amp_dtype)
 
     def run(
         self,
@@ -101,7 +102,10 @@ class TrainStep:
         if terms:
             self._update(mean, length)
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(loss=mean, grad_norm=length, samples=int(samples), tokens=int(tokens), stop=stops > 0)
+        return Step(
+            loss=mean, grad_norm=length, samples=int(samples), tokens=int(tokens), stop=stops > 0,
+            metrics=self.objective.take_metrics(),
+        )  # fmt: skip
 
     def _norm(self) -> torch.Tensor:
         """The length of the gradient, which is clipped."""
@@ -134,7 +138,7 @@ def build_train_step(
         logger.info("resuming from %s: %s", resumed.path, report)
     prepare_llm(model, run)
     with config.naming("run.objective"):
-        objective = OBJECTIVES.get(run.objective)(model, run)
+        objective = OBJECTIVES.get(run.objective).from_config(model, config)
     if run.parallel == "fsdp2":
         shard(objective, layers=model.get_decoder().layers, run=run, device=device)
     optimizer = build_optimizer(trained_parameters(model), run=run)
@@ -144,6 +148,11 @@ def build_train_step(
         if train_step.scaler is not None and resumed.content.get("scaler"):
             train_step.scaler.load_state_dict(resumed.content["scaler"])
     return train_step
+
+
+def autocast_of(device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Autocast in ``dtype``; nothing for None."""
+    return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
 
 def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype | None:

@@ -42,11 +42,16 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One generation: the cleaned text, its length in tokens (the stop included), and whether a stop rule ended it."""
+    """One generation: the cleaned text, its length in tokens (the stop included), and whether a stop rule ended it.
+
+    ``ids``: these tokens; ``logprobs``: of each, what it was drawn with, where the engine keeps that.
+    """
 
     text: str
     tokens: int
     stopped: bool
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 class Engine(Protocol):
@@ -77,7 +82,8 @@ class Engine(Protocol):
         ...
 
     def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
-        """An answer per row; ``seeds``, one per row, drive sampling."""
+        """An answer per seed, which drives its sampling: one per row, or as many for each row, one after the other,
+        whose prompt is then embedded once."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class TransformersEngine:
         self.processor = processor
         self.decoding = decoding
         self.top_k = top_k_of(decoding.top_k, defaults)
+        self.autocast_dtype = torch.float16  # of a GPU; roll-outs of a training set the training's
+        self.keeps_logprobs = False
+        self._drawn: torch.Tensor | None = None  # [B, n]: log-probabilities of the last batch, where they are kept
         self._lora = MergedLora(model.llm, llm_folder) if llm_folder is not None and has_lora(model.llm) else None
 
     def load(self, checkpoint: Path) -> Any:
@@ -60,9 +63,9 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate_ids(self, batch: Batch, *, seeds: Sequence[int]) -> torch.Tensor:
-        """New token ids ``[B, n]``; a finished row is filled up with the pad token."""
+        """New token ids ``[B, n]``; a finished row is filled up with the pad token. B is the number of seeds."""
         decoding = self.decoding
-        drawing = []
+        drawing: list[SampleByRow] = []
         if not decoding.greedy:
             drawing.append(
                 SampleByRow(
@@ -71,14 +74,19 @@ class TransformersEngine:
                     top_k=self.top_k,
                     top_p=decoding.top_p,
                     temperature=decoding.temperature,
+                    keep=self.keeps_logprobs,
                 )
             )
         batch = batch.to(self.model.device)
-        with autocast(self.model.device):
+        mask = batch.attention_mask.long()
+        with autocast(self.model.device, self.autocast_dtype):
             embeds = self.model.embed(**batch).to(self.model.get_input_embeddings().weight.dtype)
-        return self.model.generate(
+        copies = len(seeds) // len(embeds)  # answers of each prompt
+        if copies > 1:
+            embeds, mask = embeds.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)  # [B, L, D]
+        ids = self.model.generate(
             inputs_embeds=embeds,
-            attention_mask=batch.attention_mask.long(),
+            attention_mask=mask,
             generation_config=GenerationConfig(
                 max_new_tokens=decoding.max_new_tokens,
                 do_sample=False,
@@ -89,11 +97,15 @@ class TransformersEngine:
             ),
             logits_processor=LogitsProcessorList(drawing),
         )
+        self._drawn = torch.stack(drawing[0].kept, dim=1).cpu() if self.keeps_logprobs and drawing else None
+        return ids
 
     def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
-        """An answer per row."""
+        """An answer per seed."""
         answers = []
-        for row in self.generate_ids(batch, seeds=seeds).tolist():
+        for number, row in enumerate(self.generate_ids(batch, seeds=seeds).tolist()):
             ids, stopped = self.processor.cut(row)
-            answers.append(Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=stopped))
+            drawn = () if self._drawn is None else tuple(self._drawn[number, : len(ids)].tolist())
+            text = self.processor.decode(ids)
+            answers.append(Answer(text=text, tokens=len(ids), stopped=stopped, ids=tuple(ids), logprobs=drawn))
         return answers

@@ -120,6 +120,7 @@ class VLLMEngine:
         if embeds.shape[2] != embedding.shape[1] or not torch.isfinite(embeds).all():  # vLLM would end with it
             raise DataError(f"batch of sample {batch.names[0]!r}: prompt embeddings are not finite [tokens, hidden]")
         prompts = [row[mask].cpu() for row, mask in zip(embeds, batch.attention_mask, strict=True)]
+        prompts = [prompt for prompt in prompts for _ in range(len(seeds) // len(prompts))]  # answers of each
         del embeds
         llm = self._ready()
         with self._local.at_work(f"answering sample {batch.names[0]!r} and {len(prompts) - 1} more"):
@@ -178,7 +179,7 @@ class VLLMEngine:
         )
 
     def _answer(self, ids: list[int], *, ended: bool) -> Answer:
-        return Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=ended)
+        return Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=ended, ids=tuple(ids))
 
     def _ready(self) -> Any:
         """vLLM with the checkpoint in force: as it is, or started, again where it had failed."""
