@@ -8,16 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
 from affectgpt.inference.memory import autocast
 from affectgpt.inference.sampling import SampleByRow, top_k_of
 from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.processor import AffectGPTProcessor
+
+
+class _Watched(StoppingCriteria):
+    """Tells who waits for a row its new ids ``[B, n]`` after each step, and ends the rows that they have enough of."""
+
+    def __init__(self, watchers: Sequence[OnToken]) -> None:
+        self.watchers = watchers
+        self.ended = [False] * len(watchers)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        for i, ids in enumerate(input_ids.tolist()):
+            self.ended[i] = self.ended[i] or self.watchers[i](ids)
+        return torch.tensor(self.ended, device=input_ids.device)
 
 
 @ENGINES.register("transformers")
@@ -52,9 +65,16 @@ class TransformersEngine:
         return {"engine": "transformers", **asdict(self.decoding), "top_k": self.top_k}
 
     @torch.inference_mode()
-    def generate_ids(self, batch: Batch, *, seeds: Sequence[int]) -> torch.Tensor:
+    def generate_ids(
+        self,
+        batch: Batch,
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding | None = None,
+        on_token: Sequence[OnToken] | None = None,
+    ) -> torch.Tensor:
         """New token ids ``[B, n]``; a finished row is filled up with the pad token."""
-        decoding = self.decoding
+        decoding = decoding or self.decoding
         drawing = []
         if not decoding.greedy:
             drawing.append(
@@ -81,12 +101,20 @@ class TransformersEngine:
                 pad_token_id=self.processor.tokenizer.pad_token_id,
             ),
             logits_processor=LogitsProcessorList(drawing),
+            stopping_criteria=StoppingCriteriaList([] if on_token is None else [_Watched(on_token)]),
         )
 
-    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding | None = None,
+        on_token: Sequence[OnToken] | None = None,
+    ) -> list[Answer]:
         """An answer per row."""
         answers = []
-        for row in self.generate_ids(batch, seeds=seeds).tolist():
+        for row in self.generate_ids(batch, seeds=seeds, decoding=decoding, on_token=on_token).tolist():
             ids, stopped = self.processor.cut(row)
             answers.append(Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=stopped))
         return answers

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Batch
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
 from affectgpt.inference.memory import autocast
 from affectgpt.inference.sampling import top_k_of
 from affectgpt.modeling.build import load_checkpoint
@@ -93,8 +93,16 @@ class VLLMEngine:
         return report
 
     @torch.inference_mode()
-    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding | None = None,
+        on_token: Sequence[OnToken] | None = None,
+    ) -> list[Answer]:
         """An answer per row."""
+        decoding = decoding or self.decoding
         batch = batch.to(self.device)
         embedding = self.model.llm.get_input_embeddings().weight
         with autocast(self.device):
@@ -102,11 +110,13 @@ class VLLMEngine:
         if embeds.shape[2] != embedding.shape[1] or not torch.isfinite(embeds).all():  # vLLM would end with it
             raise DataError(f"batch of sample {batch.names[0]!r}: prompt embeddings are not finite [tokens, hidden]")
         prompts = [{"prompt_embeds": row[mask].cpu()} for row, mask in zip(embeds, batch.attention_mask, strict=True)]
-        outputs = self._llm.generate(prompts, [self._sampling(seed) for seed in seeds], use_tqdm=False)
-        return [self._answer(list(output.outputs[0].token_ids)) for output in outputs]
+        outputs = self._llm.generate(prompts, [self._sampling(seed, decoding) for seed in seeds], use_tqdm=False)
+        rows = [list(output.outputs[0].token_ids) for output in outputs]
+        for watch, ids in zip(on_token or (), rows, strict=False):
+            watch(ids)
+        return [self._answer(ids, decoding.max_new_tokens) for ids in rows]
 
-    def _sampling(self, seed: int) -> Any:
-        decoding = self.decoding
+    def _sampling(self, seed: int, decoding: Decoding) -> Any:
         drawn = {"temperature": 0.0} if decoding.greedy else {
             "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": self.top_k, "seed": seed,
         }  # fmt: skip
@@ -120,8 +130,8 @@ class VLLMEngine:
             detokenize=False,
         )
 
-    def _answer(self, ids: list[int]) -> Answer:
+    def _answer(self, ids: list[int], most: int | None = None) -> Answer:
         """Stop pairs that vLLM does not know of are cut here: what follows them is never part of an answer."""
-        finished = len(ids) < self.decoding.max_new_tokens  # a special stop token is not among the ids
+        finished = len(ids) < (most or self.decoding.max_new_tokens)  # a special stop token is not among the ids
         ids, stopped = self.processor.cut(ids)
         return Answer(text=self.processor.decode(ids), tokens=len(ids), stopped=stopped or finished)
