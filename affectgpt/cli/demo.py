@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.cli.common import command_line, run_cli
+from affectgpt.cli.common import command_line, module_line, run_cli
 from affectgpt.core.errors import AffectGPTError, ConfigError
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ def format_table(results: list[RecipeResult]) -> str:
 
 
 def next_commands(place: Place) -> str:
-    """Three commands to continue with, to be copied as they are: each works on its own after the demo."""
+    """Four commands to continue with, to be copied as they are: each works on its own after the demo."""
     from affectgpt.datasets.table import get_row
 
     recipe = ["--cfg-path", str(place.recipes / "demo_cpu.yaml")]
@@ -337,7 +337,12 @@ def next_commands(place: Place) -> str:
             )],
         ),
     )  # fmt: skip
-    return "\n" + "\n  ".join(lines)
+    serve = ["serve", *recipe, *place.options(f"inference.ckpt_root={run}"), "--ui"]
+    page = [
+        "and a page to drop clips on, at http://127.0.0.1:8000 (once: pip install -e '.[page]'):",
+        module_line("affectgpt.cli.main", serve),
+    ]
+    return "\n" + "\n  ".join(lines) + "\n" + "\n  ".join(page)
 
 
 if __name__ == "__main__":

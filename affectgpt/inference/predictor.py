@@ -361,8 +361,8 @@ class Predictor:
     def _faces(
         self, video: Path | None, person: str | int | None, people: list[Person]
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Crops of the speaker, and in ``people`` everybody who is there; flagged when a turned picture shows faces better,
-        an error when only that shows any."""
+        """Crops of the speaker, and in ``people`` everybody who is there; flagged when a turned picture shows faces
+        better, an error when only that shows any."""
         assert video is not None
         self._detector = self._detector or FaceDetector()
         try:
