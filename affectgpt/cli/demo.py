@@ -117,6 +117,7 @@ def run(place: Place) -> None:
         seconds=seconds if fresh else 0.0,
     )
     print(f"\n{format_table(results)}\n\nreport: {report}   ({seconds / 60:.1f} minutes)\n{next_commands(place)}")
+    print(page_command(place))
 
 
 def prepare(place: Place) -> bool:
@@ -314,7 +315,7 @@ def format_table(results: list[RecipeResult]) -> str:
 
 
 def next_commands(place: Place) -> str:
-    """Four commands to continue with, to be copied as they are: each works on its own after the demo."""
+    """Three commands to continue with, to be copied as they are: each works on its own after the demo."""
     from affectgpt.datasets.table import get_row
 
     recipe = ["--cfg-path", str(place.recipes / "demo_cpu.yaml")]
@@ -337,12 +338,16 @@ def next_commands(place: Place) -> str:
             )],
         ),
     )  # fmt: skip
-    serve = ["serve", *recipe, *place.options(f"inference.ckpt_root={run}"), "--ui"]
-    page = [
-        "and a page to drop clips on, at http://127.0.0.1:8000 (once: pip install -e '.[page]'):",
-        module_line("affectgpt.cli.main", serve),
-    ]
-    return "\n" + "\n  ".join(lines) + "\n" + "\n  ".join(page)
+    return "\n" + "\n  ".join(lines)
+
+
+def page_command(place: Place) -> str:
+    """The command that shows the demo's model on a page, with the demo's held-out clips to try."""
+    serve = ["serve", "--cfg-path", str(place.recipes / "demo_cpu.yaml"), "--ui"]
+    options = place.options(f"inference.ckpt_root={_run(place, 'demo_cpu')}")
+    return "a page to drop clips on (needs the extra [page]: pip install -e '.[page]'):\n  " + module_line(
+        "affectgpt.cli.main", [*serve, *options]
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import parse_json
 from affectgpt.core.runtime import logger
 from affectgpt.serve.batcher import RefusedError
@@ -50,35 +51,42 @@ def build_api(service: Service) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        with ExitStack() as stack:
-            stack.enter_context(service.admitted())
-            asked, streams = None, False
-            try:
-                async with asyncio.timeout(service.settings.request_timeout):
-                    wanted = await _parsed(request)
-                    if wanted.model not in (None, service.model):
-                        return _unknown_model(service)
-                    asked = await asyncio.wrap_future(service.read(_ask(wanted)))
-                    if await request.is_disconnected():
-                        return Response(status_code=499)
-                    events = _Events()
-                    if wanted.stream:
-                        service.answer(asked, events.put, stream=True)
-                        streams = True
-                        return _Stream(_streamed(service, wanted, asked, events), asked, stack.pop_all())
-                    service.answer(asked, events.put)
-                    return await _whole(service, request, asked, events)
-            finally:
-                if asked is not None and not streams:
-                    asked.cancel()
+        try:
+            return await _chat(service, request)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except Exception as error:
+            return error_response(error)
 
-    @app.exception_handler(Exception)
+    @app.exception_handler(HTTPException)
     async def failed(_: Request, error: Exception) -> Response:
         return error_response(error)
 
-    for kind in (AffectGPTError, ValidationError, TimeoutError, HTTPException):
-        app.add_exception_handler(kind, failed)
     return app
+
+
+async def _chat(service: Service, request: Request) -> Response:
+    with ExitStack() as stack:
+        stack.enter_context(service.admitted())
+        asked, streams = None, False
+        try:
+            async with asyncio.timeout(service.settings.request_timeout):
+                wanted = await _parsed(request)
+                if wanted.model not in (None, service.model):
+                    return _unknown_model(service)
+                asked = await asyncio.wrap_future(service.read(_ask(wanted)))
+                if await request.is_disconnected():
+                    return Response(status_code=499)
+                events = _Events()
+                if wanted.stream:
+                    service.answer(asked, events.put, stream=True)
+                    streams = True
+                    return _Stream(_streamed(service, wanted, asked, events), asked, stack.pop_all())
+                service.answer(asked, events.put)
+                return await _whole(service, request, asked, events)
+        finally:
+            if asked is not None and not streams:
+                asked.cancel()
 
 
 def error_response(error: Exception) -> Response:

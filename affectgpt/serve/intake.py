@@ -85,7 +85,10 @@ class Intake:
 
     def _of_file(self, url: str) -> Iterator[bytes]:
         refused = DataError("file: media are taken below the server's --media-root only, and there is no such file")
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise refused from None
         if self.root is None or parts.netloc not in ("", "localhost") or "\0" in url or "%00" in url:
             raise refused
         try:
@@ -96,11 +99,12 @@ class Intake:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except (OSError, ValueError, RuntimeError):
             raise refused from None
+        status = os.fstat(descriptor)
+        opened = Path(f"/proc/self/fd/{descriptor}").readlink() if Path("/proc/self/fd").is_dir() else path
+        if not opened.is_relative_to(self.root) or not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise refused
         with os.fdopen(descriptor, "rb") as file:
-            opened = Path(f"/proc/self/fd/{descriptor}").readlink() if Path("/proc/self/fd").is_dir() else path
-            status = os.fstat(descriptor)
-            if not opened.is_relative_to(self.root) or not stat.S_ISREG(status.st_mode):
-                raise refused
             if status.st_size > self.settings.media_bytes:
                 raise DataError(f"the media are larger than {self.settings.megabytes:g} MB")
             yield from iter(lambda: file.read(_CHUNK), b"")

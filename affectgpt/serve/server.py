@@ -83,36 +83,54 @@ class _Server(uvicorn.Server):
         self.force_exit = True  # pages that are open would hold it for ever
 
 
-def run(service: Service, *, page: Callable[[Any, Service], Any] | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C. ``page``: adds the web page to the API's application and gives the folder of its
-    uploads. Raises ConfigError when the port is taken.
+class Running:
+    """A server that listens. ``page``: adds the web page to the API's application and gives the folder of its uploads.
+
+    Raises ConfigError when the port is taken.
     """
-    settings = service.settings
-    app = build_api(service)
-    folder = None if page is None else page(app, service)
-    server: _Server
-    shield = Shield(app, settings, upload_folder=folder, draining=lambda: server.should_exit)
-    config = uvicorn.Config(
-        shield, http=_Impatient, ws="none", log_config=None, access_log=False, server_header=False,
-        proxy_headers=False, timeout_keep_alive=15, limit_concurrency=_CONNECTIONS,
-        h11_max_incomplete_event_size=1 << 16, timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
-    )  # fmt: skip
-    server = _Server(config, service, shield)
-    listener = _listen(settings.host, settings.port)
-    port = listener.getsockname()[1]
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address = f"http://{shown}:{port}"
-    logger.info("%s: %s/v1 %s", service.model, address, f"and the page at {address}/" if page else "(--ui adds a page)")
-    if not settings.is_loopback and settings.api_key is None:
-        logger.warning("everybody who reaches %s may use it (--no-auth)", address)
-    handled = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises again what ended it
+
+    def __init__(self, service: Service, *, page: Callable[[Any, Service], Any] | None = None) -> None:
+        self.service = service
+        settings = service.settings
+        self._socket = _listen(settings.host, settings.port)
+        app = build_api(service)
+        folder = None if page is None else page(app, service)
+        self.shield = Shield(app, settings, upload_folder=folder, draining=lambda: self._server.should_exit)
+        config = uvicorn.Config(
+            self.shield, http=_Impatient, ws="none", log_config=None, access_log=False, server_header=False,
+            proxy_headers=False, timeout_keep_alive=15, limit_concurrency=_CONNECTIONS,
+            h11_max_incomplete_event_size=1 << 16, timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
+        )  # fmt: skip
+        self._server = _Server(config, service, self.shield)
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.address = f"http://{shown}:{self._socket.getsockname()[1]}"
+        what = f"and the page at {self.address}/" if page else "(--ui adds a page)"
+        logger.info("%s: %s/v1 %s", service.model, self.address, what)
+        if not settings.is_loopback and settings.api_key is None:
+            logger.warning("everybody who reaches %s may use it (--no-auth)", self.address)
+
+    def serve(self) -> None:
+        """Answer requests until ``stop``, or in the main thread SIGTERM or Ctrl-C."""
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+
+    def stop(self) -> None:
+        """Take nothing new, and end when what runs has its answer. From any thread."""
+        self._server.should_exit = True
+
+
+def run(service: Service, *, page: Callable[[Any, Service], Any] | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C; see Running."""
+    running = Running(service, page=page)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises again what ended it
     try:
-        server.run(sockets=[listener])
+        running.serve()
     except KeyboardInterrupt:
         pass
     finally:
-        signal.signal(signal.SIGTERM, handled)
-        listener.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -121,6 +139,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(2048)  # who comes before the first turn of the loop waits
     except OSError as error:
         raise ConfigError(
             f"--host {host} --port {port}: cannot listen there ({error.strerror}); name another --port, or 0 for any"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -22,12 +23,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+_DISCARD_SECONDS = 2.0
 _SMALL_BODY = 1 << 20  # bytes of what the page sends beside uploads
 # What the page needs of gradio's addresses; all others (proxies, stored runs, component servers, …) do not exist.
 _PAGE = (
     "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/login", "/logout", "/login_check", "/startup-events",
     "/gradio_api/startup-events", "/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/queue/join",
-    "/gradio_api/queue/data", "/gradio_api/run/predict", "/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/info", "/gradio_api/app_id",
+    "/gradio_api/queue/data", "/gradio_api/run/predict", "/gradio_api/cancel", "/gradio_api/reset",
+    "/gradio_api/info", "/gradio_api/app_id",
 )  # fmt: skip
 _PAGE_FOLDERS = ("/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/heartbeat/", "/gradio_api/file=")
 _HEADERS = {
@@ -87,10 +90,10 @@ class Shield:
         except OSError:
             pass  # the client is gone
         except Exception as error:
-            if not call.broken:
+            if call.broken is None:
                 logger.error("a request failed", exc_info=error)
-            if not call.started:
-                await call.refuse(500, "the server failed", "server_error")
+                if not call.started:
+                    await call.refuse(500, "the server failed", "server_error")
         finally:
             self.active -= is_api
             self._bytes -= call.reserved
@@ -237,9 +240,10 @@ class _Call:
     async def refuse(
         self, status: int, words: str, kind: str = "invalid_request_error", headers: dict[bytes, bytes] | None = None
     ) -> None:
-        """Answer with an error in OpenAI's form, and close the connection: its body is not read."""
-        import json
-
+        """Answer with an error in OpenAI's form. Some of a body that still comes is thrown away first: a client that
+        writes to a closed connection would not see the answer."""
+        if not self._body_done and self.broken is None and self.scope["method"] not in ("GET", "HEAD"):
+            await self._discard()
         body = json.dumps(error_body(words, kind=kind)).encode()
         made = {b"content-type": b"application/json", b"content-length": str(len(body)).encode(), **_HEADERS}
         if status in (408, 413, 429):
@@ -251,6 +255,19 @@ class _Call:
                 await asyncio.wait_for(self._send(message), self.shield.settings.read_timeout)
             except (TimeoutError, OSError):
                 return
+
+    async def _discard(self) -> None:
+        if "expect" in self.headers:  # the client waits with the body
+            return
+        end, left = time.monotonic() + _DISCARD_SECONDS, 2 * self.shield.settings.body_bytes
+        try:
+            while left > 0 and (seconds := end - time.monotonic()) > 0:
+                message = await asyncio.wait_for(self._receive(), seconds)
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+        except TimeoutError:
+            return
 
     def log(self) -> None:
         """One line without media, names of files, or keys."""
