@@ -34,6 +34,7 @@ _SHOWN_FACE = 112  # pixels
 _SHOWN_FRAME = 320
 _KEEP = 15 * 60  # seconds that an upload stays for another question
 _SWEEP = 60
+_CAMERA = {"video": {"width": {"ideal": 1280}, "height": {"ideal": 720}, "frameRate": {"ideal": 30}}}
 _ASKS = 8  # questions of pages that are answered at once
 
 _CSS = """
@@ -44,8 +45,10 @@ _CSS = """
 .ag-label { display: inline-block; border-radius: 999px; padding: 3px 12px; margin: 3px 6px 3px 0; font-weight: 600;
   background: #0072b222; border: 1px solid #0072b288; color: var(--body-text-color); }
 .ag-label small { font-weight: 400; opacity: .75; }
-.ag-strip { display: flex; flex-wrap: wrap; gap: 6px; margin: 4px 0 12px; }
-.ag-strip figure { margin: 0; width: calc(12.5% - 6px); min-width: 72px; flex: 1 1 72px; max-width: 130px; }
+.ag-strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(max(68px, 12.5% - 6px), 1fr)); gap: 6px;
+  margin: 4px 0 12px; }
+.ag-strip figure { margin: 0; }
+#ag-video video { max-height: 262px; }
 .ag-strip img { width: 100%; border-radius: 6px; display: block; }
 .ag-strip figcaption { font-size: .8em; opacity: .8; line-height: 1.25; }
 .ag-plot { width: 100%; max-width: 640px; display: block; }
@@ -54,6 +57,7 @@ _CSS = """
 .ag-seen p, .ag-muted { opacity: .75; font-size: .9em; margin: 2px 0 6px; }
 .ag-json a { display: inline-block; border: 1px solid var(--border-color-primary); border-radius: 8px;
   padding: 7px 14px; text-decoration: none; color: var(--body-text-color); }
+@media (max-width: 520px) { .gradio-container .main { padding: 10px !important; } }
 footer { opacity: .7; }
 """
 
@@ -77,7 +81,7 @@ def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]]
     gr.mount_gradio_app(
         app, blocks, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False, pwa=False,
         enable_monitoring=False, mcp_server=False, max_file_size=service.settings.media_bytes,
-        theme=_theme(gr), css=_CSS,
+        theme=_theme(gr), head=f"<style>{_CSS}</style>",  # css= is for what is inside of blocks only
         auth=None if key is None else (lambda _, given: hmac.compare_digest(given.encode(), key.encode())),
         auth_message="Any name; the password is the server's key.",
     )  # fmt: skip
@@ -110,11 +114,11 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                 "all. What it says of real people means nothing.</div>"
             )
         with gr.Row():
-            with gr.Column(scale=5, min_width=320):
+            with gr.Column(scale=5, min_width=260):
                 video = gr.Video(
-                    label=f"Clip (at most {service.settings.media.seconds:g} s, {service.settings.megabytes:g} MB)",
+                    label=f"Clip (≤ {service.settings.media.seconds:g} s, {service.settings.megabytes:g} MB)",
                     sources=["upload", "webcam"], include_audio=True, height=340, elem_id="ag-video",
-                    webcam_options=gr.WebcamOptions(mirror=False),
+                    webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
                 )  # fmt: skip
                 heard = service.predictor.recognise is not None
                 subtitle = gr.Textbox(
@@ -130,7 +134,7 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                         [[str(path), said] for path, said in examples], inputs=[video, subtitle],
                         label="Drawn clips to try", cache_examples=False, api_visibility="private",
                     )  # fmt: skip
-            with gr.Column(scale=7, min_width=320):
+            with gr.Column(scale=7, min_width=260):
                 answer = gr.HTML(_muted("The answer comes here."), elem_id="ag-answer")
                 wheel = gr.HTML("", elem_id="ag-wheel", elem_classes="ag-wheel")
                 download = gr.HTML("", elem_id="ag-json", elem_classes="ag-json")
