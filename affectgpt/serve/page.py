@@ -56,7 +56,7 @@ _CSS = """
 .ag-seen h4 { margin: 6px 0 2px; font-size: .95em; }
 .ag-seen p, .ag-muted { opacity: .75; font-size: .9em; margin: 2px 0 6px; }
 .ag-json a { display: inline-block; border: 1px solid var(--border-color-primary); border-radius: 8px;
-  padding: 7px 14px; text-decoration: none; color: var(--body-text-color); }
+  padding: 7px 14px; text-decoration: none !important; color: var(--body-text-color) !important; }
 @media (max-width: 520px) { .gradio-container .main { padding: 10px !important; } }
 footer { opacity: .7; }
 """
@@ -132,7 +132,7 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                 if examples:
                     gr.Examples(
                         [[str(path), said] for path, said in examples], inputs=[video, subtitle],
-                        label="Drawn clips to try", cache_examples=False, api_visibility="private",
+                        label="Drawn clips to try", cache_examples=False, examples_per_page=3, api_visibility="private",
                     )  # fmt: skip
             with gr.Column(scale=7, min_width=260):
                 answer = gr.HTML(_muted("The answer comes here."), elem_id="ag-answer")
