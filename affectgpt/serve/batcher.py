@@ -75,6 +75,7 @@ class Batcher:
         self.batches: deque[int] = deque(maxlen=1000)  # rows of the latest batches
         self._rows: deque[Row] = deque()
         self._changed = threading.Condition()
+        self._running: list[Row] = []
         self._draining = self._closed = False
         self._thread = threading.Thread(target=self._run, name="affectgpt-batcher", daemon=True)
         self._thread.start()
@@ -97,10 +98,12 @@ class Batcher:
             _tell(row, RefusedError("the server is shutting down"))
 
     def close(self) -> None:
-        """Drain, and wait for the batch that runs."""
+        """Drain, and end the rows that still run at their next token."""
         self.drain()
         with self._changed:
             self._closed = True
+            for row in self._running:
+                row.cancelled = True
             self._changed.notify_all()
         self._thread.join()
 
@@ -139,6 +142,7 @@ class Batcher:
             taken = [row for row in self._rows if row.key == key][:size]
             chosen = set(map(id, taken))
             self._rows = deque(row for row in self._rows if id(row) not in chosen)
+            self._running = taken
         return taken
 
     def _answer(self, rows: Sequence[Row]) -> None:

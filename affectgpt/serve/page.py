@@ -88,7 +88,7 @@ def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]]
     # Until this is set, gradio lets a request name any file of this machine, and serves it; launch() sets it, mounting
     # does not. The shield refuses such requests before (see names_only_uploads).
     blocks.has_launched = True
-    threading.Thread(target=_sweep, args=(folder, {path.parent for path, _ in kept}), daemon=True).start()
+    threading.Thread(target=_sweep, args=(folder, set(folder.rglob("*"))), daemon=True).start()  # the examples stay
     return folder
 
 
@@ -306,11 +306,11 @@ def _sweep(folder: Path, keep: set[Path]) -> None:
 
 
 def sweep(folder: Path, keep: set[Path], *, older_than: float) -> None:
-    """Remove files of ``folder`` that nobody has touched for so many seconds, but not those of the ``keep`` folders."""
+    """Remove what is in ``folder`` and was not touched for so many seconds, but not what is in ``keep``."""
     now = time.time()
     for path in sorted(folder.rglob("*"), reverse=True):
         try:
-            if path.parent in keep or path in keep:
+            if path in keep:
                 continue
             if path.is_dir():
                 if now - path.stat().st_mtime > older_than and not any(path.iterdir()):

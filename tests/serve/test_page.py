@@ -131,11 +131,13 @@ def test_uploads_are_limited_private_and_swept(predictor, clips, tmp_path):
         assert status == 200 and Path(path).is_relative_to(folder) and Path(path).read_bytes() == content
         assert upload(server, "a.mp4", b"x" * (2**20))[0] == 413
         assert upload(server, "a.mp4", b"x" * (3 * 2**20))[0] == 413
-        kept = next((folder / "examples").rglob("*.mp4"))
-        sweep(folder, {kept.parent}, older_than=60)
+        named = set(re.findall(r'"path":\s*"([^"]+\.mp4)"', call(server, "GET", "/config")[2].decode()))
+        assert named  # of the example
+        keep = set(folder.rglob("*")) - {Path(path), Path(path).parent}
+        sweep(folder, keep, older_than=60)
         assert Path(path).exists()
-        sweep(folder, {kept.parent}, older_than=-1)
-        assert kept.exists() and not Path(path).exists()
+        sweep(folder, keep, older_than=-1)
+        assert not Path(path).exists() and not Path(path).parent.exists() and all(Path(one).exists() for one in named)
 
 
 def test_with_a_key_the_page_wants_it(predictor):
