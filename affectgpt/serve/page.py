@@ -260,9 +260,10 @@ class _Look:
             names = [someone.where for someone in clip.people]
             parts += ["<h4>Who is there</h4>", pictures.strip(people, names=names, what="person")]
         if video is not None and video.suffix.lower() not in SOUND_SUFFIXES:
-            frames, _ = service.decoder.native_frames(
+            read, _ = service.decoder.native_frames(
                 video, n_frames=processor.n_frames, start=0, count=processor.n_frames, longest_side=_SHOWN_FRAME
             )
+            frames = [read[min(i, len(read) - 1)] for i in range(processor.n_frames)]  # as a short clip is read
             seen = Modality.FRAME in media
             title = f"The {len(frames)} frames" if seen else "Frames (this model sees the face alone)"
             parts += [f"<h4>{title}</h4>", pictures.strip(frames, what="frame")]
