@@ -147,6 +147,7 @@ def step(model, batch, device) -> dict[str, float]:
     """One step, stage by stage: stage → milliseconds."""
     import torch
 
+    from affectgpt.core.layout import layout_of
     from affectgpt.core.types import Modality
     from affectgpt.modeling.modeling_affectgpt import merge_multimodal_embeddings
 
@@ -163,7 +164,7 @@ def step(model, batch, device) -> dict[str, float]:
             input_ids=batch.input_ids,
             embed_tokens=model.get_input_embeddings(),
             modality_embeds=media,
-            placeholder_ids=model.placeholder_ids,
+            layout=layout_of(input_ids=batch.input_ids, placeholder_ids=model.placeholder_ids),
             names=batch.names,
         )
         clock("merge")

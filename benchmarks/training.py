@@ -32,6 +32,7 @@ import torch
 from sizes import SIZES, Size
 
 from affectgpt.config.schema import RunConfig
+from affectgpt.core.layout import layout_of
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality, Sample
 from affectgpt.encoders.clip import ClipEncoder
 from affectgpt.encoders.llm import get_llm
@@ -79,7 +80,13 @@ def build(size: Size, *, device: torch.device, dtype: torch.dtype, rank: int) ->
 
 
 def make_batches(
-    model: AffectGPTForConditionalGeneration, *, count: int, size: int, vocabulary: int, device: torch.device
+    model: AffectGPTForConditionalGeneration,
+    *,
+    count: int,
+    size: int,
+    vocabulary: int,
+    device: torch.device,
+    packing: int = 0,
 ) -> list[Batch]:
     """Random batches whose longest sample has LENGTH tokens: prompts of about 110 tokens, half of the answers label
     lists, half descriptions."""
@@ -109,6 +116,13 @@ def make_batches(
                 attention_mask=input_ids != eos,
                 labels=labels,
                 prefusion=Modality.FACE,
+                layout=layout_of(
+                    input_ids=input_ids,
+                    attention_mask=input_ids != eos,
+                    labels=labels,
+                    packing=packing,
+                    placeholder_ids=model.placeholder_ids,
+                ),
                 media={
                     Modality.FACE: torch.randn(size, 8, 3, 224, 224, generator=draw),
                     Modality.AUDIO: torch.randn(size, 8, 32000, generator=draw),
@@ -192,7 +206,9 @@ class PublishedWay:
             Modality.FACE: self._timed("encode video", lambda: self.model.visual_encoder(batch.media[Modality.FACE])),
             Modality.AUDIO: self._timed("encode audio", lambda: self._speech(batch.media[Modality.AUDIO])),
         }
-        return self._timed("LLM forward", lambda: self.model(**_encoded(batch, features)).loss)
+        given = _encoded(batch, features)
+        del given["layout"]  # rows padded side by side, asked on the device what is in them
+        return self._timed("LLM forward", lambda: self.model(**given).loss)
 
     def _speech(self, wave: torch.Tensor) -> torch.Tensor:
         """As the encoder does it, without its ``no_grad``."""
@@ -300,7 +316,9 @@ def main(argv: list[str] | None = None) -> int:
         device=device.type, amp_dtype="bfloat16", packing=args.packing, compile=args.compile, attention=args.attention,
         gradient_checkpointing=args.gradient_checkpointing, fused_adamw=device.type == "cuda",
     )  # fmt: skip
-    batches = make_batches(model, count=args.steps, size=args.batch, vocabulary=size.llm["vocab_size"], device=device)
+    batches = make_batches(
+        model, count=args.steps, size=args.batch, vocabulary=size.llm["vocab_size"], device=device, packing=args.packing
+    )
     optimizer = build_optimizer(((n, p) for n, p in model.named_parameters() if p.requires_grad), run=run)
     ours = TrainStep(SupervisedObjective(model, run), optimizer=optimizer, run=run, device=device)
     published = PublishedWay(model, optimizer, ours)

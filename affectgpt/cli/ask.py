@@ -171,7 +171,7 @@ def open_datasets(args: argparse.Namespace) -> tuple[list[EmotionDataset], str]:
         config = dataclasses.replace(
             config, paths=dataclasses.replace(config.paths, dataset_root=args.dataset_root)
         )  # fmt: skip
-    base_root = args.base_root or (f"{args.output_root}/results" if args.output_root else config.inference.base_root)
+    base_root = args.base_root or (f"{args.output_root}/results" if args.output_root else config.results_root)
     names = parse_names(args.datasets, custom=config.datasets)
     datasets = [open_dataset(config, name) for name in names]
     for dataset in datasets:

@@ -151,7 +151,7 @@ def _compare(config: Any, args: argparse.Namespace) -> bool:
         ours = Path(args.answers)
     else:
         dataset = theirs.parent.parent.name.removeprefix("results-")
-        ours = Path(f"{config.inference.base_root}-{dataset}", *theirs.parts[-2:])
+        ours = Path(f"{config.results_root}-{dataset}", *theirs.parts[-2:])
     result = compare_answers(ours, theirs)
     print(f"ours    {printable(str(ours))}\ntheirs  {printable(str(theirs))}")
     print(f"samples in both: {result.common}; only ours: {len(result.only_ours)}, theirs: {len(result.only_theirs)}")

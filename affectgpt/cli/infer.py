@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         from affectgpt.modeling.build import exported_weights
 
         checkpoints = [CheckpointFile(exported_weights(args.hf), epoch=0, loss=0.0)]
-    base_root = config.inference.base_root
+    base_root = config.results_root
     questions = [(args.outside_user_message or render_question("ovlabel"), base_root)]
     if args.both:
         questions.append((render_question("description"), f"{base_root}-description"))

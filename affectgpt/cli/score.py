@@ -143,7 +143,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPath
 
         config = load_config(args.cfg_path, args.options)
         dataset_root = config.paths.dataset_root
-        base_root = base_root if args.output_root else config.inference.base_root
+        base_root = base_root if args.output_root else config.results_root
     blocks = config.datasets if config else {}
     if args.datasets is None:
         args.datasets = ",".join(name for name, block in blocks.items() if block.task) or ALL

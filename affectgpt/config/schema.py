@@ -183,6 +183,9 @@ class RunConfig:
     fused_adamw: bool = False
     # Put samples side by side in rows of up to this many tokens instead of padding them; 0: off.
     packing: int = limited(0, NOT_NEGATIVE)
+    # Split a batch into parts of up to this many tokens, which are computed one after the other; 0: do not. Memory
+    # then goes by tokens, whatever the lengths of the samples.
+    batch_tokens: int = limited(0, NOT_NEGATIVE)
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # several GPUs: copies of the model, or shards of one (fsdp2)
     clip_grad_norm: float | None = limited(None, POSITIVE)  # longest gradient; null: no clipping, as published
     # Ours: what is kept, watched and measured.
@@ -213,7 +216,8 @@ class InferenceConfig:
     text_processor: Any = field(default=None, metadata=IGNORED)
     img_processor: ProcessorConfig = field(default_factory=ProcessorConfig)
     face_or_frame: Any = field(default=None, metadata=IGNORED)
-    base_root: str = "output/results"  # results go to {base_root}-{data set}/{checkpoint folder}/{checkpoint}.npz
+    # Results go to {base_root}-{data set}/{checkpoint folder}/{checkpoint}.npz; not set: <paths.output_root>/results
+    base_root: str | None = None
     ckpt_root: str | None = None  # a folder of checkpoints; counts before ckpt_name
     ckpt_name: str | None = None  # a run's folder below output/<name>/, or one checkpoint file; neither: the search
     test_epoch: int | None = None  # of the folder
@@ -263,6 +267,11 @@ class Config:
     def inference_frames(self) -> ProcessorSpec:
         """Frames per clip and their pixels at inference: as many as in training, always 224 x 224 (as published)."""
         return replace(self.model.vis_processor.train, image_size=IMAGE_SIZE)
+
+    @property
+    def results_root(self) -> str:
+        """What the folders of results begin with."""
+        return self.inference.base_root or f"{self.paths.output_root}/results"
 
     @property
     def folder(self) -> Path | None:

@@ -14,6 +14,8 @@ from affectgpt.core.crops import AS_PUBLISHED, Crops
 if TYPE_CHECKING:
     import torch
 
+    from affectgpt.core.layout import Layout
+
 IGNORE_INDEX = -100  # label of a token that is not learnt
 N_FRAMES = 8  # frames per clip and audio clips per sample (SPEC of the released models)
 IMAGE_SIZE = 224
@@ -78,10 +80,11 @@ class Batch(dict[str, Any]):
     nothing is learnt; absent for generation). Media by modality: ``face`` and ``frame`` ``[B, 8, 3, 224, 224]`` (uint8,
     or normalised numbers), ``audio`` ``[B, 8, 32000]``, ``image`` ``[B, 3, 224, 224]``. Or encoder outputs in their
     place, which need no encoder: ``face_features`` ``[B, 8, d_v]``, ``audio_features`` ``[B, 8, d_a]``, …
-    ``prefusion``: FACE or FRAME, what is pre-fused with the audio. ``names``: of the samples, for messages.
+    ``prefusion``: FACE or FRAME, what is pre-fused with the audio. ``names``: of the samples, for messages. ``layout``:
+    where all this is in the batch (``core.layout``), so that the model need not look.
 
     Not for the model, and so attributes: ``mode``, ``prompts`` (as rendered, placeholders once each), ``flags`` (what
-    was odd about a sample, e.g. no_audio_track).
+    was odd about a sample, e.g. no_audio_track), ``more`` (the next batch is another part of the same draw).
     """
 
     def __init__(
@@ -94,13 +97,14 @@ class Batch(dict[str, Any]):
         mode: str = "",
         prompts: Sequence[str] = (),
         flags: Sequence[tuple[str, ...]] = (),
-        **more: Any,
+        more: bool = False,
+        **values_by_name: Any,
     ) -> None:
         super().__init__(values or {})
-        self.update({key: value for key, value in more.items() if value is not None})
+        self.update({key: value for key, value in values_by_name.items() if value is not None})
         self.update({modality.value: tensor for modality, tensor in (media or {}).items()})
         self.update({modality.features: tensor for modality, tensor in (features or {}).items()})
-        self.mode, self.prompts, self.flags = mode, list(prompts), list(flags)
+        self.mode, self.prompts, self.flags, self.more = mode, list(prompts), list(flags), more
 
     @property
     def names(self) -> list[str]:
@@ -123,6 +127,11 @@ class Batch(dict[str, Any]):
         return self.get("labels")
 
     @property
+    def layout(self) -> Layout:
+        """Where media and learnt tokens are. KeyError for a batch that ``collate`` has not made."""
+        return self["layout"]
+
+    @property
     def prefusion(self) -> Modality | None:
         """FACE or FRAME: what is pre-fused with the audio."""
         return self.get("prefusion")
@@ -139,13 +148,18 @@ class Batch(dict[str, Any]):
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which a GPU copies while it computes."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return self.each(lambda tensor: tensor.pin_memory())
 
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The same batch with every tensor changed."""
         changed = copy.copy(self)
-        changed.update({key: change(value) for key, value in self.items() if hasattr(value, "is_floating_point")})
+        for key, value in self.items():
+            if hasattr(value, "is_floating_point"):
+                changed[key] = change(value)
+            elif hasattr(value, "each"):
+                changed[key] = value.each(change)
         return changed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,18 @@ def load_part(part: nn.Module, folder: str | Path, *, prefix: str) -> None:
                 f"{folder}: {prefix}{name} is {tuple(tensor.shape)}, config.json makes it {tuple(wanted[name].shape)}"
             )
     part.load_state_dict(found, strict=False)
+
+
+def folder_tensors(folder: str | Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """``(name, tensor)`` of those of ``names`` that a folder's weights have; of safetensors nothing else is read.
+
+    Raises CheckpointError naming a file that is damaged.
+    """
+    left = set(names)
+    for file, there in _weight_files(Path(folder)).items():
+        keys = sorted(left if there is None else left & there)
+        yield from _read_tensors(file, keys).items() if keys else ()
+        left -= set(keys)
 
 
 def load_file_part(file: str | Path, names: list[str], *, may_miss: bool = False) -> dict[str, torch.Tensor]:

@@ -84,7 +84,7 @@ class Benchmark:
         what was answered so far is kept, and running again goes on there.
         """
         question = question or render_question("ovlabel")
-        root = base_root or self.config.inference.base_root
+        root = base_root or self.config.results_root
         target = result_path(root, dataset=dataset, checkpoint=checkpoint.path, draw=draw)
         if target.exists():
             lacking = read_meta(target).get("failed", {})

@@ -178,7 +178,7 @@ class DatasetFeatures:
         """
         for modality in self.media:
             if modality not in self.stored and modality not in self._kept:
-                self._kept[modality] = TemporaryStore(Path(self.config.inference.base_root).parent)
+                self._kept[modality] = TemporaryStore(Path(self.config.results_root).parent)
         readable = [sample for sample in samples if sample.name not in self.unreadable]
         wanted = missing_media(readable, [*self._kept], self._kept)
         fresh = {sample.name for sample, _ in wanted}

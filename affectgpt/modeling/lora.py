@@ -18,6 +18,7 @@ from torch import nn
 from affectgpt.core.errors import CheckpointError
 from affectgpt.core.files import atomic_path
 from affectgpt.encoders.llm import LLMRow
+from affectgpt.encoders.pretrained import folder_tensors
 
 LORA_ALPHA = 32
 LORA_DROPOUT = 0.05
@@ -52,8 +53,12 @@ def add_lora(model: nn.Module, *, row: LLMRow, rank: int) -> nn.Module:
         return model
     from peft import inject_adapter_in_model
 
+    from affectgpt.modeling.lora_linear import LoraLinear
+
+    config = lora_config(row, rank)
+    config._register_custom_module({nn.Linear: LoraLinear})
     try:
-        model = inject_adapter_in_model(lora_config(row, rank), model)
+        model = inject_adapter_in_model(config, model)
     except ValueError as error:
         raise CheckpointError(f"LoRA of the row {row.name} does not fit this model: {error}") from error
     for name, parameter in model.named_parameters():
@@ -79,6 +84,40 @@ def merged_state(llm: nn.Module) -> dict[str, torch.Tensor]:
                 merged = weight.float() + module.get_delta_weight("default").float()
                 state[f"{name}.weight"] = merged.to(weight.dtype)
     return state
+
+
+class MergedLora:
+    """LoRA of one checkpoint after the other added to an LLM's weights, for answering: half as many kernels per token.
+
+    The weights as they were are read again from the LLM's folder, so that no copy of them is kept; those that the
+    folder has under other names are.
+    """
+
+    def __init__(self, llm: nn.Module, folder: Path) -> None:
+        self.folder = folder
+        self.layers = {f"{name}.weight": m for name, m in llm.named_modules() if hasattr(m, "get_delta_weight")}
+        self._copies: dict[str, torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add LoRA in float32, rounded once to the dtype of the weights; its layers then do nothing."""
+        if self._copies is None:
+            there = {name for name, _ in folder_tensors(self.folder, self.layers)}
+            kept = self.layers.keys() - there
+            self._copies = {name: self.layers[name].get_base_layer().weight.to("cpu", copy=True) for name in kept}
+        for layer in self.layers.values():
+            weight = layer.get_base_layer().weight
+            weight.copy_(weight.float() + layer.get_delta_weight("default").float())
+            layer.merged_adapters = ["default"]
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put the weights back as they were."""
+        merged = [name for name, layer in self.layers.items() if layer.merged]
+        copies = self._copies or {}
+        for name, tensor in (*folder_tensors(self.folder, [n for n in merged if n not in copies]), *copies.items()):
+            self.layers[name].get_base_layer().weight.copy_(tensor)
+            self.layers[name].merged_adapters = []
 
 
 def merge_lora(llm: nn.Module, *, add: bool = True) -> nn.Module:

@@ -16,7 +16,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from affectgpt.core.auto_module import AUTO_MODULE, write_auto_module
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
-from affectgpt.core.types import IGNORE_INDEX, N_FRAMES, Modality
+from affectgpt.core.layout import Layout, Rows, layout_of
+from affectgpt.core.types import N_FRAMES, Modality
 from affectgpt.encoders.base import FrozenEncoder, encode_medium, make_encoders
 from affectgpt.encoders.llm import LLMS, StopSequences
 from affectgpt.encoders.pretrained import load_part
@@ -241,6 +242,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features: Mapping[Modality, torch.Tensor],
         *,
         input_ids: torch.Tensor,
+        layout: Layout | None = None,
         prefusion: str | None = None,
         names: Sequence[str] = (),
         **_: Any,
@@ -250,6 +252,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ``prefusion``: FACE or FRAME, what is pre-fused with the audio; None: the face where the batch has one, else the
         frames.
         """
+        layout = layout or layout_of(input_ids=input_ids, placeholder_ids=self.placeholder_ids)
         dtype = next(self.audio.parameters()).dtype
         features = {modality: z.to(dtype) for modality, z in features.items()}
         connectors = {
@@ -268,9 +271,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return features[modality]
 
         embeds: dict[Modality, torch.Tensor] = {}
-        for modality, token_id in self.placeholder_ids.items():
-            if not (input_ids == token_id).any():
-                continue
+        for modality in layout.counts:
             if modality is Modality.MULTI:
                 seen = Modality(prefusion) if prefusion is not None else _visual(features)
                 connector = self.multi
@@ -314,15 +315,24 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def embed(
-        self, *, input_ids: torch.Tensor, names: Sequence[str] = (), prefusion: str | None = None, **batch: Any
+        self,
+        *,
+        input_ids: torch.Tensor,
+        layout: Layout | None = None,
+        names: Sequence[str] = (),
+        prefusion: str | None = None,
+        **batch: Any,
     ) -> torch.Tensor:
         """The LLM's input ``inputs_embeds [B, L, D]``, media in the place of their placeholders."""
+        layout = layout or layout_of(input_ids=input_ids, placeholder_ids=self.placeholder_ids)
         features = self.encode(names=names, **batch)
         return merge_multimodal_embeddings(
             input_ids=input_ids,
             embed_tokens=self.get_input_embeddings(),
-            modality_embeds=self.connect(features, input_ids=input_ids, prefusion=prefusion, names=names),
-            placeholder_ids=self.placeholder_ids,
+            modality_embeds=self.connect(
+                features, input_ids=input_ids, layout=layout, prefusion=prefusion, names=names
+            ),
+            layout=layout,
             names=names,
         )
 
@@ -342,6 +352,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features: torch.Tensor | None = None,
         prefusion: str | None = None,
         names: Sequence[str] = (),
+        layout: Layout | None = None,
         inputs_embeds: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
@@ -358,6 +369,11 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ``[B, L, V]``, or of the last ``logits_to_keep`` positions. ``inputs_embeds`` stand in for ids and media.
         Raises DataError naming the sample.
         """
+        if labels is not None and (layout is None or layout.learnt is None):
+            ids = labels if input_ids is None else input_ids
+            layout = layout_of(
+                input_ids=ids, placeholder_ids=self.placeholder_ids, attention_mask=attention_mask, labels=labels
+            )
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
@@ -366,7 +382,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 inputs_embeds = self.get_input_embeddings()(input_ids)
             else:
                 inputs_embeds = self.embed(
-                    input_ids=input_ids, names=names, prefusion=prefusion,
+                    input_ids=input_ids, layout=layout, names=names, prefusion=prefusion,
                     face=face, frame=frame, audio=audio, image=image,
                     face_features=face_features, frame_features=frame_features, audio_features=audio_features,
                     image_features=image_features,
@@ -378,18 +394,58 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if self._keeps_logits:
                 kwargs["logits_to_keep"] = logits_to_keep
             return self.llm(**shared, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
-        hidden = self.get_decoder()(**shared, use_cache=False, **kwargs).last_hidden_state  # [B, L, D]
+        assert layout is not None and layout.learnt is not None and layout.targets is not None
+        if layout.rows is not None:
+            shared = self._packed(inputs_embeds, layout.rows)
+        elif self.training and layout.causal:
+            # What follows a row's last token is never looked at, so that causal attention needs no mask: kernels
+            # without one are faster, and nobody has to ask the GPU what the mask hides.
+            shared["attention_mask"] = self._no_mask()
+        hidden = self.get_decoder()(**shared, use_cache=False, **kwargs).last_hidden_state  # [B, L, D] or [R, P, D]
         head = self.get_output_embeddings()
-        targets = labels[:, 1:]  # [B, L-1]: token t predicts t + 1
-        learnt = targets != IGNORE_INDEX
         if self.training:
-            logits = of_learnt = head(hidden[:, :-1][learnt])  # [n, V]
+            logits = of_learnt = head(hidden.flatten(0, 1)[layout.learnt])  # [n, V]
         else:
             logits = head(hidden)  # [B, L, V]
-            of_learnt = logits[:, :-1][learnt]
-        total = F.cross_entropy(of_learnt.float(), targets[learnt], reduction="sum")
-        loss: Any = total / (learnt.sum() if num_items_in_batch is None else num_items_in_batch)
+            of_learnt = logits.flatten(0, 1)[layout.learnt]
+        total = F.cross_entropy(of_learnt.float(), layout.targets, reduction="sum")
+        loss: Any = total / (layout.n_learnt if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def _no_mask(self) -> dict[str, None] | None:
+        """The argument ``attention_mask`` that means causal attention and nothing hidden.
+
+        Given None, transformers looks into the positions for packed samples, which waits for the GPU; decoders with
+        a mask for each kind of layer take prepared ones, and these kernels need none.
+        """
+        decoder = self.get_decoder()
+        ready = self.llm.config._attn_implementation in ("sdpa", "flash_attention_2")
+        if ready and getattr(decoder, "has_sliding_layers", None) is False:
+            return dict.fromkeys(decoder.config.layer_types)
+        return None
+
+    def _packed(self, inputs_embeds: torch.Tensor, rows: Rows) -> dict[str, Any]:
+        """``inputs_embeds [B, L, D]`` as the decoder's arguments for rows ``[R, P, D]`` of several samples each."""
+        R, P = rows.sample.shape
+        packed: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds.flatten(0, 1)[rows.source].view(R, P, -1),
+            "position_ids": rows.position_ids,
+        }
+        if self.llm.config._attn_implementation == "flash_attention_2":
+            if rows.visible is not None:
+                raise DataError("run.packing with flash_attention_2: a sample holds the pad token inside; use sdpa")
+            # FlashAttention takes no mask. Left to itself, transformers looks for borders of samples in a batch of one
+            # row alone, and would let the samples of several rows see each other.
+            packed |= {f"cu_seq_lens_{side}": rows.cu_seq_lens for side in "qk"}
+            packed |= {f"max_length_{side}": rows.max_length for side in "qk"}
+            return {**packed, "attention_mask": self._no_mask()}
+        seen = rows.sample[:, :, None] == rows.sample[:, None, :]  # [R, P, P]
+        if rows.visible is not None:
+            seen &= rows.visible[:, None, :] | torch.eye(P, dtype=torch.bool, device=seen.device)  # no row sees nothing
+        seen = seen.tril()
+        hidden = torch.zeros((R, 1, P, P), dtype=inputs_embeds.dtype, device=seen.device)
+        packed["attention_mask"] = hidden.masked_fill(~seen[:, None], torch.finfo(hidden.dtype).min)
+        return packed
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
@@ -424,7 +480,7 @@ def merge_multimodal_embeddings(
     input_ids: torch.Tensor,
     embed_tokens: Callable[[torch.Tensor], torch.Tensor],
     modality_embeds: Mapping[Modality, torch.Tensor],
-    placeholder_ids: Mapping[Modality, int],
+    layout: Layout,
     names: Sequence[str] = (),
 ) -> torch.Tensor:
     """Token ids ``[B, L]`` and embeddings ``[B, K, D]`` of the media → ``inputs_embeds [B, L, D]``.
@@ -432,26 +488,25 @@ def merge_multimodal_embeddings(
     A placeholder is looked up as token 0 (the embedding matrix is not resized, wire) and overwritten.
     Raises DataError naming the sample when the placeholders of a row are not exactly as many as its embeddings.
     """
-    is_placeholder = torch.zeros_like(input_ids, dtype=torch.bool)  # [B, L]
-    positions = {}
-    for modality, token_id in placeholder_ids.items():
-        positions[modality] = input_ids == token_id  # [B, L]
-        is_placeholder |= positions[modality]
-    embeds = embed_tokens(input_ids.masked_fill(is_placeholder, 0))  # [B, L, D]
-    for modality, where in positions.items():
-        media = modality_embeds.get(modality)
+    rows = len(input_ids)
+    for modality in {**layout.counts, **modality_embeds}:
+        media, counts = modality_embeds.get(modality), layout.counts.get(modality, [0] * rows)
         expected = 0 if media is None else media.shape[1]
-        counts = where.sum(dim=1)  # [B]
-        if not torch.equal(counts, torch.full_like(counts, expected)):
-            row = int((counts != expected).nonzero()[0])
-            holds = f"the batch holds no {modality.value}" if media is None else f"its embeddings are {expected}"
-            raise DataError(
-                f"sample {_name(names, row, rows=len(counts))}: its prompt has {int(counts[row])} "
-                f"{modality.placeholder} tokens, but {holds}"
-            )
-        if media is not None:
-            embeds = embeds.masked_scatter(where.unsqueeze(-1), media.to(embeds.device, embeds.dtype))
-    return embeds
+        for row, count in enumerate(counts):
+            if count != expected:
+                holds = f"the batch holds no {modality.value}" if media is None else f"its embeddings are {expected}"
+                raise DataError(
+                    f"sample {_name(names, row, rows=rows)}: its prompt has {count} {modality.placeholder} tokens, but "
+                    f"{holds}"
+                )
+    ids = input_ids.flatten()
+    for places in layout.places.values():
+        ids = ids.index_fill(0, places, 0)
+    embeds = embed_tokens(ids)  # [B·L, D]
+    for modality, places in layout.places.items():
+        media = modality_embeds[modality].flatten(0, 1).to(embeds.device, embeds.dtype)
+        embeds = embeds.index_copy(0, places, media)
+    return embeds.view(*input_ids.shape, -1)
 
 
 def _visual(features: Mapping[Modality, torch.Tensor]) -> Modality:

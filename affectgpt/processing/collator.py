@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import DataError
+from affectgpt.core.layout import layout_of
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality
 from affectgpt.processing.modes import get_mode
 
@@ -15,11 +17,19 @@ if TYPE_CHECKING:
     from affectgpt.processing.processor import Example
 
 
-def collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
+def collate(
+    examples: Sequence[Example],
+    *,
+    pad_token_id: int,
+    placeholder_ids: Mapping[Modality, int],
+    packing: int = 0,
+    pad_to_multiple_of: int = 1,
+) -> Batch:
     """Collate examples of one mode, all for training or all for generation.
 
     Training: padded on the right, attention mask "token is not pad"; as pad = eos, the closing eos is masked too
-    (SPEC 3.4, wire). Generation: padded on the left, every token of the prompt attended to.
+    (SPEC 3.4, wire). Generation: padded on the left, every token of the prompt attended to. ``packing``: rows of up to
+    so many tokens instead (see ``layout_of``); ``pad_to_multiple_of``: of training's lengths, as tensor cores like it.
     Raises DataError naming the samples when modes, media or shapes differ.
     """
     import torch
@@ -41,6 +51,8 @@ def collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
             if modality not in example.media and modality not in example.features:
                 raise DataError(f"sample {example.name!r}: mode {mode.name} needs {modality.value}, which is missing")
     length = max(len(example.input_ids) for example in examples)
+    if training:
+        length = math.ceil(length / pad_to_multiple_of) * pad_to_multiple_of
     input_ids = torch.full((len(examples), length), pad_token_id, dtype=torch.int64)  # [B, L]
     attention_mask = torch.zeros((len(examples), length), dtype=torch.bool)  # [B, L]
     labels = torch.full_like(input_ids, IGNORE_INDEX) if training else None
@@ -63,6 +75,13 @@ def collate(examples: Sequence[Example], *, pad_token_id: int) -> Batch:
         prefusion=mode.prefusion,
         media=_stack(examples, "media"),
         features=_stack(examples, "features"),
+        layout=layout_of(
+            input_ids=input_ids,
+            placeholder_ids=placeholder_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            packing=packing if training else 0,
+        ),
         prompts=[example.prompt for example in examples],
         flags=[example.flags for example in examples],
     )

@@ -23,6 +23,7 @@ from affectgpt.processing.questions import question_context
 from affectgpt.processing.sampler import MixedBatches, SequentialBatches
 
 _WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM
+_LENGTHS_ON_GPU = 8  # batches are padded to a multiple of it: kernels of half precision are faster so
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,9 @@ class BatchStream:
         on_error: str = "raise",
         failures: FailureLog | None = None,
         pin_memory: bool = False,
+        batch_tokens: int = 0,
+        packing: int = 0,
+        pad_to_multiple_of: int = 1,
     ) -> None:
         import torch
 
@@ -114,7 +118,9 @@ class BatchStream:
             _Fetch(list(self.parts.values())),  # type: ignore[arg-type]
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=loader_workers(num_workers),
-            collate_fn=_SafeCollate(processor),
+            collate_fn=_SafeCollate(
+                processor, batch_tokens=batch_tokens, packing=packing, pad_to_multiple_of=pad_to_multiple_of
+            ),
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=quiet_worker,
@@ -145,14 +151,14 @@ class BatchStream:
         return (batch for batch in self._drawn() if batch is not None)
 
     def _drawn(self) -> Iterator[Batch | None]:
-        for batch, failures, fatal in self._loader:
+        for batches, failures, fatal in self._loader:
             if fatal is not None:
                 raise fatal
             for failure in failures:
                 if self.on_error == "raise":
                     raise DataError(failure.reason)
                 self.failures.add(failure)
-            yield batch
+            yield from batches or [None]
 
 
 def training_batches(
@@ -193,7 +199,10 @@ def training_batches(
         num_workers=config.run.num_workers,
         on_error=config.run.on_error,
         failures=failures,
-        pin_memory=config.run.device.startswith("cuda"),
+        pin_memory=_on_gpu(config),
+        batch_tokens=config.run.batch_tokens,
+        packing=config.run.packing,
+        pad_to_multiple_of=_LENGTHS_ON_GPU if _on_gpu(config) else 1,
     )
 
 
@@ -213,6 +222,13 @@ def labelled(
             config, samples, dataset=dataset.name, split=split, mode=block.face_or_frame, policy=block.features
         ),
     )
+
+
+def _on_gpu(config: Config) -> bool:
+    import torch
+
+    wanted = config.run.device
+    return wanted.startswith("cuda") or (wanted == "auto" and torch.cuda.is_available())
 
 
 class _Fetch:
@@ -237,28 +253,51 @@ class _Fetch:
 
 
 class _SafeCollate:
-    """Examples and failures → (batch or None, failures, an error that ends the run or None).
+    """Examples and failures → (batches, failures, an error that ends the run or None).
 
-    Errors travel as values: the loader would wrap a raised one into a traceback of text.
+    Errors travel as values: the loader would wrap a raised one into a traceback of text. ``batch_tokens``: most tokens
+    of a batch, which is split where it has more; 0: it never is.
     """
 
-    def __init__(self, processor: AffectGPTProcessor) -> None:
+    def __init__(self, processor: AffectGPTProcessor, *, batch_tokens: int, packing: int, **options: int) -> None:
         self.processor = processor
+        self.batch_tokens, self.packing = batch_tokens, packing
+        self.options = options
 
-    def __call__(self, items: list) -> tuple[Batch | None, list[Failure], AffectGPTError | None]:
+    def __call__(self, items: list) -> tuple[list[Batch], list[Failure], AffectGPTError | None]:
         failures = [item for item in items if isinstance(item, Failure)]
         examples = [item for item in items if isinstance(item, Example)]
         fatal = next((item for item in items if isinstance(item, AffectGPTError)), None)
-        batch = None
+        batches: list[Batch] = []
         if fatal is None and examples:
             try:
-                batch = self.processor.collate(examples)
+                parts = split_by_tokens(examples, self.batch_tokens, padded=not self.packing)
+                batches = [self.processor.collate(part, packing=self.packing, **self.options) for part in parts]
             except DataError as error:
                 fatal = error
-        if batch is not None:
+        for batch in batches:
+            batch.more = batch is not batches[-1]
             media = (*batch.media.values(), *batch.features.values())
-            share((batch.input_ids, batch.attention_mask, batch.labels, *media))
-        return batch, failures, fatal
+            share((batch.input_ids, batch.attention_mask, batch.labels, *media, *batch.layout.tensors()))
+        return batches, failures, fatal
+
+
+def split_by_tokens(examples: Sequence[Example], most: int, *, padded: bool) -> list[Sequence[Example]]:
+    """Examples in their order, in parts of up to ``most`` tokens (0: all in one); an example with more is a part alone.
+
+    ``padded``: those that padding adds count.
+    """
+    parts: list[list[Example]] = [[]]
+    total = longest = 0
+    for example in examples:
+        length = len(example.input_ids)
+        size = max(longest, length) * (len(parts[-1]) + 1) if padded else total + length
+        if most and parts[-1] and size > most:
+            parts.append([])
+            total = longest = 0
+        parts[-1].append(example)
+        total, longest = total + length, max(longest, length)
+    return parts  # type: ignore[return-value]
 
 
 def loader_workers(asked: int) -> int:

@@ -209,7 +209,7 @@ class AffectGPTProcessor(ProcessorMixin):
         batch = self.collate(
             [self._prompted(p, m, number=i) for i, (p, m) in enumerate(zip(prompts, each, strict=True))]
         )
-        return BatchFeature({key: value for key, value in batch.items() if key not in ("names", "prefusion")})
+        return BatchFeature({key: value for key, value in batch.items() if key not in ("names", "prefusion", "layout")})
 
     def _prompted(self, prompt: str, media: Mapping[str, Any], *, number: int) -> Example:
         name = f"text {number}"
@@ -297,9 +297,11 @@ class AffectGPTProcessor(ProcessorMixin):
             example.flags += tuple(flag for flag in flags if flag not in example.flags)
         return example
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """Examples of one mode → a padded batch: right for training, left for generation (see ``collate``)."""
-        return collate(examples, pad_token_id=self.tokenizer.pad_token_id)
+    def collate(self, examples: Sequence[Example], **options: int) -> Batch:
+        """Examples of one mode → a padded batch: right for training, left for generation (``options``: its)."""
+        return collate(
+            examples, pad_token_id=self.tokenizer.pad_token_id, placeholder_ids=self.placeholder_ids, **options
+        )
 
     @cached_property
     def stop_sequences(self) -> list[tuple[int, ...]]:

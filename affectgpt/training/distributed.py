@@ -95,6 +95,8 @@ def shard(objective: nn.Module, *, layers: Iterable[nn.Module], run: RunConfig, 
         raise ConfigError(
             "run.parallel is fsdp2, which has no gradient scaling: set run.amp_dtype and model.llm_dtype to bfloat16"
         )
+    if run.batch_tokens:
+        raise ConfigError("run.parallel is fsdp2, whose ranks must take as many batches each: set run.batch_tokens=0")
     if run.on_error == "skip":
         raise ConfigError("run.parallel is fsdp2, whose ranks must all have a batch: set run.on_error=raise")
     mesh = init_device_mesh(device.type, (world(),))

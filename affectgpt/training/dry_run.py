@@ -16,7 +16,7 @@ from affectgpt.training.optim import get_schedule
 from affectgpt.training.progress import memory_gb
 from affectgpt.training.step import build_train_step
 
-_STEPS = 2
+_STEPS = 2  # and one more where the first two may be compiled for
 
 
 def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
@@ -46,7 +46,7 @@ def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches
             f"weight decay {decay:g}: {len(parameters)} tensors, {sum(p.numel() for p in parameters):,} numbers"
         )
     seconds = []
-    for number in range(min(_STEPS, run.iters_per_epoch)):
+    for number in range(min(_STEPS + run.compile, run.iters_per_epoch)):
         began = time.perf_counter()
         fetched: list[Batch | None] = [next(stream) for _ in range(run.accum_grad_iters)]
         waited = time.perf_counter() - began

@@ -9,12 +9,13 @@ from typing import Protocol
 import torch
 
 from affectgpt.config.schema import Config, to_dict
-from affectgpt.core.errors import AffectGPTError, CheckpointError
+from affectgpt.core.errors import CheckpointError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.training.distributed import world
 from affectgpt.training.optim import get_schedule
+from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import Progress
 from affectgpt.training.run_state import Position, Resumed, Saver, revisions_of
 from affectgpt.training.step import build_train_step
@@ -68,11 +69,15 @@ def train(
     with Interrupt() as interrupt, Progress(output_dir, run=run, start=at, device=device) as progress:
         while at.epoch <= run.max_epoch:
             stream = batches(at.epoch, start=at.step * run.accum_grad_iters)
+            micro_batches = Prefetcher(stream, count=run.accum_grad_iters, device=device)
             progress.epoch(at.epoch, at.step)
             while at.step < run.iters_per_epoch:
                 lr = schedule(at.epoch, at.step)
-                fetched = _fetch(stream, run.accum_grad_iters)
-                step = train_step.run(fetched, lr=lr, stop=interrupt.asked)
+                fetched = micro_batches.next()
+                is_last = at.step + 1 == run.iters_per_epoch
+                step = train_step.run(
+                    fetched, lr=lr, stop=interrupt.asked, meanwhile=None if is_last else micro_batches.fetch
+                )
                 at.advance(step.loss)
                 progress.step(at, step, lr=lr)
                 bad_steps.check(at, fetched)
@@ -97,10 +102,3 @@ def train(
             at = Position(epoch=at.epoch + 1, bad_steps=at.bad_steps)
             saver.state(at)
     return latest
-
-
-def _fetch(stream: Iterator[Batch | None], count: int) -> list[Batch | None]:
-    fetched = [batch for _, batch in zip(range(count), stream, strict=False)]
-    if len(fetched) < count:
-        raise AffectGPTError("the data gave fewer batches than run.iters_per_epoch asks for")
-    return fetched

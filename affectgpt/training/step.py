@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -59,21 +59,29 @@ class TrainStep:
         """The arithmetic of a forward pass."""
         return torch.autocast(self.device.type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
 
-    def run(self, fetched: Sequence[Batch | None], *, lr: float, stop: bool = False) -> Step:
+    def run(
+        self,
+        fetched: Sequence[Batch | None],
+        *,
+        lr: float,
+        stop: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Step:
         """Forward and backward over the micro-batches, one optimizer step.
 
         The loss is the mean over all terms of the global batch (learnt tokens), whatever the ranks and micro-batches
-        that they are in. A step whose loss or gradient is not a number changes no weight.
+        that they are in. A step whose loss or gradient is not a number changes no weight. ``meanwhile`` is called when
+        all is queued on the GPU, which is then waited for once (and by the GradScaler).
         """
         terms, samples, tokens, stops = sum_over_ranks(
             sum(self.objective.terms(batch) for batch in fetched),
             sum(len(batch.names) for batch in fetched if batch is not None),
-            sum(int(batch.attention_mask.sum()) for batch in fetched if batch is not None),
+            sum(batch.layout.n_tokens for batch in fetched if batch is not None),
             int(stop),
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        total = 0.0
+        losses = []
         for number, batch in enumerate(fetched):
             if batch is None and world() == 1:
                 continue
@@ -83,24 +91,31 @@ class TrainStep:
                 # Wrappers average gradients over ranks; the mean over terms needs their sum.
                 scaled = loss * (world() / max(terms, 1))
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
-            total += float(loss.detach())
-        (total,) = sum_over_ranks(total)
+            losses.append(loss.detach())
+        if meanwhile is not None:
+            meanwhile()
+        norm = self._norm() if terms else torch.zeros((), device=self.device)
+        *totals, length = torch.stack([*losses, norm]).tolist()  # the one wait for the GPU
+        (total,) = sum_over_ranks(sum(totals))
         mean = total / terms if terms else 0.0
-        norm = self._update(mean) if terms else 0.0
+        if terms:
+            self._update(mean, length)
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(loss=mean, grad_norm=norm, samples=int(samples), tokens=int(tokens), stop=stops > 0)
+        return Step(loss=mean, grad_norm=length, samples=int(samples), tokens=int(tokens), stop=stops > 0)
 
-    def _update(self, loss: float) -> float:
+    def _norm(self) -> torch.Tensor:
+        """The length of the gradient, which is clipped."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        length = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm: Any = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _update(self, loss: float, length: float) -> None:
         if self.scaler is not None:
             self.scaler.step(self.optimizer)  # skips a step whose gradients overflowed; update() then lowers the scale
             self.scaler.update()
         elif math.isfinite(loss) and math.isfinite(length):
             self.optimizer.step()
-        return length
 
 
 def build_train_step(
@@ -164,4 +179,4 @@ def prepare_llm(model: AffectGPTForConditionalGeneration, run: RunConfig) -> Non
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if run.compile:
         for layer in decoder.layers:  # layer by layer: they are alike, so one compilation serves all
-            layer.compile()
+            layer.compile(dynamic=True)  # of any length: compiled once for all

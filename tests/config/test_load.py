@@ -98,3 +98,9 @@ def test_weights_that_are_not_where_the_working_folder_is(tmp_path, monkeypatch)
     assert "Looked for" not in told(f"paths.models_root={tmp_path}")
     (clone / "mine").mkdir()
     assert f"set paths.folders.CLIP_VIT_LARGE={clone}/mine" in told("paths.folders.CLIP_VIT_LARGE=mine")
+
+
+def test_results_are_below_the_output_root_where_nothing_else_is_said(tmp_path):
+    path = write(tmp_path, "a.yaml", "datasets: {mercaptionplus: {}}\npaths: {output_root: elsewhere}\n")
+    assert load_config(path).results_root == "elsewhere/results"
+    assert load_config(path, ["inference.base_root=mine"]).results_root == "mine"

@@ -189,7 +189,7 @@ def test_every_mode_reads_just_its_media(mode, dataset_of, dataset_root, tmp_pat
     kept = {"audio": Modality.AUDIO, "face": Modality.FACE, "video": Modality.FRAME}
     paths = {field: getattr(sample, field) if m in needed else tmp_path / "gone" for field, m in kept.items()}
     sample = dataclasses.replace(sample, image=tmp_path / "a.png", **paths)
-    batch = collate([dataset_of(mode, [sample], question="What?")[0]] * 2, pad_token_id=0)
+    batch = collate([dataset_of(mode, [sample], question="What?")[0]] * 2, pad_token_id=0, placeholder_ids={})
     assert set(batch.media) == set(needed) and batch.mode == mode
     if mode == "image":
         assert batch.media[Modality.IMAGE].shape == (2, 3, 224, 224)
@@ -210,17 +210,17 @@ def test_questions_are_padded_on_the_left_and_come_in_order(dataset_of):
 def test_mixed_modes_and_missing_media_are_refused_by_name(dataset_of):
     face, text = dataset_of("face", question="What?"), dataset_of("textonly", question="What?")
     with pytest.raises(DataError, match=r"sample 'sample_00000000' is face, sample 'sample_00000000' is textonly"):
-        collate([face[0], text[0]], pad_token_id=0)
+        collate([face[0], text[0]], pad_token_id=0, placeholder_ids={})
     example = face[1]
     del example.media[Modality.AUDIO]
     with pytest.raises(DataError, match=r"sample 'Ses05F_impro01_F000': mode face needs audio, which is missing"):
-        collate([face[0], example], pad_token_id=0)
+        collate([face[0], example], pad_token_id=0, placeholder_ids={})
     example = face[1]
     example.media[Modality.AUDIO] = torch.zeros(7, 32000)
     with pytest.raises(DataError, match=r"sample 'Ses05F_impro01_F000': audio media \[7, 32000\] do not fit"):
-        collate([face[0], example], pad_token_id=0)
+        collate([face[0], example], pad_token_id=0, placeholder_ids={})
     with pytest.raises(DataError, match="one has labels to learn"):
-        collate([text[0], dataset_of("textonly")[0]], pad_token_id=0)
+        collate([text[0], dataset_of("textonly")[0]], pad_token_id=0, placeholder_ids={})
 
 
 def test_a_video_without_sound_is_flagged_and_a_lost_wav_is_an_error(dataset_of, make, tmp_path):

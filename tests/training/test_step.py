@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -14,10 +15,10 @@ import torch
 from training_recipe import load_parts
 
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.types import IGNORE_INDEX
+from affectgpt.core.layout import layout_of, row_of_each
+from affectgpt.core.types import IGNORE_INDEX, Batch
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import get_schedule
-from affectgpt.training.packing import pack, row_of_each
 from affectgpt.training.step import build_train_step, prepare_llm
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "training_curve.json"
@@ -44,6 +45,16 @@ def objective_of(model, **run) -> SupervisedObjective:
     return SupervisedObjective(model, RunConfig(**run))
 
 
+def packed(batch: Batch, room: int, model) -> Batch:
+    """The batch as the loader makes it with ``run.packing``."""
+    again = copy.copy(batch)
+    again["layout"] = layout_of(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels,
+        placeholder_ids=model.placeholder_ids, packing=room,
+    )  # fmt: skip
+    return again
+
+
 def gradients(model, objective, batch) -> dict[str, torch.Tensor]:
     model.zero_grad()
     objective(batch).backward()
@@ -66,24 +77,20 @@ def test_the_objective_is_the_models_mean_times_its_terms(parts, model):
 @pytest.mark.parametrize("room", [1, 300, 100_000], ids=["one-each", "some-rows", "one-row"])
 def test_packing_changes_neither_loss_nor_gradient(parts, model, room):
     for batch in parts.batches[:2]:
-        plain, packed = objective_of(model), objective_of(model, packing=room)
-        assert float(packed(batch)) == pytest.approx(float(plain(batch)), rel=1e-5)
-        assert_close(gradients(model, packed, batch), gradients(model, plain, batch))
+        objective, side_by_side = objective_of(model), packed(batch, room, model)
+        assert float(objective(side_by_side)) == pytest.approx(float(objective(batch)), rel=1e-5)
+        assert_close(gradients(model, objective, side_by_side), gradients(model, objective, batch))
 
 
 def test_packed_rows_waste_less_than_a_tenth_where_padding_wastes_more(parts, model):
     """The batches are the very same, so every sample is drawn as often, and label types mix, as without packing."""
-    padded = packed = real = 0
+    padded = in_rows = real = 0
     for batch in parts.batches:
-        out = pack(
-            inputs_embeds=torch.zeros(*batch.input_ids.shape, 2), attention_mask=batch.attention_mask,
-            labels=batch.labels, room=2048,
-        )  # fmt: skip
         padded += batch.input_ids.numel()
-        packed += out.labels.numel()
+        in_rows += packed(batch, 2048, model).layout.rows.sample.numel()
         real += int((batch.attention_mask | (batch.labels != IGNORE_INDEX)).sum())
     assert 1 - real / padded > 0.1
-    assert 1 - real / packed < 0.1
+    assert 1 - real / in_rows < 0.1
 
 
 def test_samples_go_to_rows_with_room():

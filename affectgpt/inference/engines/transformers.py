@@ -16,6 +16,7 @@ from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
 from affectgpt.inference.memory import autocast
 from affectgpt.inference.sampling import SampleByRow, top_k_of
 from affectgpt.modeling.build import load_checkpoint
+from affectgpt.modeling.lora import MergedLora, has_lora
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.processor import AffectGPTProcessor
 
@@ -55,10 +56,16 @@ class TransformersEngine:
         self.processor = processor
         self.decoding = decoding
         self.top_k = top_k_of(decoding.top_k, defaults)
+        self._lora = MergedLora(model.llm, llm_folder) if llm_folder is not None and has_lora(model.llm) else None
 
     def load(self, checkpoint: Path) -> Any:
-        """Lay a checkpoint over the model."""
-        return load_checkpoint(self.model, checkpoint, complete=True)
+        """Lay a checkpoint over the model; its LoRA is added to the LLM's weights."""
+        if self._lora is None:
+            return load_checkpoint(self.model, checkpoint, complete=True)
+        self._lora.undo()
+        report = load_checkpoint(self.model, checkpoint, complete=True)
+        self._lora.merge()
+        return report
 
     def describe(self) -> dict[str, Any]:
         """The decoding in force."""
