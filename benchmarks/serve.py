@@ -1,6 +1,7 @@
 """The server with eight clients against one request after the other: seconds, and whether the answers are equal.
 
     python benchmarks/serve.py                    models of medium size, random weights, on this CPU
+    python benchmarks/serve.py --size tiny        encoders that cost little beside the LLM, as on a GPU
     python benchmarks/serve.py --mode multiface_audio_face_text      with face detection, which is no part of a batch
 
 Both ways ask the same running server the same questions with the same seeds, over HTTP, so that only what is answered
@@ -28,8 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 from inference import TOKENS, make_models  # noqa: E402
 
 
-def build(root: Path, *, mode: str):
+def build(root: Path, *, mode: str, size: str):
     """A service of a medium model with random weights, and its server in a thread."""
+    from tiny import make_tiny_models
     from tiny_world import World, write_run
 
     from affectgpt.inference.predictor import Predictor
@@ -37,12 +39,12 @@ def build(root: Path, *, mode: str):
     from affectgpt.serve.service import Service
     from affectgpt.serve.settings import ServeSettings
 
-    world = World(root, make_models(root / "models", "medium"))
+    world = World(root, make_tiny_models(root / "models") if size == "tiny" else make_models(root / "models", size))
     write_run(world.run_folder, world.config(), (11,))
     predictor = Predictor.from_config(
         world.yaml, mode=mode, options=[f"inference.max_new_tokens={TOKENS['description']}", "inference.batch_size=16"]
     )
-    service = Service(predictor, ServeSettings(port=0), model="medium")
+    service = Service(predictor, ServeSettings(port=0), model=size)
     return service, Running(service)
 
 
@@ -51,7 +53,7 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def measure(n_requests: int, clients: int, threads: int, mode: str) -> dict:
+def measure(n_requests: int, clients: int, threads: int, mode: str, size: str) -> dict:
     """Seconds and answers of both ways for each question."""
     import httpx2
     import torch
@@ -60,12 +62,19 @@ def measure(n_requests: int, clients: int, threads: int, mode: str) -> dict:
     from affectgpt.processing.questions import render_question
 
     torch.set_num_threads(threads)
-    found: dict = {"requests": n_requests, "clients": clients, "threads": threads, "mode": mode, "tokens": TOKENS}
+    found: dict = {
+        "requests": n_requests,
+        "clients": clients,
+        "threads": threads,
+        "mode": mode,
+        "size": size,
+        "tokens": TOKENS,
+    }
     questions = {"labels": render_question("ovlabel"), "description": render_question("description")}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         videos = [write_clip(root / f"{i}.mp4", seed=i).read_bytes() for i in range(clients)]
-        service, server = build(root, mode=mode)
+        service, server = build(root, mode=mode, size=size)
         thread = threading.Thread(target=server.serve, daemon=True)
         thread.start()
         with httpx2.Client(base_url=server.address, timeout=600, trust_env=False) as http:
@@ -113,8 +122,9 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mode", default="multiframe_audio_frame_text")
+    parser.add_argument("--size", choices=("tiny", "medium"), default="medium")
     args = parser.parse_args()
-    print(json.dumps(measure(args.requests, args.clients, args.threads, args.mode), indent=1))
+    print(json.dumps(measure(args.requests, args.clients, args.threads, args.mode, args.size), indent=1))
 
 
 if __name__ == "__main__":

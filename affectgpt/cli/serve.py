@@ -128,13 +128,12 @@ def main(argv: list[str] | None = None) -> int:
     """Check, load, serve until SIGTERM or Ctrl-C."""
     args = build_parser().parse_args(argv)
 
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.cli.infer import load_inference_config
     from affectgpt.core.runtime import setup_logging
 
     setup_logging()
     settings = settings_of(args)
-    if not (args.cfg_path or args.hf):
-        raise ConfigError("give --cfg-path FILE, or --hf DIR")
+    load_inference_config(args, args.options)  # what is wrong with it shows before anything is loaded
     _check_installed(page=args.ui)
 
     from affectgpt.serve.server import run

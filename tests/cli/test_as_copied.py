@@ -31,6 +31,7 @@ ARGUMENTS = {
     "caption": ["--cfg-path", "train_configs/captioning.yaml"],
     "crowd": ["train", "--cfg-path", "train_configs/captioning.yaml"],
     "export": ["--checkpoint", "x y.pth", "--out", "out"], "params": CONFIG, "extract_features": CONFIG,
+    "serve": CONFIG,
 }  # fmt: skip
 SCRIPTS = {"train.py": "train", "inference_hybird.py": "infer", "inference_sample.py": "sample",
            "evaluation.py": "evaluate", "evaluation-scoreonly.py": "score"}  # fmt: skip
