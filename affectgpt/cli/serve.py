@@ -56,7 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
     limits.add_argument("--max-fps", type=float, default=60.0, metavar="N", help="frames per second (60)")
     limits.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests at once; one more gets 429")
     limits.add_argument("--max-batch", type=int, metavar="N", help="answers at once (default: what the memory takes)")
-    limits.add_argument("--batch-wait-ms", type=float, default=30.0, metavar="MS", help="wait for a fuller batch (30)")
+    limits.add_argument(
+        "--batch-wait-ms",
+        type=float,
+        default=100.0,
+        metavar="MS",
+        help="wait at most so long for requests that are being read (100)",
+    )
     limits.add_argument("--request-timeout", type=float, default=300.0, metavar="S", help="for one answer (300)")
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="private folders of requests (default: below /tmp)"

@@ -32,7 +32,7 @@ from affectgpt.serve.folders import PrivateFolders
 from affectgpt.serve.intake import Intake
 from affectgpt.serve.settings import ServeSettings
 
-_READERS = 4  # clips that are read at once
+_READERS = 8  # clips that are read at once: as many can be answered together
 _EVERY_TOKEN = 128  # tokens up to which each one is shown at once; after that every fourth: decoding takes its time
 
 
