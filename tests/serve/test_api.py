@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -142,10 +143,16 @@ def test_together_the_answers_are_those_of_one_by_one(predictor, clips):
 
         alone = [one(item) for item in wanted]
         assert max(server.service.batcher.batches) == 1
-        server.service.batcher.batches.clear()
+        batcher = server.service.batcher
+        batcher.batches.clear()
+        waiting, submit = threading.Semaphore(0), batcher.submit
+        batcher.submit = lambda rows: (submit(rows), waiting.release())
         with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(one, wanted))
-        assert together == alone and max(server.service.batcher.batches) >= 4
+            with server.service.session.lock:  # whatever is taken first waits for the rest to be there
+                answers = [pool.submit(one, item) for item in wanted]
+                assert all(waiting.acquire(timeout=60) for _ in wanted)
+            together = [answer.result() for answer in answers]
+        assert together == alone and max(batcher.batches) >= 3
 
 
 @pytest.mark.parametrize(
