@@ -1,7 +1,7 @@
 # make demo   one command from a clone to a scored model: tiny models, a drawn corpus, training, inference, scores
 # make test   lint, types and all tests
 #
-# PIP_ARGS, CONSTRAINTS, PYTHON and VENV can be overridden:
+# PIP_ARGS, EXTRAS, CONSTRAINTS, PYTHON and VENV can be overridden:
 #   make demo PYTHON=python3.12          another interpreter (3.11 or newer)
 #   make demo CONSTRAINTS=constraints/vllm.txt     CUDA build of torch instead of the CPU one
 
@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/ci.txt
 PIP_ARGS ?=
+EXTRAS ?= dev,page
 BIN = $(VENV)/bin
 
 # Two torch threads that spin while anything else uses a core slow a step many times over.
@@ -45,7 +46,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | check-python
 	  echo "error: $(PYTHON) could not make a virtual environment; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; \
 	  rm -rf $(VENV); exit 1; }
 	@echo "installing into $(VENV) (about two minutes, 2 GB)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[dev]' || { \
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]' || { \
 	  echo "error: the installation failed (see above); run make again to go on" >&2; exit 1; }
 	@touch $@
 

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "captioning": {
         "core", "config", "datasets", "media", "encoders", "processing", "textllm", "evaluation", "results",
     },
+    "serve": {"core", "config", "media", "processing", "inference", "preprocess", "evaluation"},
     "demo": {"core", "config", "datasets", "processing"},
 }  # fmt: skip
 NO_TORCH = {"core", "config", "datasets", "results", "textllm", "mllm", "evaluation"}  # torch inside functions at most

@@ -142,11 +142,18 @@ def _typed() -> list[str]:
 
 def command_line(script: str, arguments: Sequence[str]) -> str:
     """A published script with arguments, as it can be typed here: with this interpreter, from the present folder."""
-    found = ROOT / script
+    return shlex.join([_python(), _shortest(ROOT / script), *arguments])
+
+
+def module_line(module: str, arguments: Sequence[str]) -> str:
+    """The same of a module of this package."""
+    return shlex.join([_python(), "-m", module, *arguments])
+
+
+def _python() -> str:
     python = Path(sys.executable)
     on_path = shutil.which("python")
-    started = "python" if on_path is not None and Path(on_path).absolute() == python else _shortest(python)
-    return shlex.join([started, _shortest(found), *arguments])
+    return "python" if on_path is not None and Path(on_path).absolute() == python else _shortest(python)
 
 
 def _shortest(path: Path) -> str:

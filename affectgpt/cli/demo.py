@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.cli.common import command_line, run_cli
+from affectgpt.cli.common import command_line, module_line, run_cli
 from affectgpt.core.errors import AffectGPTError, ConfigError
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def run(place: Place) -> None:
         seconds=seconds if fresh else 0.0,
     )
     print(f"\n{format_table(results)}\n\nreport: {report}   ({seconds / 60:.1f} minutes)\n{next_commands(place)}")
+    print(page_command(place))
 
 
 def prepare(place: Place) -> bool:
@@ -347,6 +348,15 @@ def next_commands(place: Place) -> str:
         ),
     )  # fmt: skip
     return "\n" + "\n  ".join(lines)
+
+
+def page_command(place: Place) -> str:
+    """The command that shows the demo's model on a page, with the demo's held-out clips to try."""
+    serve = ["serve", "--cfg-path", str(place.recipes / "demo_cpu.yaml"), "--ui"]
+    options = place.options(f"inference.ckpt_root={_run(place, 'demo_cpu')}")
+    return "a page to drop clips on (needs the extra [page]: pip install -e '.[page]'):\n  " + module_line(
+        "affectgpt.cli.main", [*serve, *options]
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ COMMANDS = {
     "infer": ("infer", "answers on data sets (inference_hybird.py)"),
     "ask": ("ask", "answers of any other multimodal LLM on data sets, by a server or a folder"),
     "sample": ("sample", "answer for one video (inference_sample.py)"),
+    "serve": ("serve", "an OpenAI-compatible server, and a page to drop clips on"),
     "evaluate": ("evaluate", "extract labels and score (evaluation.py)"),
     "score": ("score", "score labels that are extracted already (evaluation-scoreonly.py)"),
     "consensus": ("consensus", "labels that several checkpoints, runs or samples agree on, as a run"),

@@ -6,6 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,10 +26,10 @@ from affectgpt.inference.session import GenerationSession, SampleAnswer
 from affectgpt.media.given import as_file, is_path, medium_name, named
 from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.detect import FaceDetector
-from affectgpt.preprocess.faces import check_person, face_crops
+from affectgpt.preprocess.faces import Person, check_person, face_crops
 from affectgpt.preprocess.subtitles import beside
 from affectgpt.processing.modes import get_mode
-from affectgpt.processing.processor import FeatureOf
+from affectgpt.processing.processor import Example, FeatureOf
 from affectgpt.processing.questions import render_question
 from affectgpt.results.files import parse_labels
 
@@ -52,6 +53,21 @@ class _Clip(NamedTuple):
     subtitle: str | None
     face_channels: str | None
     person: str | int | None
+
+
+class ReadClip(NamedTuple):
+    """A clip whose media are read and not yet encoded. ``sample`` names files that may be gone by now.
+
+    ``crops``: the face crops uint8 ``[N, H, W, 3]`` RGB that were taken from the video, ``people``: everybody whose
+    face is in it, the most prominent first.
+    """
+
+    video: str
+    sample: Sample
+    example: Example
+    flags: tuple[str, ...]
+    crops: np.ndarray | None = None
+    people: Sequence[Person] = ()
 
 
 class _Read(NamedTuple):
@@ -88,6 +104,7 @@ class Predictor:
         recognise: Callable[[Path], str] | None = None,
         face_framing: str = "loose",
         keep_features: bool = False,
+        decoder: Decoder | None = None,
     ) -> None:
         if not isinstance(session, GenerationSession):
             raise ConfigError(
@@ -99,7 +116,7 @@ class Predictor:
         self.recognise = recognise  # a sound or video file → what is said in it
         self._recognising = threading.RLock()
         self._detector: FaceDetector | None = None
-        self._decoder = Decoder()
+        self._decoder = decoder or Decoder()
 
     @classmethod
     def from_config(
@@ -209,6 +226,26 @@ class Predictor:
             self._check(clip)
         return self._answer_all(clips, question)
 
+    def read(
+        self,
+        video: Any = None,
+        *,
+        subtitle: str | None = None,
+        audio: Any = None,
+        face: Any = None,
+        face_channels: str | None = None,
+        person: str | int | None = None,
+        folder: Path | None = None,
+    ) -> ReadClip:
+        """Read one clip's media, as a call with the same arguments would, and ask nothing: the model is not needed.
+
+        ``folder``: where private files are as long as that takes (default: the system's folder for such files).
+        """
+        clip = _Clip(video, audio, face, subtitle, face_channels, person)
+        self._check(clip)
+        with self._files(clip, folder) as (sample, private, _):
+            return self._read_media(sample, person, private)._replace(video=_name(video))
+
     def _answer_all(self, clips: Sequence[_Clip], question: str | None) -> list[Reply | Unanswered]:
         """Read side by side, answer longest prompts first in batches; what is broken costs the others nothing."""
 
@@ -249,8 +286,16 @@ class Predictor:
             raise ConfigError(f"--person {clip.person}: {why}")
 
     def _read(self, clip: _Clip) -> _Read:
-        """Encoder outputs of a clip. What is not given as a path is a private file as long as that takes."""
-        with tempfile.TemporaryDirectory(prefix="affectgpt-") as folder:
+        """Encoder outputs of a clip."""
+        with self._files(clip) as (sample, folder, made):
+            features, flags = self._encoded(sample, clip.person, folder, keep=not made)
+        return _Read(_name(clip.video), sample, features, flags)
+
+    @contextmanager
+    def _files(self, clip: _Clip, parent: Path | None = None) -> Iterator[tuple[Sample, Path, bool]]:
+        """A clip as a sample, a folder for its crops, and whether it has private files: those of what is not given as
+        a path, which are there within."""
+        with tempfile.TemporaryDirectory(prefix="affectgpt-", dir=parent) as folder:
             given = {"video": clip.video, "audio": clip.audio, "face": clip.face}
             files = {
                 part: None if medium is None else as_file(medium, folder=Path(folder), stem=part)
@@ -258,9 +303,7 @@ class Predictor:
             }
             made = {path: medium_name(given[part]) for part, path in files.items() if path and not is_path(given[part])}
             with named(made):
-                sample = self._sample(clip, **files)
-                features, flags = self._encoded(sample, clip.person, Path(folder), keep=not made)
-        return _Read(_name(clip.video), sample, features, flags)
+                yield self._sample(clip, **files), Path(folder), bool(made)
 
     def _sample(self, clip: _Clip, *, video: Path | None, audio: Path | None, face: Path | None) -> Sample:
         mode = get_mode(self.session.mode)
@@ -302,23 +345,31 @@ class Predictor:
 
     def _encode(self, sample: Sample, person: str | int | None, folder: Path) -> Encoded:
         """Encoder outputs of a clip's media, for any number of questions, and what was odd about the media."""
+        clip = self._read_media(sample, person, folder)
+        return self.session.encode_example(clip.example), clip.flags
+
+    def _read_media(self, sample: Sample, person: str | int | None, folder: Path) -> ReadClip:
         odd: tuple[str, ...] = ()
+        crops, people = None, list[Person]()
         if sample.face is None and Modality.FACE in get_mode(self.session.mode).media:
             sample = replace(sample, face=folder / "faces.npy", crops=Crops("rgb", self.face_framing))
-            crops, odd = self._faces(sample.video, person)
+            crops, odd = self._faces(sample.video, person, people)
             np.save(folder / "faces.npy", crops)
-        features, flags = self.session.features(sample)
-        return features, odd + flags
+        example = self.session.read(sample)
+        return ReadClip("", sample, example, odd + example.flags, crops, people)
 
-    def _faces(self, video: Path | None, person: str | int | None) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Crops of the speaker; flagged when a turned picture shows faces better, an error when only that shows any."""
+    def _faces(
+        self, video: Path | None, person: str | int | None, people: list[Person]
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Crops of the speaker, and in ``people`` everybody who is there; flagged when a turned picture shows faces
+        better, an error when only that shows any."""
         assert video is not None
         self._detector = self._detector or FaceDetector()
         try:
             taken: list[str] = []
             crops = face_crops(
                 video, framing=self.face_framing, person=person, detector=self._detector, decoder=self._decoder,
-                note=taken.append,
+                note=taken.append, everybody=people,
             )  # fmt: skip
         except DataError as error:
             if "no face" not in str(error):
@@ -388,13 +439,7 @@ class Predictor:
                 yield from self._ask(part, question)
 
     def _reply(self, clip: _Read, answer: SampleAnswer, question: str) -> Reply:
-        flags = (*clip.flags, *answer.flags)
-        if (
-            question == render_question("description")
-            and self.session.config.name in RELEASED
-            and not answer.text.startswith("In the text")
-        ):
-            flags += (ODD_DESCRIPTION,)
+        flags = (*clip.flags, *answer.flags, *odd_description(self.session.config.name, question, answer.text))
         return Reply(
             answer=answer.text,
             labels=parse_labels(answer.text),
@@ -403,6 +448,12 @@ class Predictor:
             video=clip.video,
             subtitle=clip.sample.subtitle,
         )
+
+
+def odd_description(config_name: str, question: str, answer: str) -> tuple[str, ...]:
+    """A flag where a released model's description begins otherwise than all of its training's did."""
+    asked = question == render_question("description") and config_name in RELEASED
+    return (ODD_DESCRIPTION,) if asked and not answer.startswith("In the text") else ()
 
 
 def _pick(replies: Callable[[], list[Reply | Unanswered]], i: int) -> Reply:

@@ -18,7 +18,7 @@ from affectgpt.core.types import Batch, Modality, Sample
 from affectgpt.encoders.base import encode_medium
 from affectgpt.encoders.llm import folder_generation_config, llm_folder
 from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine, OnToken
 from affectgpt.inference.flags import answer_flags
 from affectgpt.inference.memory import enough_memory, find_batch_size
 from affectgpt.inference.sampling import sample_seed
@@ -179,19 +179,28 @@ class GenerationSession:
         with self.lock:
             return encode_medium(encoder, modality, media.to(self.device)).cpu()
 
-    @torch.inference_mode()
     def features(self, sample: Sample) -> tuple[dict[Modality, torch.Tensor], tuple[str, ...]]:
         """Encoder outputs of one clip's media, for any number of questions, and what was odd about the media.
 
         Raises DataError naming sample and file, also where an output holds values that no LLM can read.
         """
-        with self.lock:
-            example = self.processor.text(sample, question="")
-        self.processor.fill(example, sample)
+        example = self.read(sample)
+        return self.encode_example(example), example.flags
+
+    def read(self, sample: Sample) -> Example:
+        """One clip's media as the encoders take them, and what was odd about them, without any text: neither the lock
+        nor the tokenizer is needed. Raises DataError."""
+        pad = self.processor.tokenizer.pad_token_id
+        example = Example(name=sample.name, dataset=sample.dataset, mode=self.mode, prompt="", input_ids=[pad])
+        return self.processor.fill(example, sample)
+
+    @torch.inference_mode()
+    def encode_example(self, example: Example) -> dict[Modality, torch.Tensor]:
+        """Encoder outputs of a clip that was read. Raises DataError where they hold values that no LLM can read."""
         with self.lock:
             batch = self.processor.collate([example]).to(self.device)
             found = self.model.encode(**batch)
-        return {modality: z[0].cpu() for modality, z in found.items()}, example.flags
+        return {modality: z[0].cpu() for modality, z in found.items()}
 
     def answer(
         self, samples: Iterable[Sample], question: str, *, features: Mapping[Modality, FeatureOf], draw: int = 1
@@ -233,15 +242,27 @@ class GenerationSession:
             logger.info("batches of %d clips (inference.batch_size sets another number)", self._batch_size)
         return self._batch_size
 
-    def generate(self, examples: Sequence[Example], *, seeds: Sequence[int]) -> list[Answer]:
+    def generate(
+        self,
+        examples: Sequence[Example],
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding | None = None,
+        on_token: Sequence[OnToken] | None = None,
+    ) -> list[Answer]:
         """An answer per seed: one for each example, or as many for each, one after the other.
 
-        A batch that does not fit into memory is halved, and so are those that follow.
+        ``decoding``: of these answers, instead of the session's; ``on_token``: one per answer, see engines/base. A
+        batch that does not fit into memory is halved, and so are those that follow; its rows begin again, with the
+        same tokens.
         """
         batch: Batch = self.processor.collate(examples)
+        asked: dict[str, Any] = {"decoding": decoding, "on_token": on_token}
         try:
             with self.lock:
-                return self.engine.generate(batch, seeds=seeds)
+                return self.engine.generate(
+                    batch, seeds=seeds, **{key: value for key, value in asked.items() if value is not None}
+                )
         except torch.OutOfMemoryError as error:
             if len(examples) == 1:
                 raise AffectGPTError(
@@ -253,9 +274,12 @@ class GenerationSession:
         half = len(examples) // 2
         self._batch_size = max(1, min(self._batch_size or half, half))
         logger.warning("out of memory: batches of %d clips from now on", self._batch_size)
-        cut = half * (len(seeds) // len(examples))
-        first = self.generate(examples[:half], seeds=seeds[:cut])
-        return first + self.generate(examples[half:], seeds=seeds[cut:])
+        cut = half * (len(seeds) // len(examples))  # answers of the first half
+        answers = []
+        for rows, row_answers in ((slice(half), slice(cut)), (slice(half, None), slice(cut, None))):
+            watchers = None if on_token is None else on_token[row_answers]
+            answers += self.generate(examples[rows], seeds=seeds[row_answers], decoding=decoding, on_token=watchers)
+        return answers
 
     def _answered(self, group: Sequence[tuple[Sample, Example]], question: str, draw: int) -> list[SampleAnswer]:
         seeds = [self.seed(sample, question, draw=draw) for sample, _ in group]

@@ -82,11 +82,12 @@ def wave_flags(path: Path | str) -> tuple[str, ...]:
     return (FIRST_CHANNEL,) if probe_audio(path).channels > 2 else ()
 
 
-def read_track(path: Path | str) -> np.ndarray | None:
+def read_track(path: Path | str, *, longest: float | None = None) -> np.ndarray | None:
     """Decode the sound track of a video as mono at 16 kHz: float32 ``[n]``; None when there is no track.
 
     Goes through 16-bit samples: within one of their steps of the published wav files (float output of the same
-    resampler comes out louder for stereo). Raises DataError naming the file, as ``read_wave`` does.
+    resampler comes out louder for stereo). Raises DataError naming the file, as ``read_wave`` does, and when there are
+    more than ``longest`` seconds.
     """
     import av
     import numpy as np
@@ -101,6 +102,8 @@ def read_track(path: Path | str) -> np.ndarray | None:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
             for frame in container.decode(container.streams.audio[0]):
                 decoded += frame.samples
+                if longest is not None and decoded > longest * frame.sample_rate:
+                    raise DataError(f"{path}: the sound is more than {longest:g} s long")
                 _check_header(path, rate=frame.sample_rate, frames=decoded, channels=len(frame.layout.channels))
                 # floats are looked at here: 16 bits would clip them without a word
                 if frame.samples and frame.format.name.startswith(("flt", "dbl")):

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import pickle
+import resource
 import select
 import signal
 import struct
@@ -24,6 +25,7 @@ from affectgpt.core.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+    from affectgpt.media.limits import Checked, MediaLimits
     from affectgpt.media.video import VideoInfo
 
 _HEADER = struct.Struct("<Q")
@@ -33,13 +35,13 @@ _GRACE = 10  # seconds beyond the time limit after which a helper whose caller i
 class Decoder:
     """Calls ``media.video`` and ``media.audio`` in helper processes, started when first needed.
 
-    ``time_limit``: seconds for one file. May be shared between threads: a call has a helper to itself, so there are as
-    many helpers as calls at once, and a file that crashes one or lets it hang costs the others nothing. May be pickled
-    and forked: each process starts its own.
+    ``time_limit``: seconds for one file; ``memory``: bytes of address space that a helper may take. May be shared
+    between threads: a call has a helper to itself, so there are as many helpers as calls at once, and a file that
+    crashes one or lets it hang costs the others nothing. May be pickled and forked: each process starts its own.
     """
 
-    def __init__(self, *, time_limit: float = 60.0) -> None:
-        self.time_limit = time_limit
+    def __init__(self, *, time_limit: float = 60.0, memory: int | None = None) -> None:
+        self.time_limit, self.memory = time_limit, memory
         self._idle: list[subprocess.Popen] = []  # taken and given back whole: list operations are atomic
         self._owner = os.getpid()
 
@@ -59,6 +61,14 @@ class Decoder:
         """``probe_video`` under the time limit."""
         return self._call("probe_video", path, {})
 
+    def check(self, path: Path | str, *, limits: MediaLimits) -> Checked:
+        """``check_media`` under the time limit."""
+        return self._call("check_media", path, {"limits": limits})
+
+    def sound(self, path: Path | str, *, limits: MediaLimits) -> np.ndarray | None:
+        """``read_wave_within`` under the time limit: for files of strangers, whose sound no native code reads here."""
+        return self._call("read_wave_within", path, {"limits": limits})
+
     def close(self) -> None:
         """End the helpers of this process that no call is using."""
         while self._idle:
@@ -67,7 +77,7 @@ class Decoder:
                 _end(helper)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"time_limit": self.time_limit}
+        return {"time_limit": self.time_limit, "memory": self.memory}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -113,7 +123,7 @@ class Decoder:
             package_root = str(Path(__file__).resolve().parents[2])
             path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
             return subprocess.Popen(
-                [sys.executable, "-m", "affectgpt.media.guard"],
+                [sys.executable, "-m", "affectgpt.media.guard", *([] if self.memory is None else [str(self.memory)])],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends this one
@@ -149,9 +159,13 @@ def _read(helper: subprocess.Popen, size: int, deadline: float) -> bytes:
 def _serve() -> None:
     """The helper's loop: requests on stdin, answers on stdout, until stdin ends."""
     from affectgpt.media.audio import read_track
+    from affectgpt.media.limits import check_media, read_wave_within
     from affectgpt.media.video import probe_video, read_frames, read_native_frames
 
-    functions = {f.__name__: f for f in (read_frames, read_native_frames, read_track, probe_video)}
+    for memory in map(int, sys.argv[1:]):
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    known = (read_frames, read_native_frames, read_track, probe_video, check_media, read_wave_within)
+    functions = {f.__name__: f for f in known}
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # native libraries that print must not print into the answers
     while header := requests.read(_HEADER.size):

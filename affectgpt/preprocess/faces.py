@@ -42,6 +42,14 @@ _PLACE_WORDS = {"left": "on the left", "middle": "in the middle", "right": "on t
 _SIDES = (0.4, 0.6)  # parts of the picture's width: what is between them is its middle
 
 
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody whose face is in a clip: where and how often, in words, and one crop, uint8 ``[size, size, 3]`` RGB."""
+
+    where: str
+    crop: np.ndarray
+
+
 @dataclass
 class _Track:
     """One person: faces by frame number, and the look of the latest."""
@@ -87,6 +95,7 @@ def face_crops(
     detector: FaceDetector | None = None,
     decoder: Decoder | None = None,
     note: Callable[[str], None] | None = None,
+    everybody: list[Person] | None = None,
 ) -> np.ndarray:
     """Aligned crops of one person in ``n_frames`` uniformly spaced frames (0: in every frame).
 
@@ -96,8 +105,9 @@ def face_crops(
 
     Returns uint8 ``[n, size, size, 3]`` RGB in time order, n at most the number of frames looked at: frames in which
     that person is not found give no crop. Where other people's faces are in the clip too, ``note`` is called with words
-    for the one that was kept. Raises DataError naming the clip when it cannot be decoded or has no face, or, with those
-    who are there, when that person is not; ConfigError for a ``person`` that is none of the above.
+    for the one that was kept; ``everybody`` is a list to put those into who are there, the most prominent first. Raises
+    DataError naming the clip when it cannot be decoded or has no face, or, with those who are there, when that person
+    is not; ConfigError for a ``person`` that is none of the above.
     """
     import numpy as np
 
@@ -121,6 +131,10 @@ def face_crops(
     if not tracks:
         raise DataError(f"{video}: no face found in {looked_at} frames")
     people = _people(tracks)
+    if everybody is not None:
+        for track in people:
+            middle = sorted(track.faces)[len(track.faces) // 2]
+            everybody.append(Person(_seen(track, width=width, looked_at=looked_at), crops[id(track), middle]))
     chosen = _choose(people, person, width=width)
     if chosen is None:
         there = [f"{i} ({_seen(track, width=width, looked_at=looked_at)})" for i, track in enumerate(people)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.cli import demo, infer, sample, train
+from affectgpt.cli import demo, infer, sample, serve, train
 from affectgpt.cli.common import command_line
 from affectgpt.cli.main import COMMANDS
 from affectgpt.config.load import load_config
@@ -31,6 +31,7 @@ ARGUMENTS = {
     "caption": ["--cfg-path", "train_configs/captioning.yaml"],
     "crowd": ["train", "--cfg-path", "train_configs/captioning.yaml"],
     "export": ["--checkpoint", "x y.pth", "--out", "out"], "params": CONFIG, "extract_features": CONFIG,
+    "serve": CONFIG,
 }  # fmt: skip
 SCRIPTS = {"train.py": "train", "inference_hybird.py": "infer", "inference_sample.py": "sample",
            "evaluation.py": "evaluate", "evaluation-scoreonly.py": "score"}  # fmt: skip
@@ -117,6 +118,10 @@ def test_what_the_demo_prints_fits_the_commands(tmp_path, monkeypatch):
         assert config.paths.dataset_root == str(place.dataset)
         if command is sample:
             assert [Path(video) for video in args.video_path] == [clip]
+    (python, dash_m, module, name, *arguments) = shlex.split(demo.page_command(place).splitlines()[-1])
+    assert (dash_m, module, name) == ("-m", "affectgpt.cli.main", "serve")
+    args = serve.build_parser().parse_args(arguments)
+    assert args.ui and load_config(args.cfg_path, args.options).inference.ckpt_root == str(tmp_path)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import ClassVar
@@ -155,6 +156,30 @@ def test_contract(world, engine):
     assert (said["greedy"], said["max_new_tokens"], said["top_p"], said["top_k"]) == (False, 12, 0.9, 20)
     session.use(world.run_folder / "checkpoint_000011_loss_0.110.pth")
     assert session.generate(examples, seeds=seeds) != together
+
+
+def test_a_batch_with_its_own_decoding_is_watched_row_by_row(world, engine):
+    """A shorter limit cuts the same answers; each row's ids are seen, and its watcher may end it, which changes no
+    other row."""
+    session = make_session(world, engine, "inference.max_new_tokens=12")
+    examples = clips(world, session)
+    seeds = list(range(len(examples)))
+    whole = session.generate(examples, seeds=seeds)
+    short = session.generate(examples, seeds=seeds, decoding=replace(session.engine.decoding, max_new_tokens=5))
+    assert max(answer.tokens for answer in short) == 5
+    for one, other in zip(short, whole, strict=True):
+        assert other.text.startswith(one.text.rstrip("\ufffd"))
+    seen: dict[int, list[list[int]]] = {i: [] for i in seeds}
+
+    def watcher(i: int):
+        return lambda ids: seen[i].append(ids) or (i == 2 and len(ids) >= 3)
+
+    watched = session.generate(examples, seeds=seeds, on_token=[watcher(i) for i in seeds])
+    assert [a for i, a in enumerate(watched) if i != 2] == [a for i, a in enumerate(whole) if i != 2]
+    for i in seeds:
+        ids, _ = session.processor.cut(seen[i][-1])
+        assert session.processor.decode(ids) == (whole if i != 2 else watched)[i].text
+    assert len(seen[2]) == 3 and [len(ids) for ids in seen[0]] == list(range(1, len(seen[0]) + 1))
 
 
 @pytest.mark.parametrize("handed", ["as an adapter", "merged"])

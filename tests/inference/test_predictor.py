@@ -308,6 +308,9 @@ def test_two_people_get_a_note_that_says_whom_the_answer_is_about(world, predict
         assert f"{NOTES[SEVERAL]} (on the {side}, seen in 8 of 8 frames)" in reply.notes
     arguments = [f"--cfg-path={world.yaml}", "--video_path", str(both)]
     assert f"note:   {NOTES[SEVERAL]} (on the right" in run(capsys, *arguments)[1]
+    clip = predictors[FACES].read(both)
+    assert [person.where for person in clip.people] == [f"on the {s}, seen in 8 of 8 frames" for s in ("right", "left")]
+    assert clip.crops.shape == (8, 112, 112, 3) and (clip.people[0].crop == clip.crops[4]).all()
     alone = write_video(tmp_path / "alone.mp4", [near] * 8)
     assert not any(SEVERAL in flag for flag in predictors[FACES](alone).flags)
 

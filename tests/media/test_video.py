@@ -243,3 +243,20 @@ def test_image(tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"b\.png: cannot be read as an image"):
         read_image(tmp_path / "b.png")
+
+
+def test_a_browsers_recording_without_a_length_is_read(tmp_path):
+    """Matroska as MediaRecorder writes it: a stream, whose header says neither length nor number of frames."""
+    import av
+
+    path = tmp_path / "webcam.webm"
+    with av.open(str(path), "w", format="webm", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx", rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for i in range(12):
+            picture = np.full((64, 64, 3), 20 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    frames = read_frames(path)
+    assert frames.shape == (8, 224, 224, 3) and frames[-1].mean() > frames[0].mean() + 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,9 @@ from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGenerat
 from affectgpt.processing.processor import AffectGPTProcessor
 
 ENGINES = Registry("inference engine", "affectgpt.inference.engines")
+# A row's new token ids so far, after each of them → whether the row ends here. What follows the first stop in them is
+# padding. An engine that gives ids at the end only calls it once for each row.
+OnToken = Callable[[list[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,17 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding | None = None,
+        on_token: Sequence[OnToken] | None = None,
+    ) -> list[Answer]:
         """An answer per seed, which drives its sampling: one per row, or as many for each row, one after the other,
-        whose prompt is then embedded once."""
+        whose prompt is then embedded once. ``decoding``: of this batch, instead of the engine's own; ``on_token``: one
+        per answer."""
         ...
 
     def describe(self) -> dict[str, Any]:

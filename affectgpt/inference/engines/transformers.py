@@ -8,17 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
 from affectgpt.inference.memory import autocast
 from affectgpt.inference.sampling import SampleByRow, top_k_of
 from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.lora import MergedLora, has_lora
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.processor import AffectGPTProcessor
+
+
+class _Watched(StoppingCriteria):
+    """Tells who waits for a row its new ids ``[B, n]`` after each step, and ends the rows that they have enough of."""
+
+    def __init__(self, watchers: Sequence[OnToken]) -> None:
+        self.watchers = watchers
+        self.ended = [False] * len(watchers)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        for i, ids in enumerate(input_ids.tolist()):
+            self.ended[i] = self.ended[i] or self.watchers[i](ids)
+        return torch.tensor(self.ended, device=input_ids.device)
 
 
 @ENGINES.register("transformers")
@@ -62,9 +75,16 @@ class TransformersEngine:
         return {"engine": "transformers", **asdict(self.decoding), "top_k": self.top_k}
 
     @torch.inference_mode()
-    def generate_ids(self, batch: Batch, *, seeds: Sequence[int]) -> torch.Tensor:
+    def generate_ids(
+        self,
+        batch: Batch,
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding | None = None,
+        on_token: Sequence[OnToken] | None = None,
+    ) -> torch.Tensor:
         """New token ids ``[B, n]``; a finished row is filled up with the pad token. B is the number of seeds."""
-        decoding = self.decoding
+        decoding = decoding or self.decoding
         drawing: list[SampleByRow] = []
         if not decoding.greedy:
             drawing.append(
@@ -96,14 +116,23 @@ class TransformersEngine:
                 pad_token_id=self.processor.tokenizer.pad_token_id,
             ),
             logits_processor=LogitsProcessorList(drawing),
+            stopping_criteria=StoppingCriteriaList([] if on_token is None else [_Watched(on_token)]),
         )
         self._drawn = torch.stack(drawing[0].kept, dim=1).cpu() if self.keeps_logprobs and drawing else None
         return ids
 
-    def generate(self, batch: Batch, *, seeds: Sequence[int]) -> list[Answer]:
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        seeds: Sequence[int],
+        decoding: Decoding | None = None,
+        on_token: Sequence[OnToken] | None = None,
+    ) -> list[Answer]:
         """An answer per seed."""
         answers = []
-        for number, row in enumerate(self.generate_ids(batch, seeds=seeds).tolist()):
+        new_ids = self.generate_ids(batch, seeds=seeds, decoding=decoding, on_token=on_token)
+        for number, row in enumerate(new_ids.tolist()):
             ids, stopped = self.processor.cut(row)
             drawn = () if self._drawn is None else tuple(self._drawn[number, : len(ids)].tolist())
             text = self.processor.decode(ids)

@@ -13,7 +13,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import locked
 from affectgpt.core.local_vllm import LocalVLLM, import_vllm, memory_settings
 from affectgpt.core.types import Batch
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
 from affectgpt.inference.memory import autocast, cache_bytes
 from affectgpt.inference.sampling import top_k_of
 from affectgpt.modeling.build import load_checkpoint
@@ -39,7 +39,6 @@ _ADAPTED = ("qwen2",)  # model types of transformers
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 _SPARE = 3 << 30  # bytes of the GPU that encoders and connectors work in
 _ROWS = 64  # of full length that keys and values are kept for on a CPU; most rows are far shorter
-_OnToken = Callable[[list[int]], bool]
 
 
 @ENGINES.register("vllm")
@@ -110,7 +109,7 @@ class VLLMEngine:
         *,
         seeds: Sequence[int],
         decoding: Decoding | None = None,
-        on_token: Sequence[_OnToken] | None = None,
+        on_token: Sequence[OnToken] | None = None,
     ) -> list[Answer]:
         """An answer per row. ``on_token`` gets the row's new ids after each; where it gives True, the row ends."""
         batch = batch.to(self.device)
@@ -130,7 +129,7 @@ class VLLMEngine:
         return [self._answer(ids, ended=ended) for ids, ended in rows]
 
     def _rows(
-        self, engine: Any, prompts: Sequence[torch.Tensor], params: Sequence[Any], on_token: Sequence[_OnToken] | None
+        self, engine: Any, prompts: Sequence[torch.Tensor], params: Sequence[Any], on_token: Sequence[OnToken] | None
     ) -> list[tuple[list[int], bool]]:
         """New ids of each row, and whether it ended by a stop. Stops of two tokens, which vLLM does not know, end it
         as soon as they are seen."""

@@ -1,0 +1,59 @@
+"""A server in a thread of the test's process, and what its clients send."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+FRAMES = "multiframe_audio_frame_text"
+FACES = "multiface_audio_face_text"
+
+
+@contextmanager
+def running(predictor, *, page: bool = False, examples=(), **settings) -> Iterator:
+    """A server in a thread of this process: ``address``, ``service``, ``shield``."""
+    from functools import partial
+
+    from affectgpt.serve.server import Running
+    from affectgpt.serve.service import Service
+    from affectgpt.serve.settings import ServeSettings
+
+    service = Service(predictor, ServeSettings(port=0, **settings), model="tiny")
+    add = None
+    if page:
+        from affectgpt.serve.page import add_page
+
+        add = partial(add_page, examples=examples)
+    try:
+        server = Running(service, page=add)
+        thread = threading.Thread(target=server.serve, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join(30)
+            assert not thread.is_alive()
+    finally:
+        service.close()
+        assert not service.folders.root.exists()
+
+
+def client_of(server, key: str = "none"):
+    openai = pytest.importorskip("openai", reason="the openai client is not installed")
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def data_url(path: Path, kind: str = "video/mp4") -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def message(video: Path | str, text: str | None = None) -> list[dict]:
+    url = video if isinstance(video, str) else data_url(video)
+    parts: list[dict] = [{"type": "video_url", "video_url": {"url": url}}]
+    return [{"role": "user", "content": parts + ([{"type": "text", "text": text}] if text else [])}]

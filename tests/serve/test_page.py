@@ -1,0 +1,177 @@
+"""The page without a browser: what it serves, and the request by which gradio would read any file."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from served import running
+
+pytest.importorskip("gradio", reason="the extra [page] is not installed")
+
+
+@pytest.fixture(scope="module")
+def page(predictor, clips):
+    with running(predictor, page=True, examples=[(clips / "0.mp4", "Oh!")]) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _its_uploads(request, monkeypatch):
+    """Gradio has one folder of uploads per process, that of the latest page: this test's."""
+    if "page" in request.fixturenames:
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(request.getfixturevalue("page").shield.upload_folder))
+
+
+def call(server, method: str, path: str, body=None, **headers: str):
+    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    given = {"Content-Type": "application/json"} if body is not None else {}
+    connection.request(method, path, content, {**given, **{k.replace("_", "-"): v for k, v in headers.items()}})
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, dict(response.getheaders()), text
+
+
+def endpoints(server) -> list[dict]:
+    config = json.loads(call(server, "GET", "/config")[2])
+    return config["dependencies"]
+
+
+def upload(server, name: str, content: bytes) -> tuple[int, bytes]:
+    edge = "edge0123"
+    body = (
+        f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+        "Content-Type: video/mp4\r\n\r\n"
+    ).encode() + content + f"\r\n--{edge}--\r\n".encode()  # fmt: skip
+    kind = f"multipart/form-data; boundary={edge}"
+    status, _, text = call(server, "POST", "/gradio_api/upload", body, Content_Type=kind)
+    return status, text
+
+
+def file_data(path: str) -> dict:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "inside", "http", "link", "dots"])
+def test_the_file_reading_hole_is_closed(page, tmp_path, wrapped):
+    """Gradio mounted into another application takes any path that a request names for an upload, and serves it."""
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"a secret")
+    uploads = page.shield.upload_folder
+    path = {"plain": str(secret), "inside": str(secret), "http": "http://127.0.0.1:1/a.mp4",
+            "dots": f"{uploads}/../../../../{secret}"}.get(wrapped, str(uploads / "link.mp4"))  # fmt: skip
+    if wrapped == "link":
+        (uploads / "link.mp4").symlink_to(secret)
+    data = [file_data(path), "", "Labels", "", "most prominent"]
+    if wrapped == "inside":
+        data[0] = {"video": file_data(path), "subtitles": None}
+    names = {str(d.get("api_name")) for d in endpoints(page)} | {"run", "predict"}
+    for name in names:
+        for prefix in ("call", "run", "api"):
+            status, _, _ = call(page, "POST", f"/gradio_api/{prefix}/{name}", {"data": data})
+            assert status in (403, 404), (prefix, name)
+    for number in range(len(endpoints(page))):
+        body = {"data": data, "fn_index": number, "session_hash": "abc"}
+        assert call(page, "POST", "/gradio_api/queue/join", body)[0] == 403
+        assert call(page, "POST", "/gradio_api/run/predict", body)[0] == 403
+    for asked in (str(secret), "/etc/passwd", str(uploads / "link.mp4"), f"{uploads}/../../{secret.name}"):
+        assert call(page, "GET", f"/gradio_api/file={asked}")[0] in (403, 404)
+    assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
+
+
+def test_gradio_itself_refuses_it_too(page, tmp_path):
+    """Behind the shield, too: what gradio does with a request that names a file that was not uploaded."""
+    from starlette.testclient import TestClient
+
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"a secret")
+    inner = TestClient(page.shield.app, base_url="http://127.0.0.1")
+    number = next(d["id"] for d in endpoints(page) if len(d["inputs"]) == 5)
+    body = {"data": [file_data(str(secret)), "", "Labels", "", ""], "fn_index": number, "session_hash": "abc"}
+    answer = inner.post("/gradio_api/run/predict", json=body)
+    assert answer.status_code >= 400 and "a secret" not in answer.text
+    uploads = page.shield.upload_folder
+    assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
+
+
+def test_only_what_the_page_needs_is_there(page):
+    for path in ("/monitoring", "/gradio_api/runs", "/gradio_api/proxy=http://a/", "/gradio_api/component_server",
+                 "/gradio_api/openapi.json", "/docs", "/openapi.json", "/gradio_api/mcp/", "/robots.txt",
+                 "/gradio_api/deep_link", "/gradio_api/process_recording", "/gradio_api/file=", "/static/../../x",
+                 "/gradio_api/dev/reload", "/custom_component/x", "/pwa_icon"):  # fmt: skip
+        assert call(page, "GET", path)[0] in (400, 404, 405), path
+
+
+def test_nothing_of_the_page_is_loaded_from_elsewhere(page):
+    """Its HTML names no other host as a source; the browser's test looks at what is asked for."""
+    status, headers, text = call(page, "GET", "/")
+    html = text.decode()
+    assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
+    loaded = re.findall(r"""<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=["'](https?:)?//([^/"']+)""", html)
+    assert not [host for _, host in loaded if not host.startswith("127.0.0.1")]
+    assert "fonts.googleapis" not in call(page, "GET", "/theme.css")[2].decode()
+    assert "A toy is running" in json.dumps(json.loads(call(page, "GET", "/config")[2]))
+
+
+def test_uploads_are_limited_private_and_swept(predictor, clips, tmp_path):
+    from affectgpt.serve.page import sweep
+
+    with running(predictor, page=True, megabytes=0.5, examples=[(clips / "0.mp4", "")]) as server:
+        content = (clips / "1.mp4").read_bytes()
+        status, text = upload(server, "../../a b.mp4", content)
+        (path,) = json.loads(text)
+        folder = server.shield.upload_folder
+        assert status == 200 and Path(path).is_relative_to(folder) and Path(path).read_bytes() == content
+        assert upload(server, "a.mp4", b"x" * (2**20))[0] == 413
+        assert upload(server, "a.mp4", b"x" * (3 * 2**20))[0] == 413
+        named = set(re.findall(r'"path":\s*"([^"]+\.mp4)"', call(server, "GET", "/config")[2].decode()))
+        named = {one for one in named if Path(one).is_relative_to(folder) and Path(one).exists()}
+        named.add(str(next((folder / "examples").rglob("*.mp4"))))
+        keep = set(folder.rglob("*")) - {Path(path), Path(path).parent}
+        sweep(folder, keep, older_than=60)
+        assert Path(path).exists()
+        sweep(folder, keep, older_than=-1)
+        assert not Path(path).exists() and not Path(path).parent.exists() and all(Path(one).exists() for one in named)
+
+
+def test_with_a_key_the_page_wants_it(predictor):
+    with running(predictor, page=True, api_key="correct horse") as server:
+        assert call(server, "GET", "/config")[0] == 401
+        assert upload(server, "a.mp4", b"x")[0] == 401
+        body = {"data": [], "fn_index": 0, "session_hash": "abc"}
+        assert call(server, "POST", "/gradio_api/queue/join", body)[0] == 401
+        form = {"Content_Type": "application/x-www-form-urlencoded"}
+        assert call(server, "POST", "/login", b"username=me&password=wrong", **form)[0] == 400
+        status, headers, _ = call(server, "POST", "/login", b"username=me&password=correct+horse", **form)
+        assert status == 200
+        cookie = headers["set-cookie"].partition(";")[0]
+        assert call(server, "GET", "/config", Cookie=cookie)[0] == 200
+
+
+def ask(server, data) -> list[dict]:
+    """What the page's button does: join the queue, read its events."""
+    number = next(d["id"] for d in endpoints(server) if len(d["inputs"]) == 5)
+    body = {"data": data, "fn_index": number, "session_hash": f"s{time.monotonic_ns()}"}
+    assert call(server, "POST", "/gradio_api/queue/join", body)[0] == 200
+    text = call(server, "GET", f"/gradio_api/queue/data?session_hash={body['session_hash']}")[2].decode()
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+
+
+def test_an_answer_on_the_page_and_a_damaged_file(page, clips):
+    (path,) = json.loads(upload(page, "a.mp4", (clips / "2.mp4").read_bytes())[1])
+    events = ask(page, [{**file_data(path), "url": None}, "Oh!", "Labels", "", "most prominent"])
+    text = json.dumps(events)
+    assert events[-1]["msg"] == "close_stream" and "The 8 frames" in text and "image/svg+xml" in text
+    assert "affectgpt.json" in text and "ag-error" not in text
+    (path,) = json.loads(upload(page, "b.mp4", (clips / "2.mp4").read_bytes()[:900])[1])
+    text = json.dumps(ask(page, [{**file_data(path), "url": None}, "", "Labels", "", "most prominent"]))
+    assert "ag-error" in text and "the video: no readable video" in text and "Traceback" not in text
+    text = json.dumps(ask(page, [None, "", "Own question", "", "most prominent"]))
+    assert "type your question" in text
