@@ -152,7 +152,7 @@ class VLLMEngine:
                     for token in output.outputs[0].token_ids[len(new) :]:
                         new.append(token)
                         ended[place] = (token,) in self._stops or tuple(new[-2:]) in self._stops
-                        enough = on_token is not None and on_token[place](new)
+                        enough = on_token is not None and on_token[place](list(new))
                         if ended[place] or enough:
                             done = True
                             break
