@@ -149,7 +149,7 @@ def step(model, batch, device) -> dict[str, float]:
 
     from affectgpt.core.layout import layout_of
     from affectgpt.core.types import Modality
-    from affectgpt.modeling.modeling_affectgpt import merge_multimodal_embeddings
+    from affectgpt.modeling.inputs import merge_multimodal_embeddings
 
     clock = Clock(device)
     autocast = torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from affectgpt.core.auto_module import AUTO_MODULE, write_auto_module
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
-from affectgpt.core.layout import Layout, Rows, layout_of
+from affectgpt.core.layout import Layout, layout_of
 from affectgpt.core.types import N_FRAMES, Modality
 from affectgpt.encoders.base import FrozenEncoder, encode_medium, make_encoders
 from affectgpt.encoders.llm import LLMS, StopSequences
@@ -31,6 +31,7 @@ from affectgpt.modeling.connectors.base import (
     PreFusionShape,
     QFormerShape,
 )
+from affectgpt.modeling.inputs import merge_multimodal_embeddings, name_of, no_mask, packed_inputs
 from affectgpt.modeling.lora import add_lora, has_lora
 
 _VIDEO_POSITIONS = 32
@@ -230,7 +231,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder = self.acoustic_encoder if modality is Modality.AUDIO else self.visual_encoder
             if encoder is None:
                 raise DataError(
-                    f"sample {_name(names, 0)}: {modality.value} media, but the model has no encoder for it"
+                    f"sample {name_of(names, 0)}: {modality.value} media, but the model has no encoder for it"
                 )
             features[modality] = encode_medium(encoder, modality, media)
         cause = "the file or the encoder's weights are damaged"
@@ -265,8 +266,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         def need(modality: Modality, wanted: Modality) -> torch.Tensor:
             if modality not in features:
                 raise DataError(
-                    f"sample {_name(names, 0)}: its prompt has {wanted.placeholder}, which needs {modality.value}; the "
-                    f"batch holds {', '.join(features) or 'no media'}"
+                    f"sample {name_of(names, 0)}: its prompt has {wanted.placeholder}, which needs {modality.value}; "
+                    f"the batch holds {', '.join(features) or 'no media'}"
                 )
             return features[modality]
 
@@ -310,7 +311,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         medium, row = (~good).nonzero()[0].tolist()
         modality = list(values)[medium]
         raise DataError(
-            f"sample {_name(names, row, rows=good.shape[1])}: {what.format(modality.value)} holds NaN, infinite or "
+            f"sample {name_of(names, row, rows=good.shape[1])}: {what.format(modality.value)} holds NaN, infinite or "
             f"absurd values (beyond ±{_LARGEST:.0f}); {cause}"
         )
 
@@ -396,11 +397,11 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return self.llm(**shared, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
         assert layout is not None and layout.learnt is not None and layout.targets is not None
         if layout.rows is not None:
-            shared = self._packed(inputs_embeds, layout.rows)
+            shared = packed_inputs(self.llm, inputs_embeds, layout.rows)
         elif self.training and layout.causal:
             # What follows a row's last token is never looked at, so that causal attention needs no mask: kernels
             # without one are faster, and nobody has to ask the GPU what the mask hides.
-            shared["attention_mask"] = self._no_mask()
+            shared["attention_mask"] = no_mask(self.llm)
         hidden = self.get_decoder()(**shared, use_cache=False, **kwargs).last_hidden_state  # [B, L, D] or [R, P, D]
         head = self.get_output_embeddings()
         if self.training:
@@ -411,41 +412,6 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         total = F.cross_entropy(of_learnt.float(), layout.targets, reduction="sum")
         loss: Any = total / (layout.n_learnt if num_items_in_batch is None else num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-    def _no_mask(self) -> dict[str, None] | None:
-        """The argument ``attention_mask`` that means causal attention and nothing hidden.
-
-        Given None, transformers looks into the positions for packed samples, which waits for the GPU; decoders with
-        a mask for each kind of layer take prepared ones, and these kernels need none.
-        """
-        decoder = self.get_decoder()
-        ready = self.llm.config._attn_implementation in ("sdpa", "flash_attention_2")
-        if ready and getattr(decoder, "has_sliding_layers", None) is False:
-            return dict.fromkeys(decoder.config.layer_types)
-        return None
-
-    def _packed(self, inputs_embeds: torch.Tensor, rows: Rows) -> dict[str, Any]:
-        """``inputs_embeds [B, L, D]`` as the decoder's arguments for rows ``[R, P, D]`` of several samples each."""
-        R, P = rows.sample.shape
-        packed: dict[str, Any] = {
-            "inputs_embeds": inputs_embeds.flatten(0, 1)[rows.source].view(R, P, -1),
-            "position_ids": rows.position_ids,
-        }
-        if self.llm.config._attn_implementation == "flash_attention_2":
-            if rows.visible is not None:
-                raise DataError("run.packing with flash_attention_2: a sample holds the pad token inside; use sdpa")
-            # FlashAttention takes no mask. Left to itself, transformers looks for borders of samples in a batch of one
-            # row alone, and would let the samples of several rows see each other.
-            packed |= {f"cu_seq_lens_{side}": rows.cu_seq_lens for side in "qk"}
-            packed |= {f"max_length_{side}": rows.max_length for side in "qk"}
-            return {**packed, "attention_mask": self._no_mask()}
-        seen = rows.sample[:, :, None] == rows.sample[:, None, :]  # [R, P, P]
-        if rows.visible is not None:
-            seen &= rows.visible[:, None, :] | torch.eye(P, dtype=torch.bool, device=seen.device)  # no row sees nothing
-        seen = seen.tril()
-        hidden = torch.zeros((R, 1, P, P), dtype=inputs_embeds.dtype, device=seen.device)
-        packed["attention_mask"] = hidden.masked_fill(~seen[:, None], torch.finfo(hidden.dtype).min)
-        return packed
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.Tensor, past_key_values: Any = None, inputs_embeds: Any = None, **kwargs: Any
@@ -475,46 +441,5 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return above.generate(*args, stopping_criteria=criteria, **kwargs)
 
 
-def merge_multimodal_embeddings(
-    *,
-    input_ids: torch.Tensor,
-    embed_tokens: Callable[[torch.Tensor], torch.Tensor],
-    modality_embeds: Mapping[Modality, torch.Tensor],
-    layout: Layout,
-    names: Sequence[str] = (),
-) -> torch.Tensor:
-    """Token ids ``[B, L]`` and embeddings ``[B, K, D]`` of the media → ``inputs_embeds [B, L, D]``.
-
-    A placeholder is looked up as token 0 (the embedding matrix is not resized, wire) and overwritten.
-    Raises DataError naming the sample when the placeholders of a row are not exactly as many as its embeddings.
-    """
-    rows = len(input_ids)
-    for modality in {**layout.counts, **modality_embeds}:
-        media, counts = modality_embeds.get(modality), layout.counts.get(modality, [0] * rows)
-        expected = 0 if media is None else media.shape[1]
-        for row, count in enumerate(counts):
-            if count != expected:
-                holds = f"the batch holds no {modality.value}" if media is None else f"its embeddings are {expected}"
-                raise DataError(
-                    f"sample {_name(names, row, rows=rows)}: its prompt has {count} {modality.placeholder} tokens, but "
-                    f"{holds}"
-                )
-    ids = input_ids.flatten()
-    for places in layout.places.values():
-        ids = ids.index_fill(0, places, 0)
-    embeds = embed_tokens(ids)  # [B·L, D]
-    for modality, places in layout.places.items():
-        media = modality_embeds[modality].flatten(0, 1).to(embeds.device, embeds.dtype)
-        embeds = embeds.index_copy(0, places, media)
-    return embeds.view(*input_ids.shape, -1)
-
-
 def _visual(features: Mapping[Modality, torch.Tensor]) -> Modality:
     return Modality.FRAME if Modality.FRAME in features and Modality.FACE not in features else Modality.FACE
-
-
-def _name(names: Sequence[str], row: int, *, rows: int | None = None) -> str:
-    """A row's sample for messages; with beams there are more rows than samples."""
-    if not names:
-        return f"in row {row}"
-    return repr(names[row * len(names) // rows if rows else row])
