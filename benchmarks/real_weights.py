@@ -125,6 +125,12 @@ def make_on(device: torch.device, config: Any, *, tokenizer: Any, encoders: bool
                 setattr(module, name, nn.Parameter(weight, requires_grad=parameter.requires_grad))
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module._buffers[name] = _buffer(module, name, buffer, device)
+    for kind in ("visual", "acoustic"):
+        source = getattr(made.config, f"{kind}_preprocessor")
+        if source:
+            encoder: Any = getattr(made, f"{kind}_encoder")
+            encoder.use_preprocessor(source)
+            encoder.to(device)
     made.placeholder_ids = placeholder_ids(tokenizer)
     made.config.stop_sequences = stop_sequences(tokenizer)
     if not encoders:

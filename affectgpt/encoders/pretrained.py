@@ -115,7 +115,7 @@ def folder_tensors(folder: str | Path, names: Iterable[str]) -> Iterator[tuple[s
     Raises CheckpointError naming a file that is damaged.
     """
     left = set(names)
-    for file, there in _weight_files(Path(folder)).items():
+    for file, there in _weight_files(Path(folder)).items() if left else ():
         keys = sorted(left if there is None else left & there)
         yield from _read_tensors(file, keys).items() if keys else ()
         left -= set(keys)

@@ -102,9 +102,10 @@ class TemporaryStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder, prefix="features-")  # noqa: SIM115 - closed with the store
+        # Of a folder that is not there yet, the one where it would be made: nothing is left behind.
+        wanted = Path(folder).absolute()
+        self.folder = next(place for place in (wanted, *wanted.parents) if place.is_dir())
+        self._file = tempfile.TemporaryFile(dir=self.folder, prefix="features-")  # noqa: SIM115 - closed with the store
         self._end = 0
         self._index: dict[str, tuple[int, tuple[int, ...], torch.dtype, tuple[str, ...]]] = {}
         self.failed: dict[str, str] = {}

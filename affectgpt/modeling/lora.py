@@ -109,7 +109,7 @@ class MergedLora:
     """LoRA of one checkpoint after the other added to an LLM's weights, for answering: half as many kernels per token.
 
     The weights as they were are read again from the LLM's folder, so that no copy of them is kept; those that the
-    folder has under other names are.
+    folder does not have under their names are.
     """
 
     def __init__(self, llm: nn.Module, folder: Path) -> None:
@@ -121,7 +121,10 @@ class MergedLora:
     def merge(self) -> None:
         """Add LoRA in float32, rounded once to the dtype of the weights; its layers then do nothing."""
         if self._copies is None:
-            there = {name for name, _ in folder_tensors(self.folder, self.layers)}
+            try:
+                there = {name for name, _ in folder_tensors(self.folder, self.layers)}
+            except CheckpointError:  # weights that were not loaded from it
+                there = set()
             kept = self.layers.keys() - there
             self._copies = {name: self.layers[name].get_base_layer().weight.to("cpu", copy=True) for name in kept}
         for layer in self.layers.values():
