@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from affectgpt.core.errors import ConfigError
-from affectgpt.core.files import close_locked, lock_descriptor
+from affectgpt.core.files import close_locked, lock_descriptor, naming
 
 
 class PrivateFolders:
@@ -22,7 +22,8 @@ class PrivateFolders:
 
     def __init__(self, parent: Path | None = None) -> None:
         parent = parent or Path(tempfile.gettempdir()) / f"affectgpt-serve-{os.getuid()}"
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with naming(parent):
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = parent.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise ConfigError(
@@ -30,7 +31,11 @@ class PrivateFolders:
                 "there for a while; remove it, or name another with --work-dir"
             )
         self.removed = sum(_remove_unlocked(folder) for folder in parent.iterdir() if folder.is_dir())
-        self.root = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+        with naming(parent):
+            self.root = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+            room = self.root / "room"  # a full disk shows now, not with the first upload
+            room.write_bytes(bytes(4096))
+            room.unlink()
         self._lock = os.open(self.root, os.O_RDONLY)
         lock_descriptor(self._lock, self.root, wait=False)
 

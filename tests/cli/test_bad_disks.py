@@ -126,6 +126,10 @@ CASES = {
     "caption": Case(lambda p, out: ["--cfg-path", p.captioning, "--options", f"captioning.work={out}/work"]),
     "crowd": Case(lambda p, out: ["train", "--cfg-path", p.captioning, "--options", f"captioning.crowd.folder={out}"]),
     "export": Case(lambda p, out: ["--checkpoint", p.checkpoint, "--out", out / "exported"]),
+    "serve": Case(
+        lambda p, out: ["--cfg-path", p.yaml, "--port", "0", "--work-dir", out / "requests", "--options",
+                        f"inference.ckpt_name={p.checkpoint}"]
+    ),
     "params": Case(lambda p, out: ["--cfg-path", p.yaml, "--json"], printed=True),
     "extract_features": Case(
         lambda p, out: ["--cfg-path", p.yaml, "--datasets", "OVMERDPlus", "--split", "test", "--options",
@@ -169,6 +173,8 @@ def places(tiny_models, tmp_path_factory) -> Iterator[Places]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_in_one_line_that_it_cannot_write(command, kind, places, tmp_path):
     assert command in CASES, f"say in CASES how affectgpt {command} is run with all that it writes in one folder"
+    if command == "serve":
+        pytest.importorskip("uvicorn", reason="the extra web is not installed")
     case, out = CASES[command], tmp_path / "out"
     writes = kind != "read-only" or not case.printed  # a shell could not even open the file for its output
     outcome = run_there(
