@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.printable import printable
@@ -28,11 +28,23 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record), lines=True)
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is at the time, which may have been replaced since."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:  # type: ignore[override]
+        """Where lines go."""
+        return sys.stderr
+
+
 def setup_logging(level: int = logging.INFO) -> None:
     """Send the package's log lines to stderr. Called by command lines only, never at import."""
     if logger.handlers:
         return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(_Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(level if rank() == 0 else logging.WARNING)

@@ -68,6 +68,7 @@ def trained(tiny_models, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one_group(trained):
     record = json.loads((run_folder(trained) / "run.json").read_text())
     assert record["processes"] == 2 and record["state"] == "finished" and len(losses(trained)) == 3

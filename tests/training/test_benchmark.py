@@ -48,7 +48,7 @@ def rehearse(tmp_path: Path, *arguments: str) -> dict:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("weights", ["disk", "memory"])
+@pytest.mark.parametrize("weights", ["disk", pytest.param("memory", marks=pytest.mark.slow)])
 def test_the_rehearsal_runs_every_stage_of_a_cpu(tmp_path, weights):
     """``memory``: weights made in place, as on a GPU."""
     found = rehearse(tmp_path, "--weights", weights, *(["--clips", "3"] if weights == "memory" else []))
