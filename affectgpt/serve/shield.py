@@ -148,7 +148,7 @@ class Shield:
             return False
 
     def names_only_uploads(self, value: Any) -> bool:
-        """Whether all files that a request of the page names were uploaded. Gradio reads what it is told to."""
+        """Whether all files that a request of the page names were uploaded. Gradio reads any file."""
         stack = [value]
         while stack:
             item = stack.pop()
