@@ -59,10 +59,11 @@ class TransformersEngine:
         self.autocast_dtype = torch.float16  # of a GPU; roll-outs of a training set the training's
         self.keeps_logprobs = False
         self._drawn: torch.Tensor | None = None  # [B, n]: log-probabilities of the last batch, where they are kept
-        weight = model.get_input_embeddings().weight
-        mapped = weight.device.type == "cpu" and weight.dtype != torch.float32  # a file, of which merging makes a copy
-        merges = has_lora(model.llm) and not mapped
-        self._lora = MergedLora(model.llm, llm_folder) if merges and llm_folder is not None else None
+        self._lora = None
+        if llm_folder is not None and has_lora(model.llm):
+            weight = model.get_input_embeddings().weight
+            mapped = weight.device.type == "cpu" and weight.dtype != torch.float32  # a file; merging makes a copy of it
+            self._lora = None if mapped else MergedLora(model.llm, llm_folder)
 
     def load(self, checkpoint: Path) -> Any:
         """Lay a checkpoint over the model; its LoRA is added to the LLM's weights."""
