@@ -77,6 +77,19 @@ class _Lists(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def narrow_qwen(layers: int) -> Any:
+    """A Qwen2.5 of so many layers, narrow, in bfloat16, with the same random weights each time."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        Qwen2Config(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=128,
+        )
+    ).to(torch.bfloat16)  # fmt: skip
+
+
 def fake_flash_attention(monkeypatch: Any) -> list[int]:
     """Put a slow flash-attn of plain torch in place of the package, which needs a GPU; gives the lengths it is told.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from device_cost import Kernels
-from transformers import AutoModelForCausalLM, Qwen2Config
+from device_cost import Kernels, narrow_qwen
 
 from affectgpt.encoders.llm import LLMS
 from affectgpt.inference.session import GenerationSession
@@ -15,13 +14,7 @@ CPU = torch.device("cpu")
 
 def narrow_llm(folder, *, layers: int = 28):
     """A Qwen2.5 of 28 layers, narrow, in bfloat16, saved without LoRA; with float32 LoRA that is not zero."""
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(
-        Qwen2Config(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=2, vocab_size=128,
-        )
-    ).to(torch.bfloat16)  # fmt: skip
+    llm = narrow_qwen(layers)
     llm.save_pretrained(folder)
     llm = add_lora(llm, row=LLMS.get("Qwen25"), rank=16).eval()
     draw_lora(llm, seed=1)

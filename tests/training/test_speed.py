@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from device_cost import Kernels, Waits, fake_flash_attention
+from device_cost import Kernels, Waits, fake_flash_attention, narrow_qwen
 from training_recipe import load_parts
 
 from affectgpt.core.errors import DataError
@@ -51,19 +51,10 @@ def test_a_packed_step_waits_once_too(tmp_path, tiny_models, training_set):
 
 def wide(layers: int = 28, *, lora: bool = True):
     """A Qwen2.5 of 28 layers, narrow, in bfloat16."""
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
     from affectgpt.encoders.llm import LLMS
     from affectgpt.modeling.lora import add_lora
 
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(
-        Qwen2Config(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=2, vocab_size=128,
-        )
-    ).to(torch.bfloat16)  # fmt: skip
-    return add_lora(llm, row=LLMS.get("Qwen25"), rank=16 if lora else 0).train()
+    return add_lora(narrow_qwen(layers), row=LLMS.get("Qwen25"), rank=16 if lora else 0).train()
 
 
 def launches(llm, *, mask: torch.Tensor | None) -> int:
