@@ -150,10 +150,10 @@ def _typed() -> list[str]:
 def command_line(script: str, arguments: Sequence[str]) -> str:
     """A published script with arguments, as it can be typed here: with this interpreter, from the present folder.
 
-    Where the package is installed without a clone, the command that the script stands for.
+    A command that is no script, and all where the package is installed without a clone, as commands of affectgpt.
     """
     if not (ROOT / script).is_file():
-        return module_line("affectgpt.cli.main", [SCRIPTS[script], *arguments])
+        return module_line("affectgpt.cli.main", [SCRIPTS.get(script, script), *arguments])
     return shlex.join([_python(), _shortest(ROOT / script), *arguments])
 
 

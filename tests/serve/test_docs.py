@@ -83,7 +83,7 @@ def test_the_dockerfile():
         "ENTRYPOINT",
         "CMD",
     }
-    assert names.index("USER") > names.index("RUN") and ["USER", "affectgpt"] in found  # not root
+    assert names.index("USER") > names.index("RUN") and ["USER", "10001"] in found  # not root
     ignored = (ROOT / ".dockerignore").read_text("utf-8").split()
     for name, rest in found:
         if name == "COPY":
