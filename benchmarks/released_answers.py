@@ -29,6 +29,7 @@ from affectgpt.core.errors import DataError
 
 RUN, VOTES = "emercoarse", "votes"  # the released run, by the beginning of its name; what the votes are written as
 NINE, OVMERD = "output", "output-ovmerd"
+LABELLED = {NINE: ("MER2023",), OVMERD: ("OVMERDPlus",)}  # where groups are voted on, not polarity
 
 
 def link_results(source: Path, target: Path) -> None:
@@ -60,8 +61,19 @@ def scores(root: Path, work: Path, output: str) -> dict[str, Any]:
             raise DataError(f"{command.__module__} {' '.join(arguments)} ended with status {status}")
         return json.loads(target.read_text(encoding="utf-8")) if number else None
 
+    def votes_of(dataset: str, needed: int) -> dict[str, float]:
+        """With so many votes needed for a group instead of the chosen number."""
+        name = f"{VOTES}_{needed}"
+        said(consensus.main, "--run", RUN, "--datasets", dataset, "--at-least", str(needed), "--name", name)
+        found = said(score.main, "--run", name, "--datasets", dataset, "--bootstrap", "0", "--deals", "20", number=name)
+        [column] = found["datasets"].values()
+        [value] = column["checkpoints"].values()
+        return {"votes_needed": needed, "percent": percent(value[column["metric"]]),
+                "groups_per_answer": value["floors"]["groups"]}  # fmt: skip
+
     said(consensus.main, "--run", RUN)
     return {
+        "needed": {d.lower(): [votes_of(d, needed) for needed in range(1, 8)] for d in LABELLED[output]},
         "single": said(score.main, "--run", RUN, number="single"),
         "votes": said(score.main, "--run", VOTES, number="votes"),
         "compare": said(score.main, "--compare", f"{RUN}/mean", VOTES, number="compare"),
@@ -99,6 +111,7 @@ def numbers_of(name: str, said: dict[str, Any]) -> dict[str, Any]:
     return {
         "metric": metric, "clips": checkpoints[0]["samples"], "checkpoints": len(checkpoints),
         "best": {"percent": percent(single["best"][metric]), "checkpoint": single["best"]["checkpoint"]},
+        "single_percent": {name: percent(found[metric]) for name, found in single["checkpoints"].items()},
         "chosen_on_a_half": estimate(single["selection"]["halves"]), "mean": estimate(single["selection"]["mean"]),
         "votes": {
             "percent": percent(voted[metric]), "interval_percent": percent(voted["interval"][metric]),
@@ -110,6 +123,7 @@ def numbers_of(name: str, said: dict[str, Any]) -> dict[str, Any]:
         "votes_minus_mean": paired(said["compare"]["datasets"][name]),
         "votes_minus_best": paired(said["compare_best"]["datasets"][name]),
         "groups_per_answer": {"single": mean_floor("groups"), "votes": voted["floors"]["groups"]},
+        "votes_by_needed": said["needed"].get(name, []),
         "labels_per_answer": {"single": mean_floor("labels"), "votes": voted["floors"]["labels"]},
         "floor_dealt_percent": percent(mean_floor("dealt")), "floor_constant_percent": percent(mean_floor("constant")),
         "constant_answers": sorted({", ".join(a) for c in checkpoints for a in c["floors"]["constant_answers"]}),
