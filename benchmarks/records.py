@@ -20,12 +20,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-CODE = ("affectgpt", "benchmarks", "train_configs", "*.py", ":!benchmarks/results")  # whose changes count as such
+# What changes numbers: of these, and the scripts at the root, a record names the last commit.
+CODE = ("affectgpt", "benchmarks", "train_configs", ":(glob)*.py", ":!benchmarks/results", ":!benchmarks/figure*")
 PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
 def git_commit() -> str | None:
-    """The commit of the code, shortened, with ``+changes`` where code differs from it; None outside a repository."""
+    """The last commit that changed code, shortened, with ``+changes`` where code differs from it; None outside a
+    repository. Commits of records or pages alone do not count: what was measured is the same."""
 
     def git(*arguments: str) -> str:
         environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
@@ -36,7 +38,7 @@ def git_commit() -> str | None:
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
-        return git("rev-parse", "--short=8", "HEAD") + ("+changes" if changed else "")
+        return git("log", "-1", "--format=%H", "--", *CODE)[:8] + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -81,6 +81,8 @@ def test_the_commit_says_whether_code_was_changed(records, tmp_path, monkeypatch
     for file in ("benchmarks/results/x.json", "README.md"):
         (tmp_path / file).write_text("2")
     assert records.git_commit() == head
+    git("commit", "-qam", "another record")
+    assert records.git_commit() == head
     (tmp_path / "affectgpt/a.py").write_text("2")
     assert records.git_commit() == f"{head}+changes"
 
