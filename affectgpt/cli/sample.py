@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--{option} belongs to one video; {len(videos)} are given")
 
     from affectgpt.config.paths import CheckpointFile, select_checkpoints
-    from affectgpt.inference.predictor import Predictor, check_inputs
+    from affectgpt.inference.clips import check_inputs
+    from affectgpt.inference.predictor import Predictor
     from affectgpt.inference.session import training_mode
     from affectgpt.modeling.build import exported_config, exported_weights
     from affectgpt.preprocess.asr import Transcriber
