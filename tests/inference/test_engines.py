@@ -36,7 +36,7 @@ class FakeLLM:
         self.seen.append(keywords)
         self.made.append(self)
         self.folder, self.dtype = keywords["model"], getattr(torch, keywords["dtype"])
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder, torch_dtype=self.dtype)
         if keywords["generation_config"] == "vllm":  # else vLLM, too, takes what the folder says
             self.model.generation_config = GenerationConfig()
         self.llm_engine, self.engine_core = self, SimpleNamespace(shutdown=lambda: None)
@@ -46,7 +46,7 @@ class FakeLLM:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
+        base = AutoModelForCausalLM.from_pretrained(self.folder, torch_dtype=self.dtype)
         base.generation_config = self.model.generation_config
         self.adapters[request.name] = PeftModel.from_pretrained(base, request.path).merge_and_unload()
         return True

@@ -49,7 +49,7 @@ def test_merged_files_hold_one_shard_in_memory_at_a_time(llm, tiny_models, tmp_p
     assert len(files) == len(most) > 4 and (folder / "model.safetensors.index.json").is_file()
     largest = max(tensor.nbytes for tensor in before.values())
     assert 0 < max(most) < 30_000 + largest < sum(file.stat().st_size for file in files) / 3
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
     torch.testing.assert_close(loaded(ids).logits, expected, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in llm.state_dict().items())
     monkeypatch.undo()
