@@ -55,14 +55,15 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     if (ROOT / "models" / "Qwen2.5-7B-Instruct").is_dir():  # the last one would take an hour on a CPU
         notebook.cells = [cell for cell in notebook.cells if "Qwen2.5-7B-Instruct" not in cell.source]
+    there = set((ROOT / "output").iterdir())
     place = {"metadata": {"path": str(NOTEBOOK.parent)}}  # where Jupyter starts it
     nbclient.NotebookClient(notebook, timeout=1500, kernel_name="python3", resources=place).execute()
 
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)
-    assert "clips: 166" in text and "status" not in text
+    assert "clips: 166" in text
     first, last = map(float, re.search(r"loss (\S+) -> (\S+) in 80 steps", text).groups())
-    assert last < 0.7 * first
+    assert 0 < last < 0.9 * first
     assert re.search(r"labels: +\['\w+.*'\]\nanswer: +\S.*\ndescription: +\S", text)
     assert "<FaceHere>" in text and "<MultiHere>" in text and "I don't know!" in text
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
@@ -71,4 +72,4 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     dealt = float(re.search(r"dealt to other clips: +(\S+)", text)[1])
     assert low <= hit <= high and hit > dealt
     assert 0.9 < float(re.search(r"labels per answer: +(\S+)", text)[1]) < 3
-    assert not list((ROOT / "output").glob("quickstart*"))  # all of it was made where the test said
+    assert set((ROOT / "output").iterdir()) == there  # all of it was made where the test said
