@@ -159,8 +159,7 @@ def memory_of(n_clips: int) -> None:
         for file, column in (("ovlabel.csv", "openset"), ("subtitle_eng.csv", "sentence")):
             with (folder / file).open("w", encoding="utf-8", newline="") as handle:
                 csv.writer(handle).writerows([("name", column), *((clip, "[happy]") for clip in names)])
-        benchmark = world.benchmark(root / "out", "inference.max_new_tokens=4", "inference.batch_size=16",
-                                    keep_features=True)  # fmt: skip
+        benchmark = world.benchmark(root / "out", "inference.max_new_tokens=4", "inference.batch_size=16")
         for checkpoint in world.checkpoints():
             benchmark.run("OVMERDPlus", checkpoint)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6)

@@ -124,6 +124,13 @@ def test_reinforcement_learning_is_recorded_again_from_its_results(tmp_path):
     assert nothing.returncode == 1 and "nothing was trained there yet" in nothing.stderr
 
 
+def test_a_child_of_the_memory_benchmark_says_its_peak():
+    """What ``inference.py --memory`` starts for each number of clips."""
+    done = call("inference.py", "--memory-of", "3")
+    assert done.returncode == 0, done.stderr
+    assert 100 < int(done.stdout.split()[-1]) < 5000
+
+
 @pytest.mark.parity
 def test_released_answers_are_recorded(merunibench: Path, tmp_path):
     out = tmp_path / "record.json"
