@@ -19,7 +19,7 @@ PICTURE = Path(__file__).with_name("architecture.svg")
 WHAT = {
     "captioning": "annotation pipeline", "cli": "every command; sees all rooms", "config": "schema, loading, paths",
     "core": "types, registry, errors, files; imports no other room", "datasets": "sets, labels, splits",
-    "demo": "drawn corpus, tiny models", "encoders": "the frozen encoders", "evaluation": "labels, metrics, scores",
+    "demo": "drawn corpus, models", "encoders": "the frozen encoders", "evaluation": "labels, metrics, scores",
     "inference": "samples to answers", "media": "video, sound, faces", "mllm": "other multimodal LLMs",
     "modeling": "the model, checkpoints", "preprocess": "raw clips", "processing": "samples to batches",
     "results": "result files", "serve": "HTTP API, page", "textllm": "clients of LLMs", "training": "loop, objectives",
@@ -191,7 +191,7 @@ def svg(graph: Graph) -> str:
     style = (
         "rect{fill:#fff;stroke:#3f51b5;stroke-width:1.2}.page{fill:#fafafa;stroke:none}"
         ".arrow{fill:none;stroke:#7986cb;stroke-width:1.3}"
-        "text{font-family:sans-serif;text-anchor:middle;fill:#222}.name{font-size:15px;font-weight:600}.what{font-size:12px}"
+        "text{font-family:sans-serif;text-anchor:middle;fill:#222}.name{font-size:16px;font-weight:600}.what{font-size:12.5px}"
     )
     return "\n".join(
         [
