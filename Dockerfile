@@ -10,6 +10,8 @@ ARG CONSTRAINTS=constraints/ci.txt
 # where the CPU build of torch is; empty: PyPI, whose build is for CUDA
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
+# The base image says which versions there are.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 python3-venv libglib2.0-0 ca-certificates \
     && rm -rf /var/lib/apt/lists/* \
@@ -24,13 +26,15 @@ COPY train_configs train_configs
 RUN python3 -m venv /venv \
     && /venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c "$CONSTRAINTS" ".[$EXTRAS]"
 
+# TOKENIZERS_PARALLELISM is not a secret.
+# hadolint ignore=DL3064
 ENV PATH=/venv/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     OMP_WAIT_POLICY=PASSIVE \
     TOKENIZERS_PARALLELISM=false \
     PYTHONUNBUFFERED=1
 
-USER affectgpt
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=300s \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]

@@ -1,6 +1,6 @@
 """AffectGPT: multimodal large language models for emotion understanding (ICML 2025)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Name → the module that has it. They pull in torch; importing the package must not.
 _LAZY = {

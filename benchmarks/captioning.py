@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from records import Run, add_out_argument
+
 from affectgpt.cli.common import run_cli
 
 WIDTHS = (768, 1024)  # CLIP ViT-L/14, HuBERT-large
@@ -27,7 +29,7 @@ MOST_SECONDS, MOST_GB = 120.0, 2.0
 
 def memory() -> float:
     """The most this process has held so far, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def random_sets(clips: int):
@@ -48,8 +50,8 @@ def random_sets(clips: int):
     return sets
 
 
-def measure_training(clips: int) -> float:
-    """Seconds of one epoch of each of five classifiers; prints."""
+def measure_training(clips: int) -> dict[str, float]:
+    """One epoch of each of five classifiers; prints."""
     from dataclasses import replace
 
     from affectgpt.captioning.ensemble import sets_of
@@ -66,11 +68,12 @@ def measure_training(clips: int) -> float:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(f"one epoch of {spec.models} classifiers, {clips} clips: {wall:.1f} s ({cpu:.1f} s of processor time), "
           f"at most {memory():.2f} GB")  # fmt: skip
-    return wall
+    return {"classifiers": spec.models, "clips": clips, "wall_seconds": wall, "processor_seconds": cpu,
+            "peak_gb": memory()}  # fmt: skip
 
 
-def measure_store(clips: int, folder: Path) -> None:
-    """Seconds and memory of reading and averaging stored features; prints."""
+def measure_store(clips: int, folder: Path) -> dict[str, float]:
+    """Reading and averaging stored features; prints."""
     import torch
 
     from affectgpt.captioning.features import pool
@@ -90,6 +93,7 @@ def measure_store(clips: int, folder: Path) -> None:
     seconds = time.perf_counter() - started
     print(f"reading {len(found.names)} clips from the store: {seconds:.1f} s, at most {memory():.2f} GB "
           f"({before:.2f} before)")  # fmt: skip
+    return {"clips": len(found.names), "wall_seconds": seconds, "peak_gb": memory(), "peak_before_gb": before}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,14 +101,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=31_000)
     parser.add_argument("--store", action="store_true", help="also read a feature store of that size (0.9 GB of disk)")
+    add_out_argument(parser, "captioning")
     args = parser.parse_args(argv)
+    bench, numbers = Run(parser, args), {}
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if args.store:
         with tempfile.TemporaryDirectory() as folder:
-            measure_store(args.clips, Path(folder))
-    seconds = measure_training(args.clips)
-    good = seconds <= MOST_SECONDS and memory() <= MOST_GB
+            numbers["store"] = measure_store(args.clips, Path(folder))
+    numbers["epoch"] = measure_training(args.clips)
+    good = numbers["epoch"]["wall_seconds"] <= MOST_SECONDS and memory() <= MOST_GB
     print("within" if good else "NOT within", f"{MOST_SECONDS:.0f} s and {MOST_GB:.0f} GB")
+    bench.record("captioning", numbers, model="none")
     return int(not good)
 
 

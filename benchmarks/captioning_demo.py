@@ -24,6 +24,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where tests load this file
+
+from records import Run, add_out_argument
+
 from affectgpt.cli import demo
 from affectgpt.cli.common import run_cli
 from affectgpt.core.files import write_json, write_text
@@ -367,7 +371,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0-3", help="A-B or one number (0-3)")
     parser.add_argument("--root", type=Path, default=Path("output/captioning-demo"))
     parser.add_argument("--no-training", action="store_true", help="only the filters")
+    add_out_argument(parser, "captioning_demo")
     args = parser.parse_args(argv)
+    bench = Run(parser, args, places=("root",))
 
     from affectgpt.cli import crowd
     from affectgpt.core.runtime import setup_logging
@@ -393,6 +399,13 @@ def main(argv: list[str] | None = None) -> int:
     if not args.no_training and mean_hit(judged, "E+S") <= mean_hit(judged, "none"):
         missed.append("kept clips do not train better than all clips")
     print("\n" + ("; ".join(missed) or "all held"))
+    numbers = {
+        "clips": CLIPS, "tested": TESTED, "planted_ratios": SHARES, "tuned_on": TUNED_ON, "seeds": rows,
+        "reported_seeds": [row["seed"] for row in judged],
+        "ratios": {rule: rates(judged, rule) for rule in ("low", "E", "S", "E+S")},
+        "hit_ratios": {} if args.no_training else {rule: mean_hit(judged, rule) for rule in RULES}, "missed": missed,
+    }  # fmt: skip
+    bench.record("captioning_demo", numbers, model="demo")
     return int(bool(missed))
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from records import Run, add_out_argument
+
 N_ROWS = 132_171  # videos of MER2025
 
 
@@ -215,8 +217,8 @@ def loader(folder: Path) -> dict:
         processor[workers] = (processor_seconds() - before) / count * 1000
     return {
         "ratio": speeds[2] / speeds[0],
-        "samples_per_s": {str(k): round(v, 1) for k, v in speeds.items()},
-        "processor_ms_per_sample": {str(k): round(v, 1) for k, v in processor.items()},
+        "samples_per_second": {f"{k} workers": v for k, v in speeds.items()},
+        "processor_ms_per_sample": {f"{k} workers": v for k, v in processor.items()},
     }
 
 
@@ -294,7 +296,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("faces", "table", "store", "loader", "growth"))
     parser.add_argument("--opened", type=int, default=5000, help="videos opened to look for a leak (default 5000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers")
+    add_out_argument(parser, "data")
     parser.add_argument("--in-process", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     work = {
@@ -307,6 +309,7 @@ def main() -> int:
     if args.in_process:
         print(json.dumps(work[args.only](Path(args.in_process))))
         return 0
+    bench = Run(parser, args)
     results = {}
     with tempfile.TemporaryDirectory(prefix="affectgpt-benchmark-") as folder:
         for name in [args.only] if args.only else work:
@@ -336,8 +339,7 @@ def main() -> int:
             missed += not met
             print(f"{name:8} {key:20} {value:10.2f}  {sign} {target:<6} {'met' if met else 'MISSED'}")
     print(json.dumps(results, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    bench.record("data", results, model="none")
     return 1 if missed else 0
 
 

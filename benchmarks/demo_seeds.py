@@ -1,8 +1,8 @@
 """What the demo's model learns, over seeds: scores, text alone, and what shuffling faces or sounds costs.
 
-    python benchmarks/demo_seeds.py [--seeds 0-2] [--root output/demo-seeds]
+    python benchmarks/demo_seeds.py [--seeds 0-5] [--root output/demo-seeds]
 
-For each seed everything is made anew: tiny models, corpus, training. Then the held-out basic set is answered as it is,
+For each seed everything is made again: tiny models, corpus, training. Then the held-out basic set is answered as it is,
 with the face files dealt out to other clips, and with the sound files dealt out. Ends with status 1 when a seed misses
 what the demo promises (see ``PROMISES``). About four minutes a seed on two cores.
 """
@@ -15,6 +15,10 @@ import os
 import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where tests load this file
+
+from records import Run, add_out_argument
 
 from affectgpt.cli import demo
 from affectgpt.cli.common import run_cli
@@ -96,9 +100,11 @@ def measure(place: demo.Place) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Measure each seed, print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", default="0-2", help="A-B or one number (0-2)")
+    parser.add_argument("--seeds", default="0-5", help="A-B or one number (0-5)")
     parser.add_argument("--root", type=Path, default=Path("output/demo-seeds"))
+    add_out_argument(parser, "demo_seeds")
     args = parser.parse_args(argv)
+    bench = Run(parser, args, places=("root",))
     first, _, last = args.seeds.partition("-")
     rows = []
     for seed in range(int(first), int(last or first) + 1):
@@ -110,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         cells = "".join(f"{100 * row[c]:17.1f}" for c in columns)
         print(f"{row['seed']:4}{cells}{row['labels']:9.2f}{row['seconds']:9.0f}  {'; '.join(row['missed']) or 'ok'}")
+    bench.record("demo_seeds", {"seeds": rows}, model="demo")
     return int(any(row["missed"] for row in rows))
 
 

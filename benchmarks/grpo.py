@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from records import Run, add_out_argument
 from sizes import SIZES, Size
 from training import build  # benchmarks/training.py
 from transformers import GenerationConfig
@@ -210,22 +211,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--predict", action="store_true")
+    add_out_argument(parser, "grpo")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.size == "real" and device.type == "cpu":
         print("error: --size real needs a GPU; --predict says what it would take", file=sys.stderr)
         return 1
+    # a full run on a CPU says what a step would take at real size; a GPU's is of that size
+    record = Run(parser, args, full={"predict": True} if device.type == "cpu" else {"size": "real"})
     shape = {"group": args.group, "tokens": args.tokens, "device": device, "rank": args.rank}
     bench = Bench(SIZES[args.size], clips=args.clips, **shape)
     rounds = [bench.measure(at_once=args.at_once) for _ in range(args.steps + 1)][1:]
     median = {stage: sorted(r[stage] for r in rounds)[len(rounds) // 2] for stage in STAGES}
     answers = f"{args.clips} clips x {args.group} answers of {args.tokens} tokens"
+    numbers: dict[str, Any] = {"wall_seconds": median, "peak_gb": memory_gb(device)}
     share = show(f"{args.size} on {device}: {answers}; {memory_gb(device):.2f} GB at most", median)
     if args.predict:
         del bench
         expected = predict(device, clips=args.clips, group=args.group, tokens=args.tokens, rank=args.rank)
+        numbers["predicted_seconds"] = expected
         show(f"predicted for Qwen2.5-7B on this machine ({device}), {answers}", expected)
     print(f"\nrewards are {100 * share:.2f} % of a step: {'kept' if share <= 0.01 else 'MISSED'} (at most 1 %)")
+    record.record("grpo", numbers | {"reward_ratio": share}, model=args.size, device=str(device))
     return 0 if share <= 0.01 else 1
 
 

@@ -27,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
+from records import Run, add_out_argument  # noqa: E402
 from sizes import SIZES  # noqa: E402
 
 TOKENS = {"labels": 24, "description": 120}  # of an answer; random weights never stop
@@ -121,24 +122,20 @@ def ratios(n_clips: int, threads: int) -> dict:
         seven = measure("seven", checkpoints, ["labels"], *batched)
 
     def row(slow: tuple[float, ...], fast: tuple[float, ...]) -> dict:
-        return {
-            clock: {
-                "one by one": round(slow[at], 2),
-                "batched": round(fast[at], 2),
-                "ratio": round(slow[at] / fast[at], 2),
-            }
-            for at, clock in enumerate(("wall seconds", "processor seconds"))
-        }
+        found = {}
+        for at, clock in enumerate(("wall", "processor")):
+            found[f"{clock}_seconds"] = {"one_by_one": slow[at], "batched": fast[at]}
+            found[f"{clock}_ratio"] = slow[at] / fast[at]
+        return found
 
     labels, description = one["labels"], one["description"]
     return {
-        "clips": n_clips,
-        "threads": threads,
         "tokens": TOKENS,
-        "labels, 1 checkpoint": row(labels, ours["labels"]),
-        "description, 1 checkpoint": row(description, ours["description"]),
-        "both questions, 1 checkpoint": row(tuple(map(sum, zip(labels, description, strict=True))), both),
-        f"labels, {CHECKPOINTS} checkpoints": row(tuple(CHECKPOINTS * value for value in labels), seven),
+        "checkpoints": CHECKPOINTS,
+        "labels": row(labels, ours["labels"]),
+        "description": row(description, ours["description"]),
+        "both_questions": row(tuple(map(sum, zip(labels, description, strict=True))), both),
+        "labels_of_all_checkpoints": row(tuple(CHECKPOINTS * value for value in labels), seven),
     }
 
 
@@ -166,17 +163,17 @@ def memory_of(n_clips: int) -> None:
                                     keep_features=True)  # fmt: skip
         for checkpoint in world.checkpoints():
             benchmark.run("OVMERDPlus", checkpoint)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6)
 
 
 def memory() -> dict:
     """Peak memory of a process for few and for many clips."""
-    found = {}
+    found = []
     for n_clips in (64, 2610):
         command = [sys.executable, __file__, "--memory-of", str(n_clips)]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[f"{n_clips} clips"] = f"{int(result.stdout.split()[-1])} MB"
-    return found
+        found.append({"clips": n_clips, "peak_mb": int(result.stdout.split()[-1])})
+    return {"peaks": found}
 
 
 def throughput(cfg_path: str | None, size: str, *, device: str, engine: str, n_prompts: int) -> dict:
@@ -223,9 +220,10 @@ def measure_throughput(cfg_path: str, options: list[str], *, n_prompts: int) -> 
     return {
         "engine": config.inference.engine,
         "batch": size,
-        "answers/s": n_prompts / seconds,
-        "tokens/s": sum(answer.tokens for answer in answers) / seconds,
-        "answers that differ from those of a batch of one": f"{differing} of {len(alone)}",
+        "answers_per_second": n_prompts / seconds,
+        "tokens_per_second": sum(answer.tokens for answer in answers) / seconds,
+        "asked_alone": len(alone),
+        "differing_from_alone": differing,
     }
 
 
@@ -242,16 +240,28 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--prompts", type=int, default=512)
+    add_out_argument(parser, "inference[_memory|_throughput]")
     args = parser.parse_args()
     if args.memory_of:
         memory_of(args.memory_of)
-    elif args.memory:
-        print(json.dumps(memory(), indent=1))
-    elif args.throughput or args.size == "real":
-        found = throughput(args.cfg_path, args.size, device=args.device, engine=args.engine, n_prompts=args.prompts)
-        print(json.dumps(found, indent=1))
+        return
+    throughput_asked = args.throughput or args.size == "real"
+    if args.memory:
+        name, model, device, full = "inference_memory", "tiny", "cpu", {"memory": True}
+    elif throughput_asked:
+        name, model, device = "inference_throughput", args.size, args.device
+        full = {"size": "real", "throughput": args.throughput}
     else:
-        print(json.dumps(ratios(args.clips, args.threads), indent=1))
+        name, model, device, full = "inference", "medium", "cpu", {}
+    bench = Run(parser, args, data=("cfg_path",), full=full)
+    if args.memory:
+        numbers = memory()
+    elif throughput_asked:
+        numbers = throughput(args.cfg_path, args.size, device=device, engine=args.engine, n_prompts=args.prompts)
+    else:
+        numbers = ratios(args.clips, args.threads)
+    print(json.dumps(numbers, indent=1))
+    bench.record(name, numbers, model=model, device=device)
 
 
 if __name__ == "__main__":

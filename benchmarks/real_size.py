@@ -8,14 +8,14 @@
                                                    data set with two checkpoints, a profile
 
 The commands run as they are, on a drawn training set of 12 clips; only building the model is replaced (bfloat16 on a
-CPU, where it would be float32 and 33 GB; weights made in place on a GPU). Every result is written to --out (JSON) at
-once. Memory of a CPU: ``peak`` with mapped files, which the system may drop, ``private`` without.
+CPU, where it would be float32 and 33 GB; weights made in place on a GPU). Results so far are in RECORD.part, which
+becomes the record at the end. Memory of a CPU: ``peak`` with mapped files, which the system may drop, ``private``
+without.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 import torch  # noqa: E402
 from real_weights import architectures, make_on, write_folders  # noqa: E402
+from records import RESULTS, Run, add_out_argument  # noqa: E402
 
 RELEASED = ROOT / "train_configs" / "emercoarse_highlevelfilter4_outputhybird_bestsetup_bestfusion_lz.yaml"
 # Bytes, on a CPU: encoders in bfloat16, connectors, optimizer and the process; what a layer keeps of a sample.
@@ -60,15 +61,15 @@ class Report:
         self._write()
 
     def add(self, stage: str, **values: Any) -> None:
-        found = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
-        self.content["stages"][stage] = found
+        self.content["stages"][stage] = values
         self._write()
-        print(f"{stage:<22}" + "  ".join(f"{key} {value}" for key, value in found.items()), flush=True)
+        shown = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
+        print(f"{stage:<22}" + "  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
 
     def _write(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
-        temporary.replace(self.path)
+        from affectgpt.core.files import write_json
+
+        write_json(self.path, self.content)
 
 
 class Watch:
@@ -328,8 +329,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--work", type=Path, help="folder for weights and runs, emptied afterwards (default: a new one)"
     )
-    parser.add_argument("--out", type=Path, default=Path("real_size.json"), help="results")
+    add_out_argument(parser, "real_size")
     args = parser.parse_args(argv)
+    bench = Run(parser, args, places=("work",))
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     gpu = device.type == "cuda"
@@ -354,10 +356,10 @@ def main(argv: list[str] | None = None) -> int:
     work = args.work or Path(tempfile.mkdtemp(prefix="real-size-"))
     work.mkdir(parents=True, exist_ok=True)
     try:
+        part = (args.out or RESULTS / "real_size.json").with_suffix(".json.part")
         report = Report(
-            args.out, device=torch.cuda.get_device_name(device) if gpu else "cpu", threads=torch.get_num_threads(),
-            torch=torch.__version__, layers=layers, of_layers=all_layers, batch=args.batch,
-            free_gb=round(free / 1e9, 1),
+            part, device=torch.cuda.get_device_name(device) if gpu else "cpu", threads=torch.get_num_threads(),
+            layers=layers, of_layers=all_layers, batch=args.batch, new_tokens=args.new_tokens, free_gb=free / 1e9,
         )  # fmt: skip
         print(f"{layers} of {all_layers} layers on {device}; {free / 1e9:.1f} GB of the host's memory are free")
         in_memory = (args.weights or ("memory" if gpu else "disk")) == "memory"
@@ -399,7 +401,8 @@ def main(argv: list[str] | None = None) -> int:
             building.weight_dtype = cost.weight_dtype = weight_dtype
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"written to {args.out}")
+    if bench.record("real_size", report.content, model=args.size, device=str(device)):
+        part.unlink()
     return 0
 
 

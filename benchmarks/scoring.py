@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from records import Run, add_out_argument  # noqa: E402
+
 RUN = "recipe_20250110100"
 STEMS = [f"checkpoint_{epoch:06d}_loss_0.{90 - epoch}0" for epoch in range(30, 61, 5)]
 
@@ -127,7 +129,7 @@ def measure(command: list[str]) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e6
 
 
 def main() -> int:
@@ -138,11 +140,13 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3, help="runs, of which the best counts (3)")
     parser.add_argument("--no-baseline", action="store_true", help="leave the straightforward implementation out")
     parser.add_argument("--baseline", nargs=4, help=argparse.SUPPRESS)  # this script calls itself
+    add_out_argument(parser, "scoring")
     args = parser.parse_args()
     if args.baseline:
         found = straightforward(*args.baseline[:3])
         Path(args.baseline[3]).write_text(json.dumps(found))
         return 0
+    bench = Run(parser, args, data=("real",))
     with tempfile.TemporaryDirectory() as work:
         if args.real:
             places = args.real
@@ -154,26 +158,38 @@ def main() -> int:
         files = len(list(Path(places[0]).glob("results-*/*/checkpoint_*-openset.npz")))
         print(f"{files} result files, best of {args.repeat} processes")
         command = [sys.executable, "evaluation-scoreonly.py", *flags]
-        times = [measure(command) for _ in range(args.repeat)]
-        without = [measure([*command, "--bootstrap", "0", "--deals", "0"]) for _ in range(args.repeat)]
-        print(f"evaluation-scoreonly.py        {min(times)[0]:7.2f} s  {min(times)[1]:6.0f} MB")
-        print(f"  without intervals and floors {min(without)[0]:7.2f} s  {min(without)[1]:6.0f} MB")
+        times = min(measure(command) for _ in range(args.repeat))
+        without = min(measure([*command, "--bootstrap", "0", "--deals", "0"]) for _ in range(args.repeat))
+        numbers: dict = {"files": files}
+
+        def note(key: str, title: str, found: tuple[float, float]) -> None:
+            numbers[key] = {"wall_seconds": found[0], "peak_mb": found[1]}
+            print(f"{title:<30} {found[0]:7.2f} s  {found[1]:6.0f} MB")
+
+        note("scoring", "evaluation-scoreonly.py", times)
+        note("scoring_without_intervals_and_floors", "  without intervals and floors", without)
         if not args.real:  # votes are written beside the voters
-            vote = [sys.executable, "-m", "affectgpt.cli.main", "consensus", *flags[:-2]]
-            print(f"affectgpt consensus            {measure(vote)[0]:7.2f} s")
-        if args.no_baseline:
-            return 0
-        seconds, memory = measure([sys.executable, __file__, "--baseline", *places, str(theirs)])
-        print(f"straightforward                {seconds:7.2f} s  {memory:6.0f} MB")
-        print(f"ratio without both             {seconds / min(without)[0]:7.1f} x")
-        mine = json.loads(ours.read_text())["datasets"]
+            note("consensus", "affectgpt consensus", measure([
+                sys.executable, "-m", "affectgpt.cli.main", "consensus", *flags[:-2]
+            ]))  # fmt: skip
         worst = 0.0
-        for dataset, scores in json.loads(theirs.read_text()).items():
-            for stem, value in scores.items():
-                if dataset in mine and stem in mine[dataset]["checkpoints"]:
-                    worst = max(worst, abs(mine[dataset]["checkpoints"][stem][mine[dataset]["metric"]] - value))
-        print(f"largest difference in a score  {worst:.1e}")
-        return int(worst > 1e-9)
+        if not args.no_baseline:
+            slow = measure([sys.executable, __file__, "--baseline", *places, str(theirs)])
+            note("straightforward", "straightforward", slow)
+            print(f"ratio without both             {slow[0] / without[0]:7.1f} x")
+            mine = json.loads(ours.read_text())["datasets"]
+            for dataset, scores in json.loads(theirs.read_text()).items():
+                for stem, value in scores.items():
+                    if dataset in mine and stem in mine[dataset]["checkpoints"]:
+                        worst = max(worst, abs(mine[dataset]["checkpoints"][stem][mine[dataset]["metric"]] - value))
+            print(f"largest difference in a score  {worst:.1e}")
+            numbers |= {"wall_ratio": slow[0] / without[0], "largest_difference": worst}
+        mine = json.loads(ours.read_text())["datasets"]
+        numbers |= {"datasets": len(mine), "checkpoints": max(len(found["checkpoints"]) for found in mine.values())}
+    if worst > 1e-9:
+        return 1
+    bench.record("scoring", numbers, model="none")
+    return 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from inference import TOKENS, make_models  # noqa: E402
+from records import Run, add_out_argument  # noqa: E402
 
 
 def build(root: Path, *, mode: str, size: str):
@@ -62,14 +63,7 @@ def measure(n_requests: int, clients: int, threads: int, mode: str, size: str) -
     from affectgpt.processing.questions import render_question
 
     torch.set_num_threads(threads)
-    found: dict = {
-        "requests": n_requests,
-        "clients": clients,
-        "threads": threads,
-        "mode": mode,
-        "size": size,
-        "tokens": TOKENS,
-    }
+    found: dict = {"requests": n_requests, "clients": clients, "threads": threads, "mode": mode, "tokens": TOKENS}
     questions = {"labels": render_question("ovlabel"), "description": render_question("description")}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -102,13 +96,12 @@ def measure(n_requests: int, clients: int, threads: int, mode: str, size: str) -
                     together = list(pool.map(lambda i, q=question: ask(q, i), range(n_requests)))
                 at_once = [now - then for now, then in zip(clocks(), began, strict=True)]
                 found[question] = {
-                    f"{clock} seconds": {"one by one": round(a, 2), "together": round(b, 2), "ratio": round(a / b, 2)}
-                    for clock, a, b in zip(("wall", "processor"), one_by_one, at_once, strict=True)
-                }
-                found[question] |= {
                     "batches": list(service.batcher.batches),
-                    "equal answers": f"{sum(a == b for a, b in zip(alone, together, strict=True))} of {n_requests}",
-                }  # fmt: skip
+                    "equal_answers": sum(a == b for a, b in zip(alone, together, strict=True)),
+                }
+                for clock, one, both in zip(("wall", "processor"), one_by_one, at_once, strict=True):
+                    found[question][f"{clock}_seconds"] = {"one_by_one": one, "together": both}
+                    found[question][f"{clock}_ratio"] = one / both
         server.stop()
         thread.join()
         service.close()
@@ -123,8 +116,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mode", default="multiframe_audio_frame_text")
     parser.add_argument("--size", choices=("tiny", "medium"), default="medium")
+    add_out_argument(parser, "serve")
     args = parser.parse_args()
-    print(json.dumps(measure(args.requests, args.clients, args.threads, args.mode, args.size), indent=1))
+    bench = Run(parser, args)
+    numbers = measure(args.requests, args.clients, args.threads, args.mode, args.size)
+    print(json.dumps(numbers, indent=1))
+    bench.record("serve", numbers, model=args.size)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE" if os.getloadavg()[0] < 0.7 else "PASSIVE")
 
 import torch
+from records import Run, add_out_argument
 from sizes import SIZES, Size
 
 from affectgpt.config.schema import RunConfig
@@ -225,9 +226,20 @@ class PublishedWay:
         self._timed("optimizer", self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
 
+    def medians(self) -> dict[str, Cost]:
+        """Of each stage, if any step was taken."""
+        return {stage: Cost.median(costs[WARM_UP:]) for stage, costs in self.costs.items() if costs}
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Each stage's for the record."""
+        return {
+            stage: {"wall_seconds": cost.wall, "processor_seconds": cost.processor}
+            for stage, cost in self.medians().items()
+        }
+
     def table(self, *, device: torch.device, compare: bool) -> str:
         """Each stage's time and share, by the clock and (CPU) by processor time; ``compare``: with PUBLISHED_STAGES."""
-        medians = {stage: Cost.median(costs[WARM_UP:]) for stage, costs in self.costs.items()}
+        medians = self.medians()
         clocks = ("wall", "processor") if device.type == "cpu" else ("wall",)
         whole = {clock: sum(getattr(cost, clock) for cost in medians.values()) for clock in clocks}
         lines = [f"{'stages of the published way':<28}{'ms':>8}" + "".join(f"{f'{clock} %':>13}" for clock in clocks)]
@@ -260,6 +272,18 @@ def mean_tokens(batches: list[Batch]) -> tuple[float, float, float]:
     real = sum(int((b.attention_mask | (b.labels != IGNORE_INDEX)).sum()) for b in batches)
     padded, learnt = sum(b.input_ids.numel() for b in batches), sum(map(SupervisedObjective.terms, batches))
     return real / len(batches), padded / len(batches), learnt / len(batches)
+
+
+def speeds(cost: Cost, costs: dict[str, Cost], *, batch: int) -> dict[str, float]:
+    """A way's numbers for the record."""
+    found = {
+        "wall_seconds_per_step": cost.wall,
+        "processor_seconds_per_step": cost.processor,
+        "samples_per_second": batch / cost.wall,
+    }
+    if (slow := costs.get("published way")) is not None:
+        found |= {"wall_ratio": slow.wall / cost.wall, "processor_ratio": slow.processor / cost.processor}
+    return found
 
 
 def print_speeds(costs: dict[str, Cost], *, batch: int, tokens: float, device: torch.device, compare: bool) -> None:
@@ -299,12 +323,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flash_attention_2", "eager"])
     parser.add_argument("--skip-published", action="store_true", help="measure our arms alone")
+    add_out_argument(parser, "training")
     args = parser.parse_args(argv)
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.size == "real" and device.type == "cpu":
         print("error: --size real needs a GPU", file=sys.stderr)
         return 1
+    # on a GPU the real size is the full run
+    bench = Run(parser, args, full={"size": "real"} if device.type == "cuda" else {})
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if device.type == "cpu":
         torch.set_num_threads(THREADS)
@@ -329,6 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"per step: {real:.0f} tokens, {padded:.0f} with padding ({1 - real / padded:.0%}), {learnt:.0f} learnt")
 
     costs: dict[str, Cost] = {}
+    gpu: dict[str, dict[str, float]] = {}
 
     def arm(name: str, step: Callable[[Batch], object]) -> None:
         if device.type == "cuda":
@@ -339,6 +366,7 @@ def main(argv: list[str] | None = None) -> int:
             peak = peak_flop(device)
             mfu = f", MFU {flops / peak:.1%}" if peak else ""
             memory = torch.cuda.max_memory_allocated() / 1e9
+            gpu[name] = {"memory_gb": memory, "tflops": flops / 1e12} | ({"mfu_ratio": flops / peak} if peak else {})
             print(f"{name}: {memory:.1f} GB at most, LLM {flops / 1e12:.0f} TFLOP/s{mfu}")
 
     with tempfile.TemporaryDirectory() as folder:
@@ -365,6 +393,13 @@ def main(argv: list[str] | None = None) -> int:
     print_speeds(
         costs, batch=args.batch, tokens=real, device=device, compare=device.type == "cpu" and args.size == "medium"
     )
+    numbers = {
+        "threads": torch.get_num_threads(), "llm_parameters": weights, "trained_parameters": trained,
+        "tokens_per_step": real, "padded_tokens_per_step": padded, "learnt_tokens_per_step": learnt,
+        "ways": {name: speeds(cost, costs, batch=args.batch) | gpu.get(name, {}) for name, cost in costs.items()},
+        "published_stages": published.numbers(),
+    }  # fmt: skip
+    bench.record("training", numbers, model=args.size, device=str(device))
     return 0
 
 

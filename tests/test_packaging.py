@@ -1,13 +1,23 @@
-"""One list of packages: the conda environment and the constraints add nothing that pyproject.toml does not know."""
+"""One list of packages, which conda and the constraints add nothing to; what is released works without a clone."""
 
 from __future__ import annotations
 
 import ast
+import email
+import os
 import re
+import subprocess
+import sys
+import tarfile
 import tomllib
+import venv
+import zipfile
 from pathlib import Path
 
+import pytest
 import yaml
+
+import affectgpt
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -72,3 +82,114 @@ def test_constraints_name_packages_of_the_project_only():
         lines = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#")]
         assert lines and {name_of(line) for line in lines} <= known, file.name
         assert not {"torchvision", "torchaudio"} & {name_of(line) for line in lines}
+
+
+def built(source: Path, folder: Path, *kinds: str) -> list[Path]:
+    """Archives of a source tree: ``-t wheel``, ``-t sdist``."""
+    arguments = [word for kind in kinds for word in ("-t", kind)]
+    run = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", *arguments, "-d", str(folder)],
+        cwd=source, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return [next(folder.glob({"wheel": "*.whl", "sdist": "*.tar.gz"}[kind])) for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> list[Path]:
+    """The wheel and the source archive of this tree."""
+    return built(ROOT, tmp_path_factory.mktemp("released"), "wheel", "sdist")
+
+
+def test_a_wheel_holds_the_package_with_its_data_and_every_recipe(released):
+    wheel, _ = released
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        [metadata] = [name for name in names if name.endswith(".dist-info/METADATA")]
+        said = email.message_from_bytes(archive.read(metadata))
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "affectgpt").rglob("*") if path.is_file()}
+    package = {path for path in package if "__pycache__" not in path}
+    recipes = {f"affectgpt/train_configs/{path.name}" for path in (ROOT / "train_configs").glob("*.yaml")}
+    assert {name for name in names if ".dist-info/" not in name} == package | recipes
+    assert "affectgpt/py.typed" in names and len(recipes) > 40
+    assert said["Version"] == affectgpt.__version__  # written once, in the package
+    assert set(said.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
+    assert said["License-Expression"] == "Apache-2.0" and said["Requires-Python"] == PROJECT["requires-python"]
+
+
+def test_a_source_archive_makes_the_same_wheel(released, tmp_path):
+    wheel, source = released
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [tree] = tmp_path.iterdir()
+    assert (tree / "tests").is_dir() and (tree / "train.py").is_file() and not (tree / ".git").exists()
+    [again] = built(tree, tmp_path / "again", "wheel")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert {i.filename: i.CRC for i in one.infolist()} == {i.filename: i.CRC for i in other.infolist()}
+
+
+@pytest.fixture
+def unpacked(released, tmp_path) -> dict[str, str]:
+    """An environment in which the package comes from the wheel and from nowhere else."""
+    with zipfile.ZipFile(released[0]) as archive:
+        archive.extractall(tmp_path / "site")
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+
+def test_a_shipped_recipe_is_found_in_any_folder(unpacked, tmp_path):
+    """As ``--cfg-path`` and as the file that one's own extends; a file of that name in the folder comes first."""
+    (tmp_path / "mine.yaml").write_text("extends: train_configs/demo_cpu.yaml\nrun: {max_epoch: 3}\n")
+    code = """if True:
+    import affectgpt
+    from affectgpt.config.load import load_config
+    print(affectgpt.__file__)
+    print(load_config("train_configs/demo_cpu.yaml").run.max_epoch, load_config("mine.yaml").run.max_epoch)
+    """
+
+    def printed() -> list[str]:
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=unpacked, capture_output=True, text=True, check=True
+        )
+        return run.stdout.splitlines()
+
+    place, epochs = printed()
+    shipped = yaml.safe_load((ROOT / "train_configs" / "demo_cpu.yaml").read_text("utf-8"))["run"]["max_epoch"]
+    assert Path(place).is_relative_to(tmp_path / "site") and epochs == f"{shipped} 3"
+    (tmp_path / "train_configs").mkdir()
+    (tmp_path / "train_configs" / "demo_cpu.yaml").write_text("run: {max_epoch: 7}\n")
+    assert printed()[1] == "7 3"
+
+
+def test_without_a_clone_printed_commands_name_no_script(unpacked, tmp_path):
+    code = "from affectgpt.cli.common import command_line; print(command_line('inference_hybird.py', ['--x', 'a b']))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=unpacked, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.endswith("-m affectgpt.cli.main infer --x 'a b'\n")
+
+
+def test_continuous_integration_runs_the_two_commands():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8"))
+    runs = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert {"make test", "make demo"} <= set(runs)
+    assert (ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-1] == "make test"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_demo_runs_from_the_wheel_in_an_empty_environment(released, tmp_path):
+    """Two minutes of installing and some of the demo, in a folder that has nothing of a clone."""
+    place, work = tmp_path / "env", tmp_path / "work"
+    work.mkdir()
+    venv.create(place, with_pip=True)
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    constraints = ROOT / "constraints" / "ci.txt"
+    install = [place / "bin" / "pip", "install", "-q", "-c", constraints, f"affectgpt[demo] @ {released[0].as_uri()}"]
+    subprocess.run(install, cwd=work, env=bare, check=True)
+    run = subprocess.run(
+        [place / "bin" / "affectgpt", "demo"], cwd=work, capture_output=True, text=True,
+        env={**bare, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "report: output/demo/report.html" in run.stdout and (work / "output" / "demo" / "report.html").is_file()
+    assert {path.name for path in work.iterdir()} == {"output", "models"}

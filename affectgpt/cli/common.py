@@ -17,6 +17,13 @@ from affectgpt.core.errors import AffectGPTError
 from affectgpt.core.files import SHARED_MEMORY, system_error
 
 ROOT = Path(__file__).resolve().parents[2]  # of a clone: where the published scripts are
+SCRIPTS = {  # their names as commands, for where there is no clone
+    "train.py": "train",
+    "inference_hybird.py": "infer",
+    "inference_sample.py": "sample",
+    "evaluation.py": "evaluate",
+    "evaluation-scoreonly.py": "score",
+}
 _CUDA_MEMORY = "PYTORCH_CUDA_ALLOC_CONF"  # the name that every version of torch in our range reads
 _ELSEWHERE = "or write elsewhere (the argument or key that names this place)"
 _MAKE_ROOM = f"Make room there, {_ELSEWHERE}"
@@ -141,7 +148,12 @@ def _typed() -> list[str]:
 
 
 def command_line(script: str, arguments: Sequence[str]) -> str:
-    """A published script with arguments, as it can be typed here: with this interpreter, from the present folder."""
+    """A published script with arguments, as it can be typed here: with this interpreter, from the present folder.
+
+    A command that is no script, and all where the package is installed without a clone, as commands of affectgpt.
+    """
+    if not (ROOT / script).is_file():
+        return module_line("affectgpt.cli.main", [SCRIPTS.get(script, script), *arguments])
     return shlex.join([_python(), _shortest(ROOT / script), *arguments])
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.cli.common import command_line, module_line, run_cli
+from affectgpt.cli.common import ROOT, command_line, module_line, run_cli
 from affectgpt.core.errors import AffectGPTError, ConfigError
 
 if TYPE_CHECKING:
@@ -149,12 +149,10 @@ def _bar(title: str, unit: str):
 
 
 def load(place: Place, name: str) -> tuple[Path, Config]:
-    """The file and the configuration of a recipe, with this place's options. ConfigError outside a clone."""
+    """The file and the configuration of a recipe, with this place's options."""
     from affectgpt.config.load import load_config
 
     path = place.recipes / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"no file {path}: run the demo in the folder of the clone (make demo)")
     return path, load_config(path, place.options()[1:])
 
 
@@ -354,7 +352,8 @@ def page_command(place: Place) -> str:
     """The command that shows the demo's model on a page, with the demo's held-out clips to try."""
     serve = ["serve", "--cfg-path", str(place.recipes / "demo_cpu.yaml"), "--ui"]
     options = place.options(f"inference.ckpt_root={_run(place, 'demo_cpu')}")
-    return "a page to drop clips on (needs the extra [page]: pip install -e '.[page]'):\n  " + module_line(
+    install = ": pip install -e '.[page]'" if (ROOT / "pyproject.toml").is_file() else ""
+    return f"a page to drop clips on (needs the extra [page]{install}):\n  " + module_line(
         "affectgpt.cli.main", [*serve, *options]
     )
 

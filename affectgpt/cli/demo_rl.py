@@ -8,7 +8,9 @@ clips then teach to say the right one alone. Held-out clips have faces and voice
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import random
 import shutil
 import time
@@ -71,10 +73,7 @@ class Place:
 
     def recipe(self, name: str) -> list[str]:
         """The arguments that name a recipe."""
-        path = self.recipes / f"{name}.yaml"
-        if not path.is_file():
-            raise AffectGPTError(f"no file {path}: run this in the folder of the clone")
-        return ["--cfg-path", str(path)]
+        return ["--cfg-path", str(self.recipes / f"{name}.yaml")]
 
 
 @dataclass
@@ -190,14 +189,11 @@ def write_tables(place: Place) -> None:
 
 def supervised(place: Place) -> ArmResult:
     """Supervised training on this seed's planted labels: what all its arms start from."""
-    from affectgpt.cli import train
-
     began = time.perf_counter()
     target = place.root / f"seed{place.seed}" / "start.pth"
     options = place.options(f"datasets.planted.path=planted-{place.seed}.csv")
-    if not target.is_file():
-        folder = _new(place, SFT, lambda: demo.call("train.py", train.main, [*place.recipe(SFT), *options]))
-        shutil.copy(max(folder.glob("checkpoint_*.pth")), target)
+    folder, _ = _trained(place, SFT, options, place.root / f"seed{place.seed}" / SFT)
+    shutil.copy(max(folder.glob("checkpoint_*.pth")), target)
     result = ArmResult("supervised", place.seed, 0.0, checkpoint=target)
     _answer(place, result, name="checkpoint_000001_loss_0.000.pth")
     result.seconds = time.perf_counter() - began
@@ -206,37 +202,55 @@ def supervised(place: Place) -> ArmResult:
 
 def reinforced(place: Place, arm: str, start: ArmResult, *, imports: Sequence[Path] = ()) -> ArmResult:
     """One arm from a start; the guard may stop it, and then its last checkpoint before that is none."""
-    from affectgpt.cli import train
-
-    began = time.perf_counter()
     more = [item.format(seed=place.seed) for item in ARMS[arm]]
     if imports:
         more.append(f"imports=[{', '.join(str(path.resolve()) for path in imports)}]")
     output = place.root / f"seed{place.seed}" / arm
     options = place.options(f"model.ckpt={start.checkpoint}", f"run.output_dir={output}", *more)
-    result = ArmResult(arm, place.seed, 0.0)
-    try:
-        demo.call("train.py", train.main, [*place.recipe(GRPO), *options])
-    except AffectGPTError as error:
-        if "training stops" not in str(error):
-            raise
-        result.stopped = str(error)
-        print(f"stopped by the guard: {error}", flush=True)
-    folder = max(output.iterdir(), key=lambda path: path.stat().st_mtime)
-    result.log = folder / "log.txt"
+    folder, record = _trained(place, GRPO, options, output, start.checkpoint)
+    began = time.perf_counter()
+    result = ArmResult(arm, place.seed, 0.0, stopped=record["stopped"], log=folder / "log.txt")
     if not result.stopped:
         result.checkpoint = max(folder.glob("checkpoint_*.pth"))
         _answer(place, result)
-    result.seconds = time.perf_counter() - began
+    result.seconds = record["seconds"] + time.perf_counter() - began
     return result
 
 
-def _new(place: Place, name: str, work: Any) -> Path:
-    root = place.root / f"seed{place.seed}" / name
-    before = set(root.glob("*"))
-    work()
+def _trained(
+    place: Place, recipe: str, options: Sequence[str], root: Path, start: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """The folder and the record of a finished training below ``root``, which is trained where it is missing.
+
+    The record says how long it took, by which settings, and why the guard stopped it (empty: it did not).
+    """
+    from affectgpt.cli import train
+    from affectgpt.config.load import load_config
+    from affectgpt.core.files import write_json
+    from affectgpt.demo.corpus import MARKER as CORPUS_MARKER
+
+    arguments = [*place.recipe(recipe), *options]
+    digest = hashlib.sha256(repr(load_config(arguments[1], options[1:])).encode())
+    digest.update((place.dataset / CORPUS_MARKER).read_bytes())
+    if start is not None:
+        digest.update(start.read_bytes())
+    settings = digest.hexdigest()
+    for marker in root.glob(f"*/{demo.MARKER}"):
+        record = json.loads(marker.read_text(encoding="utf-8"))
+        if record["settings"] == settings:
+            return marker.parent, record
+    began, before, stopped = time.perf_counter(), set(root.glob("*")), ""
+    try:
+        demo.call("train.py", train.main, arguments)
+    except AffectGPTError as error:
+        if "training stops" not in str(error):
+            raise
+        stopped = str(error)
+        print(f"stopped by the guard: {error}", flush=True)
     (folder,) = set(root.glob("*")) - before
-    return folder
+    record = {"settings": settings, "seconds": time.perf_counter() - began, "stopped": stopped}
+    write_json(folder / demo.MARKER, record)
+    return folder, record
 
 
 def _answer(place: Place, result: ArmResult, *, name: str = "") -> None:
@@ -263,7 +277,7 @@ def _answer(place: Place, result: ArmResult, *, name: str = "") -> None:
             f"inference.base_root={results}", "inference.test_epoch=xxx",
         )  # fmt: skip
         demo.call("inference_hybird.py", infer.main, [*place.recipe(SFT), "--dataset", SET, *options])
-        (file,) = results.with_name(f"{results.name}-{SET.lower()}").glob("*/*[0-9].npz")
+        file = results.with_name(f"{results.name}-{SET.lower()}") / checkpoint.parent.name / f"{checkpoint.stem}.npz"
         answers = read_npz(file)["name2reason"]
         items, _ = direct_items(answers, polarity=False)
         score = score_items(items, truth, metric(), source=file, checkpoint=file.stem, allow_missing=True)

@@ -50,8 +50,6 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.core.errors import CheckpointError, ConfigError
     from affectgpt.core.registry import import_files
-    from affectgpt.modeling.checkpoint import read_checkpoint, write_checkpoint
-    from affectgpt.modeling.export import export_folder, is_merged
 
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; name a new one")
@@ -60,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         return _export_hf(args, checkpoint, out)
     if args.adapter or args.cfg_path or args.scores or args.mode or args.dtype:
         raise ConfigError("--adapter, --cfg-path, --mode, --dtype and --scores go with --hf")
+
+    from affectgpt.modeling.checkpoint import read_checkpoint, write_checkpoint
+    from affectgpt.modeling.export import export_folder, is_merged
+
     content = read_checkpoint(checkpoint)
     if out.suffix == ".pth":
         if args.merge:
@@ -77,21 +79,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export_hf(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
-    import torch
-
     from affectgpt.config.load import load_config, saved_config
     from affectgpt.core.errors import ConfigError
-    from affectgpt.evaluation.report_json import headline
-    from affectgpt.inference.hub import export_hf
-    from affectgpt.modeling.checkpoint import read_checkpoint
 
     if args.merge:
         raise ConfigError("--hf merges LoRA by itself; --adapter keeps it apart")
     if args.options and not args.cfg_path:
         raise ConfigError("--options go with --cfg-path")
-    if args.cfg_path:
-        config = load_config(args.cfg_path, args.options)
-    else:
+    config = load_config(args.cfg_path, args.options) if args.cfg_path else None
+
+    import torch
+
+    from affectgpt.evaluation.report_json import headline
+    from affectgpt.inference.hub import export_hf
+    from affectgpt.modeling.checkpoint import read_checkpoint
+
+    if config is None:
         config = saved_config(read_checkpoint(checkpoint).get("config"), source=checkpoint)
     if args.llm:
         folders = {**config.paths.folders, config.model.llama_model: args.llm}

@@ -39,17 +39,19 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.core.runtime import logger, pick_device, setup_logging
     from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.table import parse_names
-    from affectgpt.inference.encode import Encoders
-    from affectgpt.processing.modes import get_mode
-    from affectgpt.processing.processor import media_reader
 
     setup_logging()
     config = load_config(args.cfg_path, args.options)
-    device = pick_device(config.run.device)
     words = args.datasets or list(config.datasets)
     if not words:
         raise ConfigError(f"{args.cfg_path}: names no data set; say which with --datasets")
     names = parse_names(",".join(words), custom=config.datasets)
+
+    from affectgpt.inference.encode import Encoders  # torch and transformers, which take seconds
+    from affectgpt.processing.modes import get_mode
+    from affectgpt.processing.processor import media_reader
+
+    device = pick_device(config.run.device)
     datasets = [open_dataset(config, name) for name in names]
     modes = [args.mode or _mode_of(config, dataset) for dataset in datasets]
     failed = 0

@@ -27,9 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     import json
 
     from affectgpt.config.load import load_config
+
+    config = load_config(args.cfg_path, args.options)  # before torch and transformers, which take seconds
+
     from affectgpt.modeling.build import build_empty_model, count_parameters
 
-    groups = count_parameters(build_empty_model(load_config(args.cfg_path, args.options)))
+    groups = count_parameters(build_empty_model(config))
     total = {kind: sum(group[kind] for group in groups.values()) for kind in ("trained", "frozen")}
     if args.json:
         print(json.dumps({"groups": groups, "total": total}, indent=1))

@@ -108,14 +108,15 @@ def main(argv: list[str] | None = None) -> int:
     for option in ("audio_path", "face_npy", "subtitle"):
         if len(videos) > 1 and getattr(args, option) is not None:
             raise ConfigError(f"--{option} belongs to one video; {len(videos)} are given")
+    config = load_inference_config(args, args.options)
 
     from affectgpt.config.paths import CheckpointFile, select_checkpoints
-    from affectgpt.inference.predictor import Predictor, check_inputs
+    from affectgpt.inference.clips import check_inputs
+    from affectgpt.inference.predictor import Predictor
     from affectgpt.inference.session import training_mode
     from affectgpt.modeling.build import exported_config, exported_weights
     from affectgpt.preprocess.asr import Transcriber
 
-    config = load_inference_config(args, args.options)
     shared = {
         "recognise": Transcriber(args.asr, language=args.asr_language) if args.asr else None,
         "face_framing": args.face_framing,

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
     from affectgpt.config.schema import Config
 
 
+def recipe_file(path: str | Path) -> Path:
+    """A configuration file; where there is none at ``train_configs/NAME.yaml``, the one that came with the package.
+
+    So that every command with a shipped recipe works in any folder, also without a clone. A path that is found nowhere
+    comes back as it is.
+    """
+    path = Path(path)
+    if path.exists() or path.parent.name != RECIPES.name:
+        return path
+    package = Path(__file__).resolve().parents[1]
+    found = (folder / RECIPES.name / path.name for folder in (package, package.parent))
+    return next((file for file in found if file.is_file()), path)
+
+
 class Weights(NamedTuple):
     """Where a model's weights are expected by default, and where to get them."""
 
@@ -25,6 +39,7 @@ class Weights(NamedTuple):
     source: str = ""  # a web address
 
 
+RECIPES = Path("train_configs")
 _EPOCHS = re.compile(r"(\d{1,12})\s*-\s*(\d{1,12})")
 _SHOWN = 10  # epochs that an error lists
 _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from affectgpt.config.paths import recipe_file
 from affectgpt.core.errors import ConfigError, did_you_mean
 
 EXTENDS = "extends"
@@ -48,6 +49,7 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    path = recipe_file(path)
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"{asked_by} {path}: no such file.{did_you_mean(path.name, others)}")

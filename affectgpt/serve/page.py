@@ -18,7 +18,7 @@ from typing import Any
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import SAMPLE_RATE, SOUND_SUFFIXES, Modality
-from affectgpt.inference.predictor import ReadClip
+from affectgpt.inference.clips import ReadClip
 from affectgpt.media.audio import read_wave
 from affectgpt.media.video import sample_faces
 from affectgpt.processing.modes import get_mode
@@ -120,7 +120,7 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                     sources=["upload", "webcam"], include_audio=True, height=340, elem_id="ag-video",
                     webcam_options=gr.WebcamOptions(mirror=False, constraints=_CAMERA),
                 )  # fmt: skip
-                heard = service.predictor.recognise is not None
+                heard = service.reader.recognise is not None
                 subtitle = gr.Textbox(
                     label="What is said", lines=1, max_length=2000, elem_id="ag-subtitle",
                     placeholder="empty: heard by speech recognition" if heard else "empty: nothing",

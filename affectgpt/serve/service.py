@@ -16,9 +16,10 @@ from affectgpt.core.types import Modality
 from affectgpt.evaluation.extract_direct import direct_labels
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon, find_lexicon
+from affectgpt.inference.clips import ClipReader, GivenClip, ReadClip
 from affectgpt.inference.engines.base import Answer, Decoding
 from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.predictor import Predictor, ReadClip, odd_description
+from affectgpt.inference.predictor import Predictor, odd_description
 from affectgpt.inference.reply import Reply
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.media.given import named
@@ -113,8 +114,9 @@ class Service:
         self.settings, self.model = settings, model
         self.session = predictor.session
         self.decoder = Decoder(time_limit=settings.decode_timeout, memory=settings.decode_memory)
-        self.predictor = Predictor(
-            self.session, recognise=predictor.recognise, face_framing=predictor.face_framing, decoder=self.decoder
+        given = predictor.reader
+        self.reader = ClipReader(
+            self.session, recognise=given.recognise, face_framing=given.face_framing, decoder=self.decoder
         )
         self.session.processor.media.decoder = self.decoder
         self.intake = Intake(settings, self.decoder)
@@ -269,9 +271,8 @@ class Service:
                     files[stem], odd = self.intake(medium, folder=folder, stem=stem)
                     flags += odd
             with named({path: f"the {stem}" for stem, path in files.items() if path is not None}):
-                clip = self.predictor.read(
-                    files["video"], audio=files["audio"], subtitle=ask.subtitle, person=ask.person, folder=folder
-                )
+                given = GivenClip(files["video"], files["audio"], subtitle=ask.subtitle, person=ask.person)
+                clip = self.reader.read(given, folder=folder)
                 if look is not None:
                     look(clip, files["video"], files["audio"])
         sample = replace(clip.sample, name="clip", video=None, audio=None, face=None)

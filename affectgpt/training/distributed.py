@@ -16,7 +16,6 @@ from affectgpt.config.schema import RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import world_size
 
-_FSDP2 = (2, 8)  # the first torch whose fully_shard takes layers of bfloat16 weights with float32 LoRA
 _TIMEOUT = timedelta(hours=2)  # one rank writes a checkpoint while the others wait
 
 
@@ -37,15 +36,8 @@ def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
     Numbers on the CPU travel over gloo, GPU tensors over NCCL. Raises ConfigError where the processes that there are
     and the configuration do not fit.
     """
-    if run.parallel == "fsdp2":
-        if world_size() == 1:
-            raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
-        if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _FSDP2:
-            raise ConfigError(
-                f"run.parallel is fsdp2, which needs torch {'.'.join(map(str, _FSDP2))} or newer (earlier ones refuse "
-                f"frozen and trained weights of two precisions); this is torch {torch.__version__}: upgrade it, or set "
-                "run.parallel=ddp"
-            )
+    if run.parallel == "fsdp2" and world_size() == 1:
+        raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
     if world_size() > 1:
         _check_launch(run)
     if device.type == "cuda" and device.index is not None:

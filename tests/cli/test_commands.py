@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -86,3 +87,33 @@ def test_memory_of_a_gpu_grows_in_segments_unless_the_user_says_otherwise(monkey
     assert found == [
         {name: "max_split_size_mb:64"} if name else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     ]
+
+
+_BROKEN = """
+import contextlib, importlib, io, json, sys
+from affectgpt.cli.common import run_cli
+for module, arguments in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = run_cli(importlib.import_module(f"affectgpt.cli.{module}").main, arguments)
+    print(json.dumps([module, status, said.getvalue(), "torch" in sys.modules or "transformers" in sys.modules]))
+"""
+
+
+def test_a_broken_configuration_is_refused_before_torch_is_imported(tmp_path):
+    """Which takes seconds, and many more on a network's file system."""
+    path = tmp_path / "broken.yaml"
+    path.write_text("run: {max_epochs: 3}\n")
+    more = {
+        "sample": ["--zeroshot", "--video_path", str(path)], "crowd": ["train"], "evaluate": [], "score": [],
+        "export": ["--hf", "--checkpoint", "x.pth", "--out", str(tmp_path / "out")], "consensus": [],
+        "ask": ["--model", "m", "--base-url", "http://127.0.0.1:9", "--datasets", "SIMS"], "train": [], "infer": [],
+        "params": [], "extract_features": [], "doctor": [], "check_data": [], "caption": [],
+    }  # fmt: skip
+    calls = [(module, [*arguments, "--cfg-path", str(path)]) for module, arguments in more.items()]
+    done = run("-c", _BROKEN, json.dumps(calls))
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == list(more)
+    for module, status, said, imported in lines:
+        assert status == 1 and said.startswith("error: ") and "max_epoch" in said and not imported, (module, said)

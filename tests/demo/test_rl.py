@@ -13,8 +13,10 @@ import pytest
 
 from affectgpt.cli import demo_rl
 from affectgpt.config.load import load_config
+from affectgpt.core.errors import AffectGPTError
 from affectgpt.core.tables import read_table
 from affectgpt.datasets.label_files import parse_label_list
+from affectgpt.demo.corpus import MARKER as CORPUS_MARKER
 from affectgpt.demo.rl_report import write_rl_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +65,35 @@ def test_every_arm_is_a_configuration(place, arm):
     assert trained == {{"shuffled": "wheel"}.get(arm, arm)}
     assert config.datasets["clean"].path == ("shuffled-3.csv" if arm == "shuffled" else "clean.csv")
     assert config.run.objective == "grpo" and config.model.face_channels == "rgb"
+
+
+def test_a_finished_training_is_used_again(place, monkeypatch):
+    """By the benchmark after the demo, and after an interruption; other settings train again."""
+    runs = place.root / "seed3" / "wheel"
+    (place.dataset / CORPUS_MARKER).write_text("{}")
+    start = place.root / "start.pth"
+    start.write_bytes(b"weights")
+    trained = []
+
+    def train(arguments: list[str]) -> int:
+        folder = runs / f"run{len(trained)}"
+        folder.mkdir(parents=True)
+        trained.append(arguments)
+        if "run.init_lr=1" in arguments:
+            raise AffectGPTError("answers have 4 labels: training stops")
+        return 0
+
+    monkeypatch.setattr("affectgpt.cli.train.main", train)
+
+    def run(*more: str) -> tuple[str, str]:
+        folder, record = demo_rl._trained(place, demo_rl.GRPO, place.options("model.ckpt=x.pth", *more), runs, start)
+        return folder.name, record["stopped"]
+
+    assert run() == run() == ("run0", "") and len(trained) == 1
+    assert run("run.init_lr=1") == run("run.init_lr=1") == ("run1", "answers have 4 labels: training stops")
+    assert run() == ("run0", "") and len(trained) == 2
+    start.write_bytes(b"other weights")
+    assert run() == ("run2", "")
 
 
 def result(arm: str, f: float, *, stopped: str = "", log: Path | None = None) -> demo_rl.ArmResult:

@@ -18,6 +18,7 @@ import pytest
 from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.printable import printable
+from affectgpt.inference.clips import GivenClip
 from affectgpt.inference.predictor import RELEASED, Predictor
 from affectgpt.inference.reply import NOTES, ODD_DESCRIPTION, SEVERAL, TURNED
 from affectgpt.processing.questions import render_question
@@ -221,7 +222,7 @@ def test_a_subtitle_file_beside_the_video_is_read(predictors, clips, tmp_path, s
 def test_speech_recognition_is_the_last_resort(predictors, clips, monkeypatch, tmp_path):
     heard = []
     predictor = predictors[FRAMES]
-    monkeypatch.setattr(predictor, "recognise", lambda media: heard.append(media) or "I am glad.")
+    monkeypatch.setattr(predictor.reader, "recognise", lambda media: heard.append(media) or "I am glad.")
     assert predictor(clips / "no_face.mp4").subtitle == "I am glad."
     assert predictor(clips / "no_face.mp4", subtitle="No.").subtitle == "No."
     silent = write_video(tmp_path / "silent.mp4", draw(10, face=False), sound=False)
@@ -275,7 +276,7 @@ class BrightTop:
 
 
 def test_a_video_on_its_side_is_recognised(predictors, tmp_path, monkeypatch):
-    monkeypatch.setattr(predictors[FACES], "_detector", BrightTop())
+    monkeypatch.setattr(predictors[FACES].reader, "_detector", BrightTop())
     image = np.zeros((128, 128, 3), np.uint8)
     image[:, 64:] = 200  # right half: a quarter turn brings it up
     with pytest.raises(DataError, match=r"side\.mp4: no face .* turned by 90 degrees"):
@@ -283,7 +284,7 @@ def test_a_video_on_its_side_is_recognised(predictors, tmp_path, monkeypatch):
 
 
 def test_a_video_upside_down_gets_a_note(predictors, tmp_path, monkeypatch):
-    monkeypatch.setattr(predictors[FACES], "_detector", BrightTop())
+    monkeypatch.setattr(predictors[FACES].reader, "_detector", BrightTop())
     upright, down = np.zeros((2, 128, 128, 3), np.uint8)
     upright[:64], down[64:] = 200, 200
     mixed = write_video(tmp_path / "mixed.mp4", [upright, *[down] * 7])
@@ -308,7 +309,7 @@ def test_two_people_get_a_note_that_says_whom_the_answer_is_about(world, predict
         assert f"{NOTES[SEVERAL]} (on the {side}, seen in 8 of 8 frames)" in reply.notes
     arguments = [f"--cfg-path={world.yaml}", "--video_path", str(both)]
     assert f"note:   {NOTES[SEVERAL]} (on the right" in run(capsys, *arguments)[1]
-    clip = predictors[FACES].read(both)
+    clip = predictors[FACES].reader.read(GivenClip(both))
     assert [person.where for person in clip.people] == [f"on the {s}, seen in 8 of 8 frames" for s in ("right", "left")]
     assert clip.crops.shape == (8, 112, 112, 3) and (clip.people[0].crop == clip.crops[4]).all()
     alone = write_video(tmp_path / "alone.mp4", [near] * 8)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from tiny_whisper import make_tiny_whisper
 from transformers import WhisperForConditionalGeneration
 
 from affectgpt.core.errors import ConfigError
@@ -25,29 +26,7 @@ FOLDERS = [folder for folder in os.environ.get("AFFECTGPT_WHISPER", "").split(os
 
 @pytest.fixture(scope="module")
 def random_whisper(tmp_path_factory):
-    """A folder in Hugging Face's format: two random layers and a tokenizer of letters."""
-    import torch
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
-
-    folder = tmp_path_factory.mktemp("whisper")
-    words = ["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "<|startoftranscript|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    WhisperTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
-    config = WhisperConfig(
-        vocab_size=len(words), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, decoder_start_token_id=28, eos_token_id=0,
-        pad_token_id=0, bos_token_id=0, max_target_positions=12,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(config)
-    settings = model.generation_config
-    settings.no_timestamps_token_id = 27
-    settings.suppress_tokens = settings.begin_suppress_tokens = None
-    settings.eos_token_id, settings.max_length = None, 8
-    model.save_pretrained(folder)
-    return folder
+    return make_tiny_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 def test_a_folder_of_hugging_face_needs_no_other_package(random_whisper, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import http.client
 import json
 import re
@@ -10,7 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from served import running
+from served import FRAMES, running
+from tiny_whisper import make_tiny_whisper
 
 pytest.importorskip("gradio", reason="the extra [page] is not installed")
 
@@ -175,3 +177,22 @@ def test_an_answer_on_the_page_and_a_damaged_file(page, clips):
     assert "ag-error" in text and "the video: no readable video" in text and "Traceback" not in text
     text = json.dumps(ask(page, [None, "", "Own question", "", "most prominent"]))
     assert "type your question" in text
+
+
+def test_what_nobody_typed_is_heard_by_speech_recognition(served_world, clips, tmp_path, monkeypatch):
+    """A real Whisper (random weights) listens; what it hears is in the prompt and on the page."""
+    from affectgpt.inference.predictor import Predictor
+    from affectgpt.preprocess.asr import Transcriber
+
+    listen = Transcriber(make_tiny_whisper(tmp_path), device="cpu")
+    predictor = Predictor.from_config(served_world.yaml, mode=FRAMES, recognise=listen)
+    with running(predictor, page=True) as server:
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(server.shield.upload_folder))
+        assert "heard by speech recognition" in call(server, "GET", "/config")[2].decode()
+        shown = []
+        for typed in ("", "Oh!"):
+            (path,) = json.loads(upload(server, "a.mp4", (clips / "2.mp4").read_bytes())[1])
+            events = ask(server, [{**file_data(path), "url": None}, typed, "Labels", "", "most prominent"])
+            shown.append(re.findall("What is said: “(.*?)”", json.dumps(events, ensure_ascii=False)))
+        heard, typed = ({html.unescape(said) for said in part} for part in shown)
+        assert heard == {listen(clips / "2.mp4")} != {""} and typed == {"Oh!"}

@@ -18,8 +18,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_tiny_compares_three_ways_of_one_loss():
-    result = run("--size", "tiny", "--steps", "1")
+def test_tiny_compares_three_ways_of_one_loss(tmp_path):
+    result = run("--size", "tiny", "--steps", "1", "--out", str(tmp_path / "record.json"))
     assert result.returncode == 0, result.stderr
     losses = re.search(r"ours (\S+), from the store (\S+), published way (\S+)", result.stdout)
     assert len({round(float(loss), 4) for loss in losses.groups()}) == 1
@@ -28,6 +28,11 @@ def test_tiny_compares_three_ways_of_one_loss():
     speeds = re.findall(r"^(published way|ours, .*?) {2,}\S+ +(\S+) ", result.stdout, re.MULTILINE)
     assert [name for name, _ in speeds] == ["published way", "ours, encoders in the step", "ours, feature store"]
     assert float(speeds[2][1]) > float(speeds[0][1]) > 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["model"] == "tiny" and record["partial"] == ["--size tiny", "--steps 1"]
+    ways = record["numbers"]["ways"]
+    assert list(ways) == [name for name, _ in speeds]
+    assert all(f"{way['samples_per_second']:.2f}" == said for way, (_, said) in zip(ways.values(), speeds, strict=True))
 
 
 def test_the_real_size_needs_a_gpu():
@@ -45,7 +50,8 @@ def rehearse(tmp_path: Path, *arguments: str) -> dict:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert not work.exists()
-    return json.loads(out.read_text())
+    assert not out.with_suffix(".json.part").exists()
+    return json.loads(out.read_text())["numbers"]
 
 
 @pytest.mark.parametrize("weights", ["disk", pytest.param("memory", marks=pytest.mark.slow)])

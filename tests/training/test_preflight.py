@@ -87,25 +87,6 @@ def test_ranks_of_a_machine_are_not_all_put_on_one_gpu(recipe, gpu, monkeypatch)
         assert gpu == [torch.device("cuda:0")]
 
 
-@pytest.mark.parametrize(("version", "refused"), [("2.6.0+cu124", True), ("2.7.1", True), ("2.8.0+cu128", False)])
-def test_fsdp2_needs_a_torch_that_takes_two_precisions(recipe, monkeypatch, version, refused):
-    """Before a group is made: torch 2.6 and 2.7 assert "uniform original parameter dtype" in the first step."""
-    made = []
-    monkeypatch.setattr(torch, "__version__", version)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: made.append(1))
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "x"}.items():
-        monkeypatch.setenv(name, value)
-    run = load_config(recipe(mode="textonly", parallel="fsdp2")).run
-    if not refused:
-        with process_group(run, CPU):
-            assert made
-        return
-    with pytest.raises(ConfigError, match=rf"fsdp2, which needs torch 2\.8 .* this is torch {version[:5]}"):
-        main(["--cfg-path", str(recipe(mode="textonly", parallel="fsdp2"))])
-    assert not made
-
-
 @pytest.fixture(params=["safetensors", "bin"])
 def models(request, tiny_models, tmp_path) -> Path:
     """The tiny models, their weights as safetensors or as older files are."""
