@@ -75,6 +75,7 @@ def trained(clone, tiny_models, tmp_path_factory) -> Path:
     add_run(made, "demo_cpu", (4,), output="output/demo")
     keep_as_run(made)
     write_clip(made / "clip.mp4")
+    write_clip(made / "people.mp4", people=2)
     for seed in (2, 3):
         write_clip(made / "clips" / f"{seed}.mp4", seed=seed)
     write_sound(made / "said.wav")
