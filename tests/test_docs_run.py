@@ -136,6 +136,7 @@ def test_the_quick_blocks_run(page, clone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # each command starts an interpreter
 @pytest.mark.parametrize("page", chosen(slow=True), ids=str)
 def test_all_blocks_run(page, clone, trained, tmp_path):
     # Pages that score want results of runs; elsewhere answers are made, and nothing is to be there before.

@@ -59,7 +59,7 @@ def add_run(clone: Path, recipe: str, epochs: tuple[int, ...], *, output: str = 
     return write_run(clone / output / recipe / f"{recipe}_{STARTED}", config, epochs)
 
 
-def shell(clone: Path, script: str, *, timeout: int = 300) -> subprocess.CompletedProcess:
+def shell(clone: Path, script: str, *, timeout: int = 600) -> subprocess.CompletedProcess:
     """Run lines of bash in the clone, its environment being active; the first that fails ends it."""
     environment = {
         **os.environ, "PATH": f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
