@@ -29,7 +29,7 @@ demo: env
 	@$(BIN)/python -m affectgpt.cli.demo
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	@$(BIN)/ruff check .

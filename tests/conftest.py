@@ -117,6 +117,14 @@ def serve(monkeypatch):
         server.close()
 
 
+LONGEST = ("extension", "training", "cli", "inference", "serve")  # folders of files that take a minute
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: else one process works on such a file at the end, when the others have nothing to do."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST)))
+
+
 def _is_parity(report) -> bool:
     return "parity" in getattr(report, "keywords", ())  # a file that is skipped whole has none
 
