@@ -1,7 +1,7 @@
 """What running the published functions beside ours showed: a test of each row of that table, in the table's order.
 
-A row is named at the beginning of its test's docstring. Rows whose decision is to keep our way are in the README's list
-of differences; what tests them is named at the end.
+A row is named at the beginning of its test's docstring. Rows whose decision is to keep our way are in the list of
+differences in docs/reproducibility.md; what tests them is named at the end.
 """
 
 from __future__ import annotations
@@ -747,9 +747,9 @@ def test_iemocap_order(tmp_path):
     assert list(load_labels(row, split="test", dataset_root=tmp_path)) == ["Ses05F_a"]
 
 
-# Ours is kept and the README says so: gradient accumulation (tests/training/test_step.py), which result run is scored
-# (tests/evaluation/test_results.py), doubled subtitle rows (tests/data/test_readers.py), EVA training pixels
-# (tests/modeling/test_encoders.py), text of others (here and tests/processing/test_render.py).
+# Ours is kept and docs/reproducibility.md says so: gradient accumulation (tests/training/test_step.py), which result
+# run is scored (tests/evaluation/test_results.py), doubled subtitle rows (tests/datasets), EVA training pixels
+# (tests/encoders), text of others (here and tests/processing).
 
 
 @pytest.mark.parametrize(

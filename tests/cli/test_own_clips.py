@@ -1,26 +1,23 @@
-"""The README's way from raw clips to a score, line by line; and what becomes of clips and answers that are missing."""
+"""docs/own-clips.md from raw clips to a score, line by line; what becomes of clips and answers that are missing."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from drawn_clip import write_clip
-from tiny_world import World, write_run
+from tiny_clone import FACE, add_run, make_clone, shell
 
 from affectgpt.cli import check_data, evaluate, infer, preprocess, train
 from affectgpt.cli.common import run_cli
 from affectgpt.core.runtime import logger
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "emercoarse_highlevelfilter4_outputhybird_bestsetup_bestfusion_lz"
+RECIPE = FACE
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +26,7 @@ def clone(tiny_models, tmp_path_factory) -> Path:
 
     Three people, a wall, and a file that is no video.
     """
-    root = tmp_path_factory.mktemp("own") / "clone"
-    root.mkdir()
-    world = World(root, tiny_models)
+    root = make_clone(tmp_path_factory.mktemp("own") / "clone", tiny_models)
     clips = root.parent / "dataset" / "mine" / "video"
     real = ROOT.parent / "shared" / "merunibench" / "demo" / "sample_00000000.mp4"
     for number, name in enumerate(("ann", "bob")):
@@ -43,35 +38,17 @@ def clone(tiny_models, tmp_path_factory) -> Path:
     write_clip(clips / "wall.mp4", face=False)
     (clips / "broken.mp4").write_bytes(b"no video")
     (clips / "ann.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nI am so glad.\n")
-    (root / "train_configs").mkdir()
-    text = world.yaml.read_text().replace(f"{root}/dataset", "../dataset")
-    text = text.replace(f"base_root: {root}/output/results", "base_root: output/results")
-    (root / "train_configs" / f"{RECIPE}.yaml").write_text(text)
-    write_run(root / "output" / RECIPE / f"{RECIPE}_20250110100", world.config(), (11,))
-    binaries = root / "bin"  # what `source .venv/bin/activate` puts in front
-    binaries.mkdir()
-    for name, line in (("python", '"$@"'), ("affectgpt", '-m affectgpt.cli.main "$@"')):
-        (binaries / name).write_text(f"#!/bin/sh\nexec {sys.executable} {line}\n")
-        (binaries / name).chmod(0o755)
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, root)
+    add_run(root, RECIPE, (11,))
     return root
 
 
-def shell(clone: Path, line: str) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ, "PATH": f"{clone / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    return subprocess.run(["bash", "-c", line], cwd=clone, env=environment, capture_output=True, text=True, timeout=200)
-
-
 def section(title: str) -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.split(r"^##+ ", text.partition(f"### {title}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    text = (ROOT / "docs" / "own-clips.md").read_text(encoding="utf-8")
+    return re.split(r"^##+ ", text.partition(f"## {title}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def blocks(kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", section("Your own clips"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{kind}\n(.*?)^```", section("From raw clips to a score"), flags=re.MULTILINE | re.DOTALL)
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -84,7 +61,7 @@ def write_rows(path: Path, rows) -> None:
         csv.writer(handle).writerows(rows)
 
 
-def test_the_readme_from_raw_clips_to_a_score(clone):
+def test_the_page_from_raw_clips_to_a_score(clone):
     first, then = blocks("bash")
     made = shell(clone, first)
     assert made.returncode == 1, made.stderr  # two clips failed, and are named

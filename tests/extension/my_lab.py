@@ -163,7 +163,7 @@ class SameLetter:
     keys = ("letter",)
     titles = ("LETTER",)
     polarity = False
-    truth_column = "emotion"  # of one's own clips, see "Your own clips" in the README
+    truth_column = "emotion"  # of one's own clips, see docs/own-clips.md
 
     def __init__(self, grouping: object = None) -> None:
         del grouping

@@ -16,15 +16,15 @@ def picture(*, seed: int = 1, face: bool = True) -> np.ndarray:
     return draw_frame(wall, draw_identity(rng), EXPRESSIONS["happy"], Pose(x=0.5, y=0.45, roll=0.0)) if face else wall
 
 
-def write_clip(path: Path, *, seed: int = 1, face: bool = True, sound: bool = True) -> Path:
-    """256 by 256 pixels, five frames, 44.1 kHz stereo."""
+def write_clip(path: Path, *, seed: int = 1, face: bool = True, sound: bool = True, people: int = 1) -> Path:
+    """256 by 256 pixels for each of ``people`` side by side, five frames, 44.1 kHz stereo."""
     import av
 
-    image = picture(seed=seed, face=face)
+    image = np.concatenate([picture(seed=seed + i, face=face) for i in range(people)], axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=5)
-        video.width = video.height = 256
+        video.height, video.width = image.shape[:2]
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=44100, layout="stereo") if sound else None
         for _ in range(5):
