@@ -86,7 +86,8 @@ def measure(n_requests: int, clients: int, threads: int, mode: str, size: str) -
                 return reply.json()["choices"][0]["message"]["content"]
 
             for question in questions:
-                ask(question, 0)  # helpers and libraries are loaded
+                with ThreadPoolExecutor(clients) as pool:  # libraries are loaded, a helper for each reader has started
+                    list(pool.map(lambda i, q=question: ask(q, i), range(clients)))
                 began = clocks()
                 alone = [ask(question, i) for i in range(n_requests)]
                 one_by_one = [now - then for now, then in zip(clocks(), began, strict=True)]

@@ -59,9 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     limits.add_argument(
         "--batch-wait-ms",
         type=float,
-        default=100.0,
+        default=250.0,
         metavar="MS",
-        help="wait at most so long for requests that are being read (100)",
+        help="wait at most so long for requests that are being read (250)",
     )
     limits.add_argument("--request-timeout", type=float, default=300.0, metavar="S", help="for one answer (300)")
     parser.add_argument(

@@ -18,6 +18,9 @@ from affectgpt.processing.processor import Example
 from affectgpt.processing.prompt import GENERATION_LENGTH
 
 
+_TURN = 0.02  # seconds
+
+
 class RefusedError(AffectGPTError):
     """The server ends and does not begin with this request any more."""
 
@@ -59,7 +62,8 @@ class Batcher:
     """Takes rows from any thread and answers as many together as wait, in the order in which they came.
 
     A batch starts when it is full, or as soon as nothing that could join it is being read (``being_read``), or after
-    ``wait`` seconds, whichever comes first. No answer depends on what else is in its batch: rows have seeds of their
+    ``wait`` seconds, whichever comes first. After a batch its clients have a moment to ask again: else who was late for it
+    would be answered alone, and late again for the next one. No answer depends on what else is in its batch: rows have seeds of their
     own. What fails in a batch is asked again one by one.
     """
 
@@ -77,6 +81,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._running: list[Row] = []
         self._draining = self._closed = False
+        self._ended = 0.0  # when the last batch was answered
         self._thread = threading.Thread(target=self._run, name="affectgpt-batcher", daemon=True)
         self._thread.start()
 
@@ -119,6 +124,7 @@ class Batcher:
                 return
             try:
                 self._answer(rows)
+                self._ended = time.monotonic()
             except Exception as error:  # the thread must live; whoever waits gets the error
                 logger.exception("a batch failed")
                 for row in rows:
@@ -134,7 +140,10 @@ class Batcher:
             size = self.max_rows or self.session.batch_size(
                 GENERATION_LENGTH - self.session.config.inference.max_new_tokens
             )
-            while len(self._rows) < size and self.being_read() and (left := end - time.monotonic()) > 0:
+            while len(self._rows) < size:
+                until = end if self.being_read() else min(end, self._ended + _TURN)
+                if (left := until - time.monotonic()) <= 0:
+                    break
                 self._changed.wait(left)
             if not self._rows:  # drained
                 return []

@@ -27,7 +27,7 @@ class ServeSettings:
     memory_megabytes: float = 1024.0  # of all request bodies that are being read
     waiting: int = 64  # requests that are read, waiting or answered; one more gets 429
     max_choices: int = 8  # n
-    batch_wait: float = 0.1  # seconds that a batch waits for requests that are still being read
+    batch_wait: float = 0.25  # seconds that a batch waits for requests that are still being read
     max_batch: int | None = None  # rows; None: as many as the memory takes
     read_timeout: float = 30.0  # seconds between two parts of a body, and for what is sent to be taken
     body_timeout: float = 120.0  # seconds for a whole body
