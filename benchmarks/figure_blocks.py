@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from statistics import fmean
 from typing import Any
 
-from figure_parts import COMMANDS, NOTHING, Records, interval, script, seconds, source, table, times, words
+from figure_parts import (
+    COMMANDS,
+    NOTHING,
+    MissingRecordError,
+    Records,
+    interval,
+    script,
+    seconds,
+    source,
+    table,
+    times,
+    words,
+)  # fmt: skip
 
 from affectgpt.core.errors import DataError
 
@@ -367,27 +380,39 @@ def serving(records: Records) -> str:
 
 @block
 def headline(records: Records) -> str:
-    """The most important rows, for README.md."""
-    released = records.numbers("released_answers")
-    seeds = records.numbers("demo_seeds")["seeds"]
-    together, sets = released["together"], released["datasets"]
-    names = [TITLES[name] for name in together["datasets"]]
-    votes = fmean(sets[name]["votes"]["percent"] for name in together["datasets"])
+    """The most important rows, for README.md; those of which there is no record are left out."""
 
-    def mean(key: str) -> str:
-        return f"{100 * fmean(row[key] for row in seeds):.0f}"
+    def published() -> list[list[str]]:
+        found = records.numbers("released_answers")
+        together, sets = found["together"], found["datasets"]
+        names = [TITLES[name] for name in together["datasets"]]
+        votes = fmean(sets[name]["votes"]["percent"] for name in together["datasets"])
+        command = script("released_answers")
+        return [
+            [f"the published answers on {', '.join(names)}, scored again: best of seven for each set, as published",
+             f"{together['best_mean_percent']:.2f}", command],
+            ["the same without a choice on the test set: mean of the seven; their votes",
+             f"{together['mean']['percent']:.2f}{interval(together['mean']['interval_percent'])}; {votes:.2f}",
+             command],
+        ]  # fmt: skip
 
-    body = [
-        [f"the published answers on {', '.join(names)}, scored again: best of seven for each set, as published",
-         f"{together['best_mean_percent']:.2f}", script("released_answers")],
-        ["the same without a choice on the test set: mean of the seven; their votes",
-         f"{together['mean']['percent']:.2f}{interval(together['mean']['interval_percent'])}; {votes:.2f}",
-         script("released_answers")],
-        *([row[0], row[1], row[3]] for row in (training_row(records), inference_rows(records)[0])),
-        [f"the demo on held-out drawn clips, mean of {len(seeds)} seeds: HIT; from text alone; by chance",
-         f"{mean('hit')}; {mean('text_only')}; {mean('chance')}", script("demo_seeds")],
-        ["rewards on held-out drawn clips with planted wrong labels", rl_summary(records).split(": ", 1)[1].rstrip("."),
-         script("grpo_demo")],
-    ]  # fmt: skip
+    def demo() -> list[list[str]]:
+        seeds = records.numbers("demo_seeds")["seeds"]
+        hit, text, chance = (f"{100 * fmean(row[key] for row in seeds):.0f}" for key in ("hit", "text_only", "chance"))
+        what = f"the demo on held-out drawn clips, mean of {len(seeds)} seeds: HIT; from text alone; by chance"
+        return [[what, f"{hit}; {text}; {chance}", script("demo_seeds")]]
+
+    def rewards() -> list[list[str]]:
+        summary = rl_summary(records).split(": ", 1)[1].rstrip(".")
+        return [["rewards on held-out drawn clips with planted wrong labels", summary, script("grpo_demo")]]
+
+    def row_of(row: list[str]) -> list[list[str]]:
+        return [[row[0], row[1], row[3]]]
+
+    body: list[list[str]] = []
+    training, inference = lambda: row_of(training_row(records)), lambda: row_of(inference_rows(records)[0])
+    for make in (published, training, inference, demo, rewards):
+        with suppress(MissingRecordError):
+            body += make()
     line = source(records, "released_answers", "training", "inference", "demo_seeds", "grpo_demo")
     return f"{table(['what', 'measured', 'script'], body)}\n\n{line}"

@@ -30,6 +30,10 @@ NOTHING = "–"
 UNTIMED = {"released_answers", "demo_seeds", "grpo_demo", "captioning_demo"}  # whose figures no load changes
 
 
+class MissingRecordError(DataError):
+    """A benchmark has not left its record."""
+
+
 class Records:
     """The records of a folder, read when they are asked for. ``used``: those that were."""
 
@@ -38,10 +42,10 @@ class Records:
         self._read: dict[str, dict[str, Any]] = {}
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        """A record. Raises DataError where it is missing."""
+        """A record. Raises MissingRecordError where it is missing."""
         found = self.get(name)
         if found is None:
-            raise DataError(f"no record {self.folder / name}.json: run `{COMMANDS[name]}`")
+            raise MissingRecordError(f"not measured with this version yet: `{COMMANDS[name]}`")
         return found
 
     def get(self, name: str) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where tests load this file
 
 from figure_blocks import BLOCKS
-from figure_parts import Records
+from figure_parts import MissingRecordError, Records
 from records import RESULTS, ROOT
 
 from affectgpt.cli.common import run_cli
@@ -75,10 +75,14 @@ def filled(text: str, records: Records, *, page: str) -> str:
 
 
 def made(name: str, records: Records, *, where: str) -> str:
-    """A block. Raises DataError, also where a record was left by another version of its benchmark."""
+    """A block; where a record is missing, the command that leaves it. Raises DataError, also where a record was left by
+    another version of its benchmark."""
     before = set(records.used)
     try:
         return BLOCKS[name](records)
+    except MissingRecordError as error:
+        print(f"{where}: block {name!r}: {error}", file=sys.stderr)
+        return f"N{str(error)[1:]}."
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         read = ", ".join(sorted(records.used - before or records.used))
         raise DataError(

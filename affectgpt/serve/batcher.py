@@ -17,7 +17,6 @@ from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.processor import Example
 from affectgpt.processing.prompt import GENERATION_LENGTH
 
-
 _TURN = 0.02  # seconds
 
 
@@ -62,9 +61,9 @@ class Batcher:
     """Takes rows from any thread and answers as many together as wait, in the order in which they came.
 
     A batch starts when it is full, or as soon as nothing that could join it is being read (``being_read``), or after
-    ``wait`` seconds, whichever comes first. After a batch its clients have a moment to ask again: else who was late for it
-    would be answered alone, and late again for the next one. No answer depends on what else is in its batch: rows have seeds of their
-    own. What fails in a batch is asked again one by one.
+    ``wait`` seconds, whichever comes first. After a batch its clients have a moment to ask again: else who was late for
+    it would be answered alone, and late again for the next one. No answer depends on what else is in its batch: rows
+    have seeds of their own. What fails in a batch is asked again one by one.
     """
 
     def __init__(
