@@ -190,10 +190,8 @@ def test_a_missing_record_leaves_no_old_number_and_names_the_benchmark_to_run(fi
     for name in ("inference_memory", "demo_seeds"):
         (place / "results" / f"{name}.json").unlink()
     assert call(figures, place) == 0
-    text, said = (
-        (place / "README.md").read_text(),
-        "ot measured with this version yet: `python benchmarks/inference.py --mem",
-    )
+    text = (place / "README.md").read_text()
+    said = "ot measured with this version yet: `python benchmarks/inference.py --memory`"
     assert f"N{said}" in text and f"n{said}" in capsys.readouterr().err and "old" not in text
     assert "benchmarks/training.py" in text and "demo_seeds" not in text  # the headline has its other rows
 

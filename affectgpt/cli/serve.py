@@ -130,6 +130,19 @@ def load(args: argparse.Namespace) -> tuple[Predictor, str]:
     return predictor, args.model_name or config.name
 
 
+def few_threads(predictor: Predictor) -> None:
+    """One thread for each operation of a toy on a CPU, unless OMP_NUM_THREADS says otherwise: its operations take less
+    time than threads need to meet, and clips are read meanwhile."""
+    import torch
+
+    from affectgpt.serve.settings import TOY
+
+    model, device = predictor.session.model, predictor.session.device
+    toy = sum(p.numel() for p in model.parameters()) < TOY
+    if toy and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Check, load, serve until SIGTERM or Ctrl-C."""
     args = build_parser().parse_args(argv)
@@ -146,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.serve.service import Service
 
     predictor, name = load(args)
+    few_threads(predictor)
     service = Service(predictor, settings, model=name)
     try:
         run(service, page=_page() if args.ui else None)

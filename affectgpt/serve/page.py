@@ -26,10 +26,10 @@ from affectgpt.processing.questions import render_question
 from affectgpt.serve import pictures
 from affectgpt.serve.api import words_for_strangers
 from affectgpt.serve.service import Ask, Asked, Choice, Piece, Service
+from affectgpt.serve.settings import TOY
 
 LABELS, DESCRIPTION, OWN = "Labels", "Description", "Own question"
 FIRST = "most prominent"
-TOY = 20_000_000  # parameters up to which a model is a toy
 _SHOWN_FACE = 112  # pixels
 _SHOWN_FRAME = 320
 _KEEP = 15 * 60  # seconds that an upload stays for another question

@@ -9,6 +9,8 @@ from pathlib import Path
 from affectgpt.core.errors import ConfigError
 from affectgpt.media.limits import MediaLimits
 
+TOY = 20_000_000  # parameters up to which a model is a toy
+
 
 @dataclass(frozen=True)
 class ServeSettings:

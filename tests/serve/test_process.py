@@ -158,3 +158,21 @@ def test_clients_that_go_away_cost_nothing(server, clips):
     deadline = time.monotonic() + 30
     while server.service.inside or list(server.service.folders.root.iterdir()):
         assert time.monotonic() < deadline
+
+
+def test_a_toy_on_a_cpu_takes_one_thread_for_an_operation(predictor, monkeypatch):
+    import torch
+
+    from affectgpt.cli.serve import few_threads
+
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    few_threads(predictor)
+    assert told == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    few_threads(predictor)
+    assert told == [1]
+    monkeypatch.setattr("affectgpt.serve.settings.TOY", 1000)
+    few_threads(predictor)
+    assert told == [1]
