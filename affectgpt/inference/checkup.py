@@ -20,7 +20,7 @@ from affectgpt.processing.modes import get_mode
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 # The ranges of pyproject.toml that answers depend on.
-TESTED = {"torch": ">=2.6", "transformers": ">=4.52.1,<5.21", "peft": ">=0.18", "av": ">=13", "numpy": ">=1.24"}
+TESTED = {"torch": ">=2.8", "transformers": ">=4.52.1,<5.21", "peft": ">=0.18", "av": ">=13", "numpy": ">=1.24"}
 # What the published weights are, by the name in a configuration.
 EXPECTED = {
     "CLIP_VIT_LARGE": {"projection_dim": 768},

@@ -87,6 +87,7 @@ def test_without_an_environment_it_is_made_first(clone, tmp_path):
 def test_a_command_line_can_be_typed_where_one_is(monkeypatch, tmp_path):
     python = tmp_path / ".venv" / "bin" / "python"
     monkeypatch.setattr("affectgpt.cli.common.ROOT", tmp_path)
+    (tmp_path / "train.py").touch()
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("PATH", "")
     monkeypatch.chdir(tmp_path)

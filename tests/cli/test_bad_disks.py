@@ -202,7 +202,9 @@ def test_every_command_says_in_one_line_that_it_cannot_write(command, kind, plac
     assert not list(out.rglob("*")), "the file system was not mounted"
 
 
-@pytest.mark.parametrize("room", ["one page left", "some pages left"])  # for no semaphore; for no batch
+@pytest.mark.parametrize(  # for no semaphore; for no batch
+    "room", ["one page left", pytest.param("some pages left", marks=pytest.mark.slow)]
+)
 def test_loader_workers_without_shared_memory(room, places, tmp_path):
     recipe = write_recipe(
         tmp_path, models=places.world.config().paths.models_root, dataset=places.root / "training", num_workers=1,

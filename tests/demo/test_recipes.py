@@ -41,8 +41,11 @@ def test_another_place_is_reached_by_options_alone(tmp_path):
     assert config.paths.folders["Qwen25"] == str(tmp_path / "m/demo-qwen2")
 
 
-def test_outside_a_clone_the_error_says_where_to_go(tmp_path):
-    with pytest.raises(ConfigError, match="folder of the clone"):
+def test_without_a_clone_the_shipped_recipes_are_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, config = demo.load(demo.Place(), "demo_cpu")
+    assert path == Path("train_configs/demo_cpu.yaml") and not path.exists() and config.name == "demo_cpu"
+    with pytest.raises(ConfigError, match="no such file"):
         demo.load(demo.Place(recipes=tmp_path), "demo_cpu")
 
 

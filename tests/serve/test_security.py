@@ -404,18 +404,18 @@ def test_a_mistake_of_ours_shows_nothing_of_itself(predictor, clips, monkeypatch
 
 def test_folders_are_private_and_gone(server, clips):
     seen = []
-    read = server.service.predictor.read
+    read = server.service.reader.read
 
-    def look(video, **more):
-        seen.append((video, video.parent.stat().st_mode & 0o777, video.parent.parent))
-        return read(video, **more)
+    def look(clip, **more):
+        seen.append((clip.video, clip.video.parent.stat().st_mode & 0o777, clip.video.parent.parent))
+        return read(clip, **more)
 
-    server.service.predictor.read = look
+    server.service.reader.read = look
     try:
         assert ask(server, data_url(clips / "0.mp4"))[0] == 200
         assert ask(server, data_url(clips / "0.mp4"), person=3)[0] == 400
     finally:
-        del server.service.predictor.read
+        del server.service.reader.read
     assert seen[0][1] == 0o700 and seen[0][2] == server.service.folders.root
     assert list(server.service.folders.root.iterdir()) == []
 
