@@ -407,7 +407,14 @@ def answers_of(predictor: Predictor, clips: list[Path]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("mode", "count", "decoding"), [(FRAMES, 20, "sampling"), (FACES, 3, "greedy")])
+@pytest.mark.parametrize(
+    ("mode", "count", "decoding"),
+    [
+        (FRAMES, 6, "sampling"),
+        pytest.param(FRAMES, 20, "sampling", marks=pytest.mark.slow),
+        (FACES, 3, "greedy"),
+    ],
+)
 def test_threads_get_the_answers_that_one_gets_alone(world, tmp_path, mode, count, decoding):
     """Eight threads, one damaged clip, and one thread that is interrupted wherever it is, five times."""
     options = [f"inference.decoding={decoding}", "inference.max_new_tokens=5"]

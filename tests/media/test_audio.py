@@ -32,7 +32,7 @@ def test_short_sound_is_padded(make, tmp_path):
     assert (clips == clips[0]).all()
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 44101])
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, pytest.param(44101, marks=pytest.mark.slow)])
 def test_a_sine_stays_a_sine(rate, make, tmp_path):
     samples = read_wave(make.sound(tmp_path / "a.wav", seconds=1.0, rate=rate, channels=2))
     assert len(samples) == 16_000

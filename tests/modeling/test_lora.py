@@ -26,6 +26,7 @@ def llm(tiny_models):
     return made
 
 
+@pytest.mark.slow
 def test_merged_files_hold_one_shard_in_memory_at_a_time(llm, tiny_models, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 

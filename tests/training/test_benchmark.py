@@ -18,6 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_tiny_compares_three_ways_of_one_loss(tmp_path):
     result = run("--size", "tiny", "--steps", "1", "--out", str(tmp_path / "record.json"))
     assert result.returncode == 0, result.stderr
