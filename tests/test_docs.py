@@ -20,18 +20,12 @@ import pytest
 import yaml
 from doc_pages import DOCS, PAGES, ROOT, Page
 
+from affectgpt.cli.common import SCRIPTS
 from affectgpt.cli.main import COMMANDS
 from affectgpt.config.captioning import CaptioningFile
 from affectgpt.config.load import load_config
 from affectgpt.config.schema import Config
 
-SCRIPTS = {
-    "train.py": "train",
-    "inference_hybird.py": "infer",
-    "inference_sample.py": "sample",
-    "evaluation.py": "evaluate",
-    "evaluation-scoreonly.py": "score",
-}
 CAPTIONING = ("caption", "crowd")
 SECTIONS = ("run", "model", "inference", "paths", "grpo", "captioning")
 

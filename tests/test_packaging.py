@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 import affectgpt
+from affectgpt.config.load import load_config
+from affectgpt.core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -160,6 +162,9 @@ def test_a_shipped_recipe_is_found_in_any_folder(unpacked, tmp_path):
     (tmp_path / "train_configs").mkdir()
     (tmp_path / "train_configs" / "demo_cpu.yaml").write_text("run: {max_epoch: 7}\n")
     assert printed()[1] == "7 3"
+    elsewhere = tmp_path / "elsewhere" / "train_configs" / "demo_cpu.yaml"
+    with pytest.raises(ConfigError, match="no such file"):  # somebody else's folder: nothing stands in for it
+        load_config(elsewhere)
 
 
 def test_without_a_clone_printed_commands_name_no_script(unpacked, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from affectgpt.config.paths import recipe_file
 from affectgpt.config.schema import Config
 from affectgpt.config.tree import Origins, lay_options, read_tree
 from affectgpt.core.errors import ConfigError, did_you_mean
@@ -37,7 +38,7 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
 
     Raises ConfigError naming the file, the key, what was found and what is allowed.
     """
-    path = Path(path)
+    path = recipe_file(path)
     origins = Origins(str(path))
     tree = read_tree(path, origins=origins, asked_by="--cfg-path")
     items = list(_items(options))

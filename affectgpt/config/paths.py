@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from affectgpt.config.schema import Config
 
 
-def recipe_file(path: str | Path) -> Path:
-    """A configuration file; where there is none at ``train_configs/NAME.yaml``, the one that came with the package.
+def recipe_file(given: str | Path, *, folder: Path = Path()) -> Path:
+    """The configuration file that is called ``given`` in ``folder``; where there is none and the name is that of a
+    shipped recipe, just ``train_configs/NAME.yaml``, the one that came with the package.
 
-    So that every command with a shipped recipe works in any folder, also without a clone. A path that is found nowhere
-    comes back as it is.
+    So that every command with a shipped recipe works in any folder, also without a clone. Any other path that is not
+    there comes back as it is.
     """
-    path = Path(path)
-    if path.exists() or path.parent.name != RECIPES.name:
+    path = folder / given
+    if path.exists() or Path(given).parent != RECIPES:
         return path
     package = Path(__file__).resolve().parents[1]
     found = (folder / RECIPES.name / path.name for folder in (package, package.parent))

@@ -49,7 +49,6 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    path = recipe_file(path)
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"{asked_by} {path}: no such file.{did_you_mean(path.name, others)}")
@@ -78,7 +77,7 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
         if not isinstance(base, str):
             raise ConfigError(f"{path}:{lines[EXTENDS]}: extends is {base!r}; allowed: the path of a YAML file")
         below = read_tree(
-            path.parent / base,
+            recipe_file(base, folder=path.parent),
             origins=origins,
             asked_by=f"{path}:{lines[EXTENDS]}: {EXTENDS}",
             above=(*above, path.resolve()),

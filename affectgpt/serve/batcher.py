@@ -17,7 +17,7 @@ from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.processor import Example
 from affectgpt.processing.prompt import GENERATION_LENGTH
 
-_TURN = 0.02  # seconds
+_TURN = 0.02  # seconds in which a client that was just answered asks again
 
 
 class RefusedError(AffectGPTError):

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from served import FRAMES, client_of, data_url, message
@@ -176,3 +177,34 @@ def test_a_toy_on_a_cpu_takes_one_thread_for_an_operation(predictor, monkeypatch
     monkeypatch.setattr("affectgpt.serve.settings.TOY", 1000)
     few_threads(predictor)
     assert told == [1]
+
+
+def test_who_was_just_answered_may_ask_again_before_the_next_batch(monkeypatch):
+    """Else a row that comes late for a batch would be answered alone, and late again for each after it."""
+    from affectgpt.serve.batcher import Batcher
+
+    answered, late, done = [], threading.Event(), threading.Event()
+
+    class Counting(Batcher):
+        def _answer(self, rows):
+            answered.append(len(rows))
+            if len(answered) == 1:
+                self.submit([row()])  # came while the batch ran
+                late.set()
+            else:
+                done.set()
+
+    def row():
+        return SimpleNamespace(key="same", cancelled=False, done=lambda _: None)
+
+    monkeypatch.setattr("affectgpt.serve.batcher._TURN", 30)
+    batcher = Counting(None, wait=30, max_rows=2)
+    try:
+        batcher.submit([row(), row()])
+        assert late.wait(30)
+        time.sleep(0.3)  # as long as a client takes that asks again
+        batcher.submit([row()])
+        assert done.wait(30)
+    finally:
+        batcher.close()
+    assert answered == [2, 2]
