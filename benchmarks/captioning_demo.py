@@ -31,6 +31,7 @@ from records import Run, add_out_argument
 from affectgpt.cli import demo
 from affectgpt.cli.common import run_cli
 from affectgpt.core.files import write_json, write_text
+from affectgpt.core.runtime import one_thread
 
 TUNED_ON = 0  # the fault seed that the settings were fixed on
 CLIPS, TESTED = 480, 231
@@ -374,6 +375,7 @@ def main(argv: list[str] | None = None) -> int:
     add_out_argument(parser, "captioning_demo")
     args = parser.parse_args(argv)
     bench = Run(parser, args, places=("root",))
+    one_thread()
 
     from affectgpt.cli import crowd
     from affectgpt.core.runtime import setup_logging

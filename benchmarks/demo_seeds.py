@@ -24,6 +24,7 @@ from affectgpt.cli import demo
 from affectgpt.cli.common import run_cli
 from affectgpt.core import crops
 from affectgpt.core.files import write_json
+from affectgpt.core.runtime import one_thread
 
 PROMISES = {
     "at most 1.5 labels an answer": lambda r: r["labels"] <= 1.5,
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     add_out_argument(parser, "demo_seeds")
     args = parser.parse_args(argv)
     bench = Run(parser, args, places=("root",))
+    one_thread()
     first, _, last = args.seeds.partition("-")
     rows = []
     for seed in range(int(first), int(last or first) + 1):

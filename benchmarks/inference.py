@@ -170,7 +170,7 @@ def memory() -> dict:
     found = []
     for n_clips in (64, 2610):
         command = [sys.executable, __file__, "--memory-of", str(n_clips)]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found.append({"clips": n_clips, "peak_mb": int(result.stdout.split()[-1])})
     return {"peaks": found}
 

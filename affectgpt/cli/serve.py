@@ -131,16 +131,14 @@ def load(args: argparse.Namespace) -> tuple[Predictor, str]:
 
 
 def few_threads(predictor: Predictor) -> None:
-    """One thread for each operation of a toy on a CPU, unless OMP_NUM_THREADS says otherwise: its operations take less
-    time than threads need to meet, and clips are read meanwhile."""
-    import torch
-
+    """One thread for each operation of a toy on a CPU; clips are read meanwhile."""
+    from affectgpt.core.runtime import one_thread
     from affectgpt.serve.settings import TOY
 
     model, device = predictor.session.model, predictor.session.device
     toy = sum(p.numel() for p in model.parameters()) < TOY
-    if toy and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    if toy and device.type == "cpu":
+        one_thread()
 
 
 def main(argv: list[str] | None = None) -> int:

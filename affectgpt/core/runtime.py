@@ -61,6 +61,18 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def one_thread() -> None:
+    """One thread for each of torch's operations from here on, unless OMP_NUM_THREADS says otherwise.
+
+    A toy's operations take less time on a CPU than threads need to meet; and with one thread their sums do not depend
+    on how many cores a machine has.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 @contextmanager
 def worker_pool(
     workers: int, *, start: Callable[..., None] | None = None, args: tuple = ()
