@@ -142,20 +142,25 @@ def sample_faces(crops: np.ndarray, *, n_frames: int = N_FRAMES, size: int = IMA
     import numpy as np
 
     indices = uniform_indices(len(crops), n_frames=n_frames)
-    resized, highest = {}, 0.0
-    for i in dict.fromkeys(indices):  # repeated indices of short clips are resized once
+    faces = np.empty((len(indices), size, size, 3), np.uint8)
+    first, highest = {}, 0.0
+    for position, i in enumerate(indices):
+        if first.setdefault(i, position) < position:  # repeated indices of short clips are resized once
+            faces[position] = faces[first[i]]
+            continue
         crop = np.ascontiguousarray(crops[i])
-        if crop.dtype != np.uint8 and not (crop.min() >= 0 and crop.max() <= 255):  # false for NaN too
-            raise ValueError(
-                f"crop {i} of {crop.dtype} has values from {crop.min()} to {crop.max()}, expected 0 to 255"
-            )
-        highest = max(highest, crop.max())
-        resized[i] = cv2.resize(crop, (size, size)).astype(np.uint8)  # bilinear
+        if crop.dtype != np.uint8:
+            if not (crop.min() >= 0 and crop.max() <= 255):  # false for NaN too
+                raise ValueError(
+                    f"crop {i} of {crop.dtype} has values from {crop.min()} to {crop.max()}, expected 0 to 255"
+                )
+            highest = max(highest, crop.max())
+        faces[position] = cv2.resize(crop, (size, size))  # bilinear
     if crops.dtype != np.uint8 and 0 < highest <= 1:
         raise ValueError(
             f"its {crops.dtype} crops have values up to {highest}, expected 0 to 255: multiply them by 255"
         )
-    return np.stack([resized[i] for i in indices])
+    return faces
 
 
 def read_image(path: Path | str, *, size: int = IMAGE_SIZE) -> np.ndarray:
