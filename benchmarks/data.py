@@ -291,14 +291,15 @@ def growth(folder: Path, *, opened: int) -> dict:
             pages = int(Path(f"/proc/{decoder._idle[0].pid}/statm").read_text().split()[1])
             sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
     decoder.close()
-    return {"epochs_growth_mb": min(after[4:]) - min(after[:4]), "opened": opened, "decoder_growth_mb": sizes[-1] - sizes[0]}
+    grown = min(after[4:]) - min(after[:4])
+    return {"epochs_growth_mb": grown, "opened": opened, "decoder_growth_mb": sizes[-1] - sizes[0]}
 
 
 def main() -> int:
     """Run every measurement in a process of its own and print the ratios beside their targets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("faces", "table", "store", "loader", "growth"))
-    parser.add_argument("--opened", type=int, default=5000, help="videos opened to look for a leak (default 5000: eight minutes)")
+    parser.add_argument("--opened", type=int, default=5000, help="videos opened to look for a leak (5000: 8 minutes)")
     add_out_argument(parser, "data")
     parser.add_argument("--in-process", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()

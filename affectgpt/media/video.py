@@ -143,7 +143,8 @@ def sample_faces(crops: np.ndarray, *, n_frames: int = N_FRAMES, size: int = IMA
 
     indices = uniform_indices(len(crops), n_frames=n_frames)
     faces = np.empty((len(indices), size, size, 3), np.uint8)
-    first, highest = {}, 0.0
+    first: dict[int, int] = {}
+    highest = 0.0
     for position, i in enumerate(indices):
         if first.setdefault(i, position) < position:  # repeated indices of short clips are resized once
             faces[position] = faces[first[i]]
