@@ -192,8 +192,9 @@ def find_run(config: Config) -> Path:
         there = sorted(p.name for p in root.parent.glob("*") if p.is_dir() and not p.name.startswith("results"))
         raise CheckpointError(
             f"no checkpoint found: looked for {root}/{config.name}*/checkpoint_*.pth; "
-            f"{root.parent} holds {', '.join(there) or 'no folder'}. "
-            "Train first, or set inference.ckpt_root=FOLDER or inference.ckpt_name=FOLDER below it or FILE."
+            f"{root.parent} holds {', '.join(there) or 'no run'}. "
+            f"Train first, put a released checkpoint into {root}/ (docs/install.md says where they are), or set "
+            "inference.ckpt_root=FOLDER or inference.ckpt_name=FOLDER below it or FILE."
         )
     return counted[0][2]
 
