@@ -30,8 +30,9 @@ help:
 demo: env
 	@$(BIN)/python -m affectgpt.cli.demo
 
+# A third process works while the tests of two wait for commands that they have started.
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	@$(BIN)/ruff check .

@@ -104,7 +104,8 @@ WORDS = {
            "stopped by the guard"),
     "rl_cost": ("| roll-out | 3.0 s (75.00 %) | 2.1 h (99.88 %) |", "16 clips x 8 answers of 50 tokens"),
     "serving": ("| 60 s | 20 s | 3.1 times as fast | 3.0 | 24 of 24 |", "8 clients together"),
-    "headline": ("82.78", "80.60 [79.6, 81.6]", "| 70; 20; 23 |", "LLM of 21 million parameters", "`benchmarks/grpo_demo.py`"),
+    "headline": ("82.78", "80.60 [79.6, 81.6]", "| 70; 20; 23 |", "LLM of 21 million parameters",
+                 "`benchmarks/grpo_demo.py`"),
 }  # fmt: skip
 
 
