@@ -129,14 +129,15 @@ def test_labels_of_the_truth_are_drawn(lab, tmp_path: Path) -> None:
     assert (tmp_path / "s").read_text().count("<svg") == 2 and "<td>happy</td>" in (tmp_path / "s").read_text()
 
 
-def test_a_metric_without_groups_drops_no_label(lab) -> None:
+def test_a_metric_without_groups_drops_no_label(lab, bench: Bench) -> None:
+    bench.add("Lab", "run_a", STEM, {**GOOD["MER2023"], "m1": "[xyzzy]"})
     status, out, _ = lab(("word[0] in item", "True"))
     assert status == 0 and "not in the lexicon" not in out
 
 
 def test_no_minus_zero(lab) -> None:
-    """Every answer is met a third of the way, dealt to any clip: the mean of the deals is a rounding above that."""
-    status, out, _ = lab(("word[0] in item", "1 / 3"))
+    """Every answer is worth 0.6 to any clip; the mean of 50 deals is that and 1e-16."""
+    status, out, _ = lab(("word[0] in item", "0.6"))
     assert status == 0 and "score above the higher floor" in out and "-0.00" not in out
 
 
