@@ -207,7 +207,7 @@ def checkpoint_file(path: str | Path) -> CheckpointFile:
 
 
 def select_checkpoints(config: Config) -> list[CheckpointFile]:
-    """The checkpoints that inference runs, as the ``inference`` section asks (SPEC 2.4).
+    """The checkpoints that inference runs, as the ``inference`` section asks.
 
     Of ``ckpt_root``, else of the run ``ckpt_name`` below ``output/<name>/``, else of the run found: by ``test_epoch``,
     or ``test_epochs`` with ``skip_epoch``, or the last, which must be past epoch 10. A ``ckpt_name`` that is a file is

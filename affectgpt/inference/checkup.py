@@ -27,7 +27,7 @@ EXPECTED = {
     "HUBERT_LARGE": {"hidden_size": 1024, "num_hidden_layers": 24},
     "Qwen25": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
 }
-# Ids in Qwen2.5's vocabulary (SPEC of the released models).
+# Ids in Qwen2.5's vocabulary, as the released models have them.
 QWEN25_IDS = {
     "bos <|im_start|>": 151644, "eos <|im_end|>": 151645, "###": 14374, "<ImageHere>": 151665, "<AudioHere>": 151666,
     "<FrameHere>": 151667, "<FaceHere>": 151668, "<MultiHere>": 151669,
