@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +19,15 @@ class Registry:
 
     Adding an entry is ``@registry.register("NAME")`` on a class or function, or ``registry.register("NAME")(row)``: in
     a file of ``package``, which is imported on the first look-up, or in a file that ``imports:`` of a configuration
-    names. Names are compared as they are written, or in any case with ``any_case``.
+    names. Names are compared as they are written, or in any case with ``any_case``. ``words``: what may stand in place
+    of a name without being an entry; an error for an unknown name lists them too.
     """
 
-    def __init__(self, kind: str, package: str | None = None, *, any_case: bool = False) -> None:
+    def __init__(
+        self, kind: str, package: str | None = None, *, any_case: bool = False, words: Sequence[str] = ()
+    ) -> None:
         self.kind = kind
+        self.words = tuple(words)
         self.package = package
         self.any_case = any_case
         self._entries: dict[str, Any] = {}
@@ -59,7 +63,7 @@ class Registry:
         try:
             return self._entries[self._key(name)]
         except KeyError:
-            hint = did_you_mean(str(name), self._entries)
+            hint = did_you_mean(str(name), [*self._entries, *self.words])
             if "Did you mean" not in hint:
                 hint += " One of your own needs its file: imports: [FILE.py], or --imports FILE.py."
             raise ConfigError(f"unknown {self.kind} {name!r}.{hint}") from None
