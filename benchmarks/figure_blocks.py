@@ -80,6 +80,7 @@ def scores(records: Records) -> str:
         text = f"{found['floor_constant_percent']:.1f}"
         return f"**{text}**" if found["floor_constant_percent"] > found["best"]["percent"] else text
 
+    votes = f"**{votes_mean(numbers):.2f}**"
     body = [
         row(f"best of {of} on the test set (as published)",
             lambda f: f"{f['best']['percent']:.2f} ({epoch(f['best']['checkpoint'])})",
@@ -90,7 +91,7 @@ def scores(records: Records) -> str:
             value(together["chosen_on_a_half"])),
         row(f"mean of the {of}", lambda f: value(f["mean"]), value(together["mean"])),
         row(f"**votes of the {of}**", lambda f: "**{:.2f}**{}".format(
-            f["votes"]["percent"], interval(f["votes"]["interval_percent"]))),
+            f["votes"]["percent"], interval(f["votes"]["interval_percent"])), votes),
         row("votes minus mean; p", gain),
         row("known groups per answer: singles, votes", groups),
         row("floor: answers dealt to other clips", lambda f: f"{f['floor_dealt_percent']:.1f}"),
@@ -98,6 +99,11 @@ def scores(records: Records) -> str:
     ]  # fmt: skip
     line = source(records, "released_answers")
     return f"{table(['', *head, f'mean of the first {first}'], body)}\n\n{line}"
+
+
+def votes_mean(numbers: Mapping[str, Any]) -> float:
+    """Of the sets that are averaged, the mean score of the votes."""
+    return fmean(numbers["datasets"][name]["votes"]["percent"] for name in numbers["together"]["datasets"])
 
 
 def epoch(checkpoint: str) -> str:
@@ -165,8 +171,8 @@ def inference_rows(records: Records) -> list[list[str]]:
     """Of the table of speeds: one checkpoint, several."""
     found, clips = records.numbers("inference"), records["inference"]["settings"]["clips"]
     tokens, command = found["tokens"], script("inference")
-    text = (f"both questions {{}} times as fast, a description ({tokens['description']} tokens) {{}}, labels "
-            f"({tokens['labels']} tokens) {{}}")  # fmt: skip
+    text = (f"both questions, encoded once for both, {{}} times as fast; a description ({tokens['description']} "
+            f"tokens) {{}}, labels ({tokens['labels']} tokens) {{}}")  # fmt: skip
     one = ratios(found["both_questions"], found["description"], found["labels"], text=text)
     several = ratios(found["labels_of_all_checkpoints"])
     return [[f"answering {clips} clips in batches against one by one, encoders each time", *one, command],
@@ -384,16 +390,15 @@ def headline(records: Records) -> str:
 
     def published() -> list[list[str]]:
         found = records.numbers("released_answers")
-        together, sets = found["together"], found["datasets"]
+        together = found["together"]
         names = [TITLES[name] for name in together["datasets"]]
-        votes = fmean(sets[name]["votes"]["percent"] for name in together["datasets"])
         command = script("released_answers")
         return [
-            [f"the published answers on {', '.join(names)}, scored again: best of seven for each set, as published",
-             f"{together['best_mean_percent']:.2f}", command],
+            [f"the released answers scored again on {', '.join(names)}: mean of the published scores (best of seven "
+             "checkpoints for each set)", f"{together['best_mean_percent']:.2f}", command],
             ["the same without a choice on the test set: mean of the seven; their votes",
-             f"{together['mean']['percent']:.2f}{interval(together['mean']['interval_percent'])}; {votes:.2f}",
-             command],
+             f"{together['mean']['percent']:.2f}{interval(together['mean']['interval_percent'])}; "
+             f"{votes_mean(found):.2f}", command],
         ]  # fmt: skip
 
     def demo() -> list[list[str]]:
@@ -404,10 +409,11 @@ def headline(records: Records) -> str:
 
     def rewards() -> list[list[str]]:
         summary = rl_summary(records).split(": ", 1)[1].rstrip(".")
-        return [["rewards on held-out drawn clips with planted wrong labels", summary, script("grpo_demo")]]
+        what = "points of F_s that rewards gain on held-out drawn clips (wrong labels planted; settings made on seed 0)"
+        return [[what, summary, script("grpo_demo")]]
 
     def row_of(row: list[str]) -> list[list[str]]:
-        return [[row[0], row[1], row[3]]]
+        return [[f"{row[0]} \\*", row[1], row[3]]]
 
     body: list[list[str]] = []
     training, inference = lambda: row_of(training_row(records)), lambda: row_of(inference_rows(records)[0])
@@ -415,4 +421,10 @@ def headline(records: Records) -> str:
         with suppress(MissingRecordError):
             body += make()
     line = source(records, "released_answers", "training", "inference", "demo_seeds", "grpo_demo")
+    if (record := records.get("training")) is not None:
+        millions = round(record["numbers"]["llm_parameters"] / 1e6)
+        line = (
+            f"\\* {record['model']} models with random weights (LLM of {millions} million parameters) on a CPU: ratios "
+            f"at 7B are others, since there the LLM takes a larger share.\n\n{line}"
+        )
     return f"{table(['what', 'measured', 'script'], body)}\n\n{line}"

@@ -8,8 +8,8 @@ A block stands between two lines of its own, anywhere outside fenced code, on an
     <!-- figures: NAME -->
     <!-- /figures -->
 
-Its content is replaced. NAME is one of ``BLOCKS`` (benchmarks/figure_blocks.py). A record that is missing is an error
-that names the benchmark to run.
+Its content is replaced. NAME is one of ``BLOCKS`` (benchmarks/figure_blocks.py). A block
+whose record is missing names the benchmark to run.
 """
 
 from __future__ import annotations

@@ -236,9 +236,9 @@ def main() -> None:
     parser.add_argument("--throughput", action="store_true", help="tokens/s instead of ratios")
     parser.add_argument("--size", choices=tuple(SIZES), default="medium", help="real: always with --throughput")
     parser.add_argument("--cfg-path", help="a configuration with model folders, instead of random weights")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--engine", default="transformers")
-    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--device", help="of --throughput (cuda); all else is measured on the CPU")
+    parser.add_argument("--engine", default="transformers", help="of --throughput")
+    parser.add_argument("--prompts", type=int, default=512, help="of --throughput")
     add_out_argument(parser, "inference[_memory|_throughput]")
     args = parser.parse_args()
     if args.memory_of:
@@ -248,7 +248,7 @@ def main() -> None:
     if args.memory:
         name, model, device, full = "inference_memory", "tiny", "cpu", {"memory": True}
     elif throughput_asked:
-        name, model, device = "inference_throughput", args.size, args.device
+        name, model, device = "inference_throughput", args.size, args.device or "cuda"
         full = {"size": "real", "throughput": args.throughput}
     else:
         name, model, device, full = "inference", "medium", "cpu", {}

@@ -21,6 +21,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import parse_json
 from affectgpt.core.runtime import logger
 from affectgpt.serve.batcher import RefusedError
+from affectgpt.serve.fetch import TooLargeError
 from affectgpt.serve.schema import EXTENSION, ChatRequest, chunk, completion, error_body, explain
 from affectgpt.serve.service import Ask, Asked, BusyError, Choice, Piece, Service, usage
 
@@ -57,6 +58,10 @@ def build_api(service: Service) -> FastAPI:
             return Response(status_code=499)  # nobody reads it
         except Exception as error:
             return error_response(error)
+
+    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    async def other(path: str) -> Response:  # else the page, where it is mounted, answers in its own form
+        return error_response(HTTPException(405 if path == "chat/completions" else 404, "POST is expected here"))
 
     @app.exception_handler(HTTPException)
     async def failed(_: Request, error: Exception) -> Response:
@@ -99,7 +104,7 @@ def error_response(error: Exception) -> Response:
     if isinstance(error, RefusedError):
         return _error(503, str(error), kind="server_error", code="shutting_down", retry=5)
     if isinstance(error, DataError | ConfigError):
-        return _error(400, words_for_strangers(error))
+        return _error(413 if isinstance(error, TooLargeError) else 400, words_for_strangers(error))
     if isinstance(error, TimeoutError):
         return _error(504, "the answer took too long", kind="server_error", code="timeout")
     if isinstance(error, HTTPException):

@@ -15,6 +15,10 @@ _SECONDS = 30.0  # for all of it
 _CHUNK = 1 << 16
 
 
+class TooLargeError(DataError):
+    """Media are larger than the server takes."""
+
+
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the public internet: not this machine, its network, a cloud's metadata, …"""
     found = ipaddress.ip_address(address.partition("%")[0])
@@ -83,7 +87,7 @@ def _content(chunks: Iterator[bytes], *, largest: int, end: float) -> Iterator[b
     for chunk in chunks:
         total += len(chunk)
         if total > largest:
-            raise DataError(f"the media are larger than {largest / 2**20:.0f} MB")
+            raise TooLargeError(f"the media are larger than {largest / 2**20:.0f} MB")
         if time.monotonic() > end:
             raise DataError(f"the media host took more than {_SECONDS:.0f} s")
         yield chunk

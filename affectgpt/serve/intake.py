@@ -16,7 +16,7 @@ from affectgpt.core.types import SOUND_SUFFIXES
 from affectgpt.media.audio import FIRST_CHANNEL
 from affectgpt.media.given import as_file, named
 from affectgpt.media.guard import Decoder
-from affectgpt.serve.fetch import fetch
+from affectgpt.serve.fetch import TooLargeError, fetch
 from affectgpt.serve.settings import ServeSettings
 
 _DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[\w.+-]*)*;base64,", re.ASCII)
@@ -68,7 +68,7 @@ class Intake:
         if head is None:
             raise DataError("a data: URL of media reads data:TYPE;base64,CONTENT")
         if (len(url) - head.end()) * 3 // 4 > self.settings.media_bytes + 3:
-            raise DataError(f"the media are larger than {self.settings.megabytes:g} MB")
+            raise TooLargeError(f"the media are larger than {self.settings.megabytes:g} MB")
         try:
             yield base64.b64decode(url[head.end() :].encode("ascii"), validate=True)
         except (binascii.Error, UnicodeEncodeError):
@@ -80,7 +80,7 @@ class Intake:
             while chunk := file.read(_CHUNK):
                 total += len(chunk)
                 if total > self.settings.media_bytes:
-                    raise DataError(f"the media are larger than {self.settings.megabytes:g} MB")
+                    raise TooLargeError(f"the media are larger than {self.settings.megabytes:g} MB")
                 yield chunk
 
     def _of_file(self, url: str) -> Iterator[bytes]:
@@ -106,7 +106,7 @@ class Intake:
             raise refused
         with os.fdopen(descriptor, "rb") as file:
             if status.st_size > self.settings.media_bytes:
-                raise DataError(f"the media are larger than {self.settings.megabytes:g} MB")
+                raise TooLargeError(f"the media are larger than {self.settings.megabytes:g} MB")
             yield from iter(lambda: file.read(_CHUNK), b"")
 
 

@@ -299,7 +299,8 @@ class _Call:
         return True
 
     def _too_large(self) -> str:
-        return f"the request is larger than {self.most / 2**20:.0f} MB"
+        media = f"; media may have {self.shield.settings.megabytes:g} MB" if self.most > _SMALL_BODY else ""
+        return f"the request is larger than {self.most / 2**20:.0f} MB{media}"
 
 
 def _host_of(header: str) -> str | None:

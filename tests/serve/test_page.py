@@ -109,6 +109,9 @@ def test_only_what_the_page_needs_is_there(page):
                  "/gradio_api/deep_link", "/gradio_api/process_recording", "/gradio_api/file=", "/static/../../x",
                  "/gradio_api/dev/reload", "/custom_component/x", "/pwa_icon"):  # fmt: skip
         assert call(page, "GET", path)[0] in (400, 404, 405), path
+    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)):
+        found = call(page, method, path)
+        assert found[0] == status and b'"error"' in found[-1], found  # in the API's form, not the page's
 
 
 def test_nothing_of_the_page_is_loaded_from_elsewhere(page):

@@ -296,7 +296,8 @@ def test_sound_is_limited_too(tmp_path):
 def test_limits_reach_the_server(predictor, tmp_path):
     path = drawn(tmp_path / "a.mp4", frames=40)
     with running(predictor, media=LIMITS, megabytes=0.01) as server:
-        assert "larger than 0.01 MB" in words(ask(server, data_url(path)))
+        refused = ask(server, data_url(path))
+        assert refused[0] == 413 and "larger than 0.01 MB" in words(refused)
     with running(predictor, media=LIMITS) as server:
         assert "s long; at most 2" in words(ask(server, data_url(path)))
 
