@@ -53,7 +53,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
             "chosen_on_a_half": estimate(81.45),
         },
     },
-    "training": {"ways": {"published way": RATIO, "ours, encoders in the step": RATIO,
+    "training": {"llm_parameters": 21_400_000, "ways": {"published way": RATIO, "ours, encoders in the step": RATIO,
                           "ours, feature store": {"wall_ratio": 18.46, "processor_ratio": 17.0}}},
     "inference": {"tokens": {"labels": 24, "description": 120}, "checkpoints": 7, "labels": RATIO,
                   "description": RATIO, "both_questions": RATIO, "labels_of_all_checkpoints": RATIO},
@@ -104,7 +104,8 @@ WORDS = {
            "stopped by the guard"),
     "rl_cost": ("| roll-out | 3.0 s (75.00 %) | 2.1 h (99.88 %) |", "16 clips x 8 answers of 50 tokens"),
     "serving": ("| 60 s | 20 s | 3.1 times as fast | 3.0 | 24 of 24 |", "8 clients together"),
-    "headline": ("82.78", "80.60 [79.6, 81.6]", "| 70; 20; 23 |", "`benchmarks/grpo_demo.py`"),
+    "headline": ("82.78", "80.60 [79.6, 81.6]", "| 70; 20; 23 |", "LLM of 21 million parameters",
+                 "`benchmarks/grpo_demo.py`"),
 }  # fmt: skip
 
 

@@ -94,6 +94,7 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
     from affectgpt.cli.score import scored_row
     from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.table import DATASETS, parse_names
+    from affectgpt.evaluation.metrics.base import METRICS
     from affectgpt.evaluation.score import check_scored
     from affectgpt.processing.check import CheckOptions, check_split
     from affectgpt.processing.questions import check_block
@@ -105,7 +106,10 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
     for name in parse_names(",".join(words), custom=config.datasets):
         dataset = open_dataset(config, name)
         check_block(config, dataset)
-        if dataset.task not in ("", "train"):
+        if dataset.block.task:
+            with config.naming(f"datasets.{dataset.key}.task"):
+                METRICS.get(dataset.task)
+        elif dataset.task not in ("", "train"):
             check_scored(scored_row(config, name))
         for split in (split for split in args.splits if split in dataset.splits):
             options = CheckOptions(

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Arguments of the demo."""
     parser = argparse.ArgumentParser(
         prog="affectgpt demo",
-        description="From nothing to a scored tiny model on a CPU: about five minutes, everything synthetic. "
+        description="From nothing to a scored tiny model on a CPU in some minutes, everything synthetic. "
         "What is there already is used again.",
     )
     parser.add_argument(
@@ -110,8 +111,8 @@ def run(place: Place) -> None:
     started = time.perf_counter()
     print(
         "AffectGPT demo: everything in it is synthetic (drawn faces, synthetic voices, invented sentences).\n"
-        "Its commands run with one thread per operation, which is fastest for tiny models; with "
-        "OMP_NUM_THREADS=1 before them they give the same numbers.",
+        "It computes with one thread; the commands that it prints give the same numbers with OMP_NUM_THREADS=1 before "
+        "them.",
         flush=True,
     )
     fresh = prepare(place)
@@ -137,9 +138,12 @@ def run(place: Place) -> None:
 def prepare(place: Place) -> bool:
     """Make the tiny models and the corpus where they are missing; whether anything was."""
     from affectgpt.demo.corpus import make_corpus
-    from affectgpt.demo.models import make_models
+    from affectgpt.demo.models import make_models, missing_models
 
+    if names := missing_models(place.models, seed=place.seed):
+        print(f"\nteaching tiny models: {', '.join(names)}", flush=True)
     made = make_models(place.models, seed=place.seed, workers=place.workers, progress=_bar("tiny models", "model"))
+    print(f"\ndrawing the clips that are missing in {place.dataset}", flush=True)
     clips = make_corpus(place.dataset, seed=place.seed, workers=place.workers, progress=_bar("synthetic clips", "clip"))
     return bool(made) or clips
 
@@ -282,6 +286,8 @@ def call(script: str, command: Callable[[list[str]], int], arguments: list[str],
     print(f"\n$ {command_line(script, arguments)}", flush=True)
     with contextlib.redirect_stdout(output) if output else contextlib.nullcontext():
         code = command(arguments)
+    if code > 128:  # a signal
+        raise AffectGPTError(f"{script} was stopped: the same command resumes")
     if code:
         raise AffectGPTError(f"{script} ended with status {code}")
 
@@ -358,9 +364,8 @@ def page_command(place: Place) -> str:
     serve = ["serve", "--cfg-path", str(place.recipes / "demo_cpu.yaml"), "--ui"]
     options = place.options(f"inference.ckpt_root={_run(place, 'demo_cpu')}")
     install = ": pip install -e '.[page]'" if (ROOT / "pyproject.toml").is_file() else ""
-    return f"a page to drop clips on (needs the extra [page]{install}):\n  " + module_line(
-        "affectgpt.cli.main", [*serve, *options]
-    )
+    needs = "" if find_spec("gradio") else f" (needs the extra [page]{install})"
+    return f"a page to drop clips on{needs}:\n  " + module_line("affectgpt.cli.main", [*serve, *options])
 
 
 if __name__ == "__main__":

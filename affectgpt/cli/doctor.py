@@ -56,12 +56,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(config: Any, args: argparse.Namespace) -> bool:
-    from affectgpt.inference.checkup import FAIL, check_installation, check_versions
+    from affectgpt.config.paths import select_checkpoints
+    from affectgpt.core.errors import AffectGPTError
+    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_installation, check_versions
 
     failed = False
     for finding in check_versions() if args.hf else check_installation(config, hashes=not args.no_hash):
         _line(finding)
         failed |= finding.status == FAIL
+    lexicon = find_lexicon(None)
+    _line(
+        Finding(OK, "lexicon", lexicon.source) if lexicon.comparable
+        else Finding(WARN, "lexicon", "no emotion_wheel/ here: scores would use the built-in lexicon, and could not be "
+                     "compared with published ones")
+    )  # fmt: skip
+    if failed and not args.hf:
+        try:
+            _line(Finding(OK, "checkpoint", str(select_checkpoints(config)[-1].path)))
+        except AffectGPTError as error:
+            _line(Finding(FAIL, "checkpoint", str(error)))
     if failed or args.no_model:
         if args.record or args.fingerprints:
             print("FAIL  probe clip: not run, see above" if failed else "warn  probe clip: not run (--no-model)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,9 @@ def add_selection_arguments(parser: argparse.ArgumentParser, title: str) -> argp
         help="data sets (default: your own of --cfg-path, else all: those of the nine with results)",
     )
     what.add_argument(
-        "--run", metavar="NAME", help="folder under results-<data set> (default: the one with most files)"
+        "--run",
+        metavar="NAME",
+        help="folder under results-<data set> (default: the only one of --cfg-path's name, else that with most files)",
     )
     what.add_argument(
         "--checkpoints", metavar="30-60", help="epochs (30-60, 30-60/5, 45) or file names, separated by commas"
@@ -153,7 +156,18 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPath
     for row in rows:
         check_scored(row)
     places = ScoringPaths(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
+    if config and getattr(args, "run", "") is None and not getattr(args, "answers", None):
+        args.run = run_of(config.name, rows, places)
     return rows, places, find_lexicon(args.lexicon)
+
+
+def run_of(name: str, rows: Sequence[DatasetRow], places: ScoringPaths) -> str | None:
+    """The run that a configuration of this name made; None where there is none, or more than one."""
+    from affectgpt.evaluation.run_scores import find_runs
+
+    of_name = re.compile(rf"{re.escape(name)}(_\d{{11}}(_\d+)?)?")  # the minute's last digit is left out
+    found = {run for runs in find_runs(rows, places).values() for run in runs if of_name.fullmatch(run)}
+    return found.pop() if len(found) == 1 else None
 
 
 def scored_row(config: Config, name: str) -> DatasetRow:

@@ -98,8 +98,8 @@ def check_data_root(root: Path) -> None:
         if "demo" in root.parts:
             raise DataError(f"paths.dataset_root: no folder {root}; the demo's are made by `make demo`")
         raise DataError(
-            f"paths.dataset_root: no folder {root}; the data sets go there, or set it to where they are (affectgpt "
-            "check_data reports what is missing)"
+            f"paths.dataset_root: no folder {root}; the data sets go there, or set it to where they are (docs/data.md "
+            "says where each comes from; affectgpt check_data reports what is missing)"
         )
 
 

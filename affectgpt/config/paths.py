@@ -192,8 +192,9 @@ def find_run(config: Config) -> Path:
         there = sorted(p.name for p in root.parent.glob("*") if p.is_dir() and not p.name.startswith("results"))
         raise CheckpointError(
             f"no checkpoint found: looked for {root}/{config.name}*/checkpoint_*.pth; "
-            f"{root.parent} holds {', '.join(there) or 'no folder'}. "
-            "Train first, or set inference.ckpt_root=FOLDER or inference.ckpt_name=FOLDER below it or FILE."
+            f"{root.parent} holds {', '.join(there) or 'no run'}. "
+            f"Train first, put a released checkpoint into {root}/ (docs/install.md says where they are), or set "
+            "inference.ckpt_root=FOLDER or inference.ckpt_name=FOLDER below it or FILE."
         )
     return counted[0][2]
 
@@ -206,7 +207,7 @@ def checkpoint_file(path: str | Path) -> CheckpointFile:
 
 
 def select_checkpoints(config: Config) -> list[CheckpointFile]:
-    """The checkpoints that inference runs, as the ``inference`` section asks (SPEC 2.4).
+    """The checkpoints that inference runs, as the ``inference`` section asks.
 
     Of ``ckpt_root``, else of the run ``ckpt_name`` below ``output/<name>/``, else of the run found: by ``test_epoch``,
     or ``test_epochs`` with ``skip_epoch``, or the last, which must be past epoch 10. A ``ckpt_name`` that is a file is

@@ -19,33 +19,49 @@ class Registry:
 
     Adding an entry is ``@registry.register("NAME")`` on a class or function, or ``registry.register("NAME")(row)``: in
     a file of ``package``, which is imported on the first look-up, or in a file that ``imports:`` of a configuration
-    names. Names are compared as they are written, or in any case with ``any_case``. ``words``: what may stand in place
-    of a name without being an entry; an error for an unknown name lists them too.
+    names. Names are compared as they are written, or in any case with ``any_case``. ``check(what, entry)`` raises for
+    an entry that lacks something, whenever one is looked up; ``what`` is its ``described``. ``words``: what may stand
+    in place of a name without being an entry; an error for an unknown name lists them too.
     """
 
     def __init__(
-        self, kind: str, package: str | None = None, *, any_case: bool = False, words: Sequence[str] = ()
+        self,
+        kind: str,
+        package: str | None = None,
+        *,
+        any_case: bool = False,
+        check: Callable[[str, Any], None] | None = None,
+        words: Sequence[str] = (),
     ) -> None:
         self.kind = kind
         self.words = tuple(words)
         self.package = package
         self.any_case = any_case
+        self._check = check
         self._entries: dict[str, Any] = {}
+        self._places: dict[str, str] = {}  # FILE:LINE that registered it
         self._scanned = package is None
 
     def _key(self, name: str) -> str:
         return name.strip().lower() if self.any_case else name
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Decorator that enters a class, function or row under each of ``names``. ValueError for a name in use."""
+        """Decorator that enters a class, function or row under each of ``names``.
+
+        Raises ConfigError naming both places for a name in use.
+        """
+        caller = sys._getframe(1)
+        place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
 
         def enter(thing: T) -> T:
             for name in names:
-                known = self._entries.get(self._key(name), thing)
-                if known is not thing:
-                    where = ", ".join(str(getattr(x, "__module__", type(x).__module__)) for x in (known, thing))
-                    raise ValueError(f"{self.kind} {name!r} is registered twice ({where}); give yours another name")
-                self._entries[self._key(name)] = thing
+                key = self._key(name)
+                if self._entries.setdefault(key, thing) is not thing:
+                    raise ConfigError(
+                        f"{self.kind} {name!r} is registered twice, in {self._places[key]} and in {place}; give yours "
+                        "another name"
+                    )
+                self._places.setdefault(key, place)
             return thing
 
         return enter
@@ -61,12 +77,19 @@ class Registry:
         """The entry called ``name``; ConfigError with the nearest known name otherwise."""
         self._scan()
         try:
-            return self._entries[self._key(name)]
+            entry = self._entries[self._key(name)]
         except KeyError:
             hint = did_you_mean(str(name), [*self._entries, *self.words])
             if "Did you mean" not in hint:
                 hint += " One of your own needs its file: imports: [FILE.py], or --imports FILE.py."
             raise ConfigError(f"unknown {self.kind} {name!r}.{hint}") from None
+        if self._check is not None:
+            self._check(self.described(name), entry)
+        return entry
+
+    def described(self, name: str) -> str:
+        """A registered name for a message: its kind, and the file and line that registered it."""
+        return f"{self.kind} {name!r} ({self._places[self._key(name)]})"
 
     def __getitem__(self, name: str) -> Any:
         return self.get(name)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from affectgpt.core.layout import Layout
 
 IGNORE_INDEX = -100  # label of a token that is not learnt
-N_FRAMES = 8  # frames per clip and audio clips per sample (SPEC of the released models)
+N_FRAMES = 8  # frames per clip and audio clips per sample, as of the released models
 IMAGE_SIZE = 224
 SAMPLE_RATE = 16_000  # Hz
 CLIP_SECONDS = 2

@@ -137,7 +137,7 @@ def place_samples(
 
 
 def parse_label_list(text: str) -> tuple[str, ...]:
-    """``['happy', "calm"]`` or ``[happy, calm]`` → its labels (SPEC section 7, before lower-casing)."""
+    """``['happy', "calm"]`` or ``[happy, calm]`` → its labels, before lower-casing."""
     text = text.strip()
     text = text.removeprefix("[").removesuffix("]")
     # interned: a few thousand words make up all lists

@@ -1,4 +1,4 @@
-"""One row per data set: where its files are, what its labels are, and how it is scored (SPEC section 5)."""
+"""One row per data set: where its files are, what its labels are, and how it is scored."""
 
 from __future__ import annotations
 

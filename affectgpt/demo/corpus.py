@@ -1,4 +1,4 @@
-"""The synthetic sample corpus, in the layouts of the published data sets (SPEC section 5).
+"""The synthetic sample corpus, in the layouts of the published data sets.
 
 A training set (as MER-Caption+) and three held-out sets: basic (as MER2023), sentiment (as SIMS), fine-grained (as
 OV-MERD+). In a third of the clips face and voice both show the emotion, in a third only the face (the voice is even),

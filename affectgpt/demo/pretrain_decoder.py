@@ -27,7 +27,7 @@ STEPS = 420
 _BATCH = 24
 _LEARNING_RATE = 3e-3
 
-# The prompts of AffectGPT (SPEC section 3; a test holds them equal to processing/).
+# The prompts of AffectGPT (a test holds them equal to processing/).
 _MULTI = "The audio and video merged info is: <Multi><MultiHere></Multi>. "
 _AUDIO = "The audio content is as follows: <Audio><AudioHere></Audio>. "
 _FRAMES = "Meanwhile, we uniformly sample raw frames from the video"

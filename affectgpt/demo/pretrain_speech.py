@@ -46,7 +46,7 @@ def draw_lessons(*, count: int, seed: int) -> tuple[list[np.ndarray], np.ndarray
 
 
 def eight_clips(wave: np.ndarray) -> np.ndarray:
-    """Eight clips of 2 s, float32 ``[8, 32000]``, normalised together, as a sample reaches the encoder (SPEC 2.2)."""
+    """Eight clips of 2 s, float32 ``[8, 32000]``, normalised together, as a sample reaches the encoder."""
     import numpy as np
 
     wave = np.pad(wave, (0, max(CLIP_SAMPLES - len(wave), 0)))

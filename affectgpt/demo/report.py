@@ -148,7 +148,7 @@ def read_losses(log: Path) -> tuple[list[int], list[float]]:
 def _clip(plan: ClipPlan, results: list[RecipeResult], dataset_root: Path) -> dict:
     files = clip_paths(dataset_root, get_row("MER2023"), plan.name)
     place = {"both": "face and voice", "face": "the face (the voice is even)", "voice": "the voice (the face is still)"}
-    says = {"plain": "says nothing of it", "carries": "agrees", "conflicts": f"sounds {plan.text} instead"}
+    says = {"plain": "says nothing of the emotion", "carries": "agrees", "conflicts": f"sounds {plan.text} instead"}
     answers = []
     for result in results:
         for question, given in result.answers.items():

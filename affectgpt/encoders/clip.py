@@ -16,7 +16,7 @@ from affectgpt.encoders.pretrained import CPU, files_read, load_pretrained, read
 
 @VISUAL_ENCODERS.register("CLIP_VIT_LARGE")
 class ClipEncoder(PixelEncoder):
-    """Projected image embedding of each frame, not normalised to unit length (SPEC 2.1)."""
+    """Projected image embedding of each frame, not normalised to unit length."""
 
     weights = Weights("clip-vit-large-patch14", "https://huggingface.co/openai/clip-vit-large-patch14")
     architecture: ClassVar = {

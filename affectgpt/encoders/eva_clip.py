@@ -97,7 +97,7 @@ class QueryTokens(nn.Module):
 
 @VISUAL_ENCODERS.register("EVA_CLIP_G")
 class EvaClipQFormerEncoder(EvaClipEncoder):
-    """32 query tokens per frame: vision model, ``ln_vision``, then BLIP-2's Q-Former (SPEC 2.1)."""
+    """32 query tokens per frame: vision model, ``ln_vision``, then BLIP-2's Q-Former."""
 
     def __init__(self, vision_model: Any, qformer: Any, queries: QueryTokens) -> None:
         super().__init__(vision_model)

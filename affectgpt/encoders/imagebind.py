@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 @ACOUSTIC_ENCODERS.register("IMAGEBIND")
 class ImageBindEncoder(FrozenEncoder):
-    """ImageBind's embedding of each 2-second clip, as ImageBind gives it: of length 20; 1024 numbers (SPEC 2.1).
+    """ImageBind's embedding of each 2-second clip, as ImageBind gives it: of length 20; 1024 numbers.
 
     The weights are the file ``imagebind_huge.pth``, of which the audio part alone is read.
     """

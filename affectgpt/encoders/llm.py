@@ -1,4 +1,4 @@
-"""What is known of an LLM before its weights are read: one row per family, its folder, its tokenizer (SPEC 2.3, 3.1).
+"""What is known of an LLM before its weights are read: one row per family, its folder, its tokenizer.
 
 The processor needs an LLM's tokens, the model its weights: both rooms read them here.
 """
@@ -170,7 +170,7 @@ def placeholder_ids(tokenizer: Any) -> dict[Modality, int]:
 
 
 def stop_sequences(tokenizer: Any) -> list[tuple[int, ...]]:
-    """Token sequences that end an answer (SPEC 3.5): ``###``; (##, #) and (#, ##) as tokenised after a letter."""
+    """Token sequences that end an answer: ``###``; (##, #) and (#, ##) as tokenised after a letter."""
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids

@@ -14,7 +14,7 @@ from affectgpt.encoders.pretrained import CPU, files_read, load_pretrained
 
 
 class MeanTokenEncoder(PixelEncoder):
-    """Mean over all tokens (DINOv2's CLS token included) of the last layer, before the final norm (SPEC 2.1).
+    """Mean over all tokens (DINOv2's CLS token included) of the last layer, before the final norm.
 
     That is ``hidden_states[-1]`` of the published code. The layers are called directly: then nothing that a version of
     transformers puts behind them can get into the state.

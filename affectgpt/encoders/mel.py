@@ -1,4 +1,4 @@
-"""Sound → the mel spectrogram that ImageBind takes (SPEC 2.2), operation for operation as Kaldi's filter bank does it.
+"""Sound → the mel spectrogram that ImageBind takes, operation for operation as Kaldi's filter bank does it.
 
 Written in torch and float32: quiet bins hold rounding noise, so another order of operations or another precision moves
 them by up to 4e-4. Where MKL's FFT takes a code path for another processor, they move as much; with MKL_CBWR=COMPATIBLE

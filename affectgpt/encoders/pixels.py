@@ -1,4 +1,4 @@
-"""uint8 frames → what a vision tower takes: equal to the bit to the image processors of transformers (SPEC 2.2)."""
+"""uint8 frames → what a vision tower takes: equal to the bit to the image processors of transformers."""
 
 from __future__ import annotations
 

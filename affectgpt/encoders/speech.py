@@ -20,7 +20,7 @@ _VARIANCE_FLOOR = 1e-7
 class WaveNormalize:
     """float32 ``[T, samples]`` → the same shape, zero mean and unit variance over all clips of the sample together.
 
-    Over the sample, not clip by clip, as the published extractor does with a block of clips (SPEC 2.2, wire), and
+    Over the sample, not clip by clip, as the published extractor does with a block of clips (wire), and
     never over a batch, so that nothing depends on batch mates.
     """
 
@@ -35,7 +35,7 @@ class WaveNormalize:
 
 
 class SpeechEncoder(FrozenEncoder):
-    """One vector per 2-second clip, from a speech model of the wav2vec 2.0 family (SPEC 2.1)."""
+    """One vector per 2-second clip, from a speech model of the wav2vec 2.0 family."""
 
     kind = "acoustic"
     model_class: str  # of transformers

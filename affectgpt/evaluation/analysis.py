@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.metrics.base import GroupMetric
 from affectgpt.evaluation.score import Score
 
 NO_GROUP = "no group"
@@ -42,9 +44,12 @@ def polarity_word(value: float) -> str:
     return "positive" if value > 0 else "negative" if value < 0 else "neutral"
 
 
-def _true_labels(score: Score) -> list[tuple[str, ...]]:
-    """The truth as words."""
-    return [(polarity_word(t),) if score.metric.polarity else tuple(t) for t in score.truth]
+def _true_labels(score: Score) -> list[tuple[str, ...]] | None:
+    """The truth as words; None for a metric of one's own whose truth is neither labels nor a value with a polarity."""
+    if score.metric.polarity:
+        return [(polarity_word(t),) for t in score.truth] if all(map(_is_number, score.truth)) else None
+    labels = all(isinstance(t, tuple) and all(isinstance(word, str) for word in t) for t in score.truth)
+    return score.truth if labels else None
 
 
 def _groups(score: Score, grouping: Grouping) -> list[list[str]]:
@@ -54,10 +59,16 @@ def _groups(score: Score, grouping: Grouping) -> list[list[str]]:
     return [sorted(grouping.members(grouping.item(item)[1])[0]) for item in score.items]
 
 
-def distribution(score: Score, grouping: Grouping) -> tuple[list[str], list[float], list[float]]:
-    """Groups, and the share of samples whose truth and whose prediction holds each, most frequent truth first."""
+def distribution(score: Score, grouping: Grouping) -> tuple[list[str], list[float], list[float]] | None:
+    """Groups, and the share of samples whose truth and whose prediction holds each, most frequent truth first.
+
+    None where the truth is not labels.
+    """
+    truths = _true_labels(score)
+    if truths is None:
+        return None
     true: Counter[str] = Counter()
-    for labels in _true_labels(score):
+    for labels in truths:
         true.update(labels if score.metric.polarity else grouping.members(grouping.mask(labels))[0])
     predicted = Counter(group for groups in _groups(score, grouping) for group in groups)
     names = sorted({*true, *predicted}, key=lambda group: (-true[group], -predicted[group], group))[:16]
@@ -68,10 +79,10 @@ def distribution(score: Score, grouping: Grouping) -> tuple[list[str], list[floa
 def confusion(score: Score, grouping: Grouping) -> Matrix | None:
     """True label × predicted group in the first wheel. A sample's weight is shared by its predicted groups.
 
-    None where a sample has several true labels.
+    None where a sample has several true labels, or the truth is not labels.
     """
     true = _true_labels(score)
-    if any(len(labels) != 1 for labels in true):
+    if true is None or any(len(labels) != 1 for labels in true):
         return None
     cells: Counter[tuple[str, str]] = Counter()
     for (label,), groups in zip(true, _groups(score, grouping), strict=True):
@@ -88,11 +99,13 @@ def confusion(score: Score, grouping: Grouping) -> Matrix | None:
 
 
 def frequent_labels(score: Score, grouping: Grouping, *, first: int = 20) -> list[tuple[str, int, bool]]:
-    """The most frequent predicted labels, how often, and whether the lexicon knows them; none for polarity words."""
+    """The most frequent predicted labels, how often, and whether the lexicon knows them (True where the metric does not
+    ask it); none for polarity words."""
     if score.metric.polarity:
         return []
     counts = Counter(label for item in score.items for label in grouping.item(item)[0])
-    return [(label, count, bool(grouping.label_mask(label))) for label, count in counts.most_common(first)]
+    asked = isinstance(score.metric, GroupMetric)
+    return [(label, count, not asked or bool(grouping.label_mask(label))) for label, count in counts.most_common(first)]
 
 
 def answers_of(score: Score) -> Mapping[str, str]:
@@ -112,7 +125,7 @@ def mistakes(score: Score) -> list[Mistake]:
         Mistake(
             name=score.names[i],
             value=float(values[i]),
-            truth=_truth_text(score.truth[i]),
+            truth=_truth_text(score.truth[i], polarity=score.metric.polarity),
             labels=score.items[i],
             answer=answers.get(score.names[i]),
         )
@@ -120,7 +133,11 @@ def mistakes(score: Score) -> list[Mistake]:
     ]
 
 
-def _truth_text(truth: Any) -> str:
+def _is_number(truth: Any) -> bool:
+    return isinstance(truth, Real)
+
+
+def _truth_text(truth: Any, *, polarity: bool) -> str:
     if isinstance(truth, tuple):
-        return ", ".join(truth)
-    return f"{polarity_word(truth)} ({truth:+.2f})"
+        return ", ".join(map(str, truth))
+    return f"{polarity_word(truth)} ({truth:+.2f})" if polarity and _is_number(truth) else f"{truth}"

@@ -1,7 +1,7 @@
 """Labels and polarity without a language model, from answers of the form the model was trained to give.
 
-Nothing here was fitted to released answers or labels: the sentences are those of SPEC section 3.3 and their obvious
-variants, the polarity of a word comes from ``polarity_words.toml``.
+Nothing here was fitted to released answers or labels: the sentences are those of processing/questions.py and their
+obvious variants, the polarity of a word comes from ``polarity_words.toml``.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _bare_list(text: str) -> list[str] | None:
 
 
 def item_labels(item: str) -> list[str]:
-    """The labels of an extracted item such as ``[happy, calm]`` (SPEC section 7)."""
+    """The labels of an extracted item such as ``[happy, calm]``."""
     item = item.strip().removeprefix("[").removesuffix("]")
     return [label for part in re.split(r"['\",]", item) if (label := part.strip().lower())]
 

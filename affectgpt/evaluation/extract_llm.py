@@ -1,4 +1,4 @@
-"""The prompts of label extraction and how replies are cleaned (paper, appendix E; SPEC section 7)."""
+"""The prompts of label extraction and how replies are cleaned (paper, appendix E)."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def _test_cell(test: Test | None) -> dict[str, Any] | None:
         return None
     c = test.comparison
     return {
-        "difference": f"{100 * c.difference:+.2f}",
+        "difference": f"{100 * c.difference:+z.2f}",
         "interval": [f"{100 * bound:+.1f}" for bound in c.interval],
         "p": f"{c.p:.4f}",
         "adjusted": f"{test.adjusted:.4f}",

@@ -64,9 +64,9 @@ def shown_scores(run_scores: RunScores) -> list[Score]:
 
 def _section(run_scores: RunScores, score: Score) -> dict[str, Any]:
     grouping = grouping_of(run_scores.lexicon, run_scores.grouping)
-    matrix = analysis.confusion(score, grouping)
+    distribution, matrix = analysis.distribution(score, grouping), analysis.confusion(score, grouping)
     wrong = analysis.mistakes(score)
-    counted = int((score.summands.sum(axis=1) > 0).sum())
+    counted = int(score.summands.any(axis=1).sum())
     return {
         "score": score,
         "task": score.task,
@@ -75,7 +75,7 @@ def _section(run_scores: RunScores, score: Score) -> dict[str, Any]:
             (title, percent(score.values[key]), [percent(b) for b in score.interval.get(key, ())])
             for key, title in zip(score.metric.keys, score.metric.titles, strict=True)
         ],
-        "bars": plots.bars(*analysis.distribution(score, grouping)),
+        "bars": plots.bars(*distribution) if distribution else None,
         "confusion": plots.heat(matrix) if matrix else None,
         "frequent": analysis.frequent_labels(score, grouping),
         "mistakes": wrong[:SHOWN],

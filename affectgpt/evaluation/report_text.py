@@ -118,8 +118,8 @@ def comparison_table(result: PairedResult) -> str:
     """Two systems, paired by sample."""
     rows = [
         [
-            dataset, str(c.n), percent(c.a), percent(c.b), f"{100 * c.difference:+.2f}",
-            f"[{100 * c.interval[0]:+.2f}, {100 * c.interval[1]:+.2f}]", f"{c.p:.4f}",
+            dataset, str(c.n), percent(c.a), percent(c.b), f"{100 * c.difference:+z.2f}",
+            f"[{100 * c.interval[0]:+z.2f}, {100 * c.interval[1]:+z.2f}]", f"{c.p:.4f}",
             *(f"{groups:.2f}" for groups in result.groups.get(dataset, ())),
         ]
         for dataset, c in result.datasets.items()

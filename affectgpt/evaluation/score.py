@@ -16,7 +16,7 @@ from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.lexicon import Lexicon
-from affectgpt.evaluation.metrics.base import METRICS, Metric
+from affectgpt.evaluation.metrics.base import METRICS, GroupMetric, Metric, summed
 from affectgpt.evaluation.metrics.sentiment import POLARITIES
 from affectgpt.evaluation.results import ResultFile
 
@@ -156,11 +156,12 @@ def score_items(
         raise DataError(f"{source}: it shares no sample with the test split of {truth.row.name}")
     guesses = [items[name] for name in names]
     true = [truth.values[name] for name in names]
-    summands = metric.summands(true, guesses)
-    sums = summands.sum(axis=0)
-    values = {key: float(value) for key, value in metric.aggregate(sums).items()}
+    summands, values, detail = summed(truth.row.task, metric, true, guesses)
     if not all(np.isfinite(value) for value in values.values()):
-        raise DataError(f"{source}: no sample counts: no true label of {truth.row.name} has a group in some wheel")
+        why = f"{truth.row.task} has no value on the {len(true)} samples of {truth.row.name}"
+        if isinstance(metric, GroupMetric):
+            why = f"no true label of {truth.row.name} has a group in some wheel"
+        raise DataError(f"{source}: no sample counts: {why}")
     return Score(
         dataset=truth.row.name,
         checkpoint=checkpoint,
@@ -179,7 +180,7 @@ def score_items(
         foreign=len(foreign),
         odd_items=sum(word not in POLARITIES for word in guesses) if metric.polarity else 0,
         values=values,
-        detail=metric.detail(sums),
+        detail=detail,
     )
 
 
@@ -217,11 +218,11 @@ class UnknownLabels:
 
 
 def unknown_labels(scores: Iterable[Score], grouping: Grouping) -> UnknownLabels:
-    """Count the predicted labels that no view of the grouping knows, over scores that are made of labels."""
+    """Count the predicted labels that no view of the grouping knows, over scores that are made of groups."""
     counts: Counter[tuple[str, str]] = Counter()
     total = 0
     for score in scores:
-        if score.metric.polarity:
+        if not isinstance(score.metric, GroupMetric):
             continue
         for item in score.items:
             labels, _ = grouping.item(item)

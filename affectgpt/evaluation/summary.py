@@ -46,8 +46,8 @@ class Summary:
 
 
 def percent(value: float | None) -> str:
-    """A value of 0..1 in percent with two digits."""
-    return NONE if value is None else f"{100 * value:.2f}"
+    """A value of 0..1 in percent with two digits; what rounds to zero has no sign."""
+    return NONE if value is None else f"{100 * value:z.2f}"
 
 
 def cell(score: Score | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, CheckpointError
-from affectgpt.core.provenance import file_hash
+from affectgpt.core.provenance import device_name, file_hash
 from affectgpt.core.types import Modality
 from affectgpt.encoders.llm import configured_llm, load_tokenizer, placeholder_ids, stop_sequences, weights_folder
 from affectgpt.media.video import video_reader
@@ -27,7 +27,7 @@ EXPECTED = {
     "HUBERT_LARGE": {"hidden_size": 1024, "num_hidden_layers": 24},
     "Qwen25": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
 }
-# Ids in Qwen2.5's vocabulary (SPEC of the released models).
+# Ids in Qwen2.5's vocabulary, as the released models have them.
 QWEN25_IDS = {
     "bos <|im_start|>": 151644, "eos <|im_end|>": 151645, "###": 14374, "<ImageHere>": 151665, "<AudioHere>": 151666,
     "<FrameHere>": 151667, "<FaceHere>": 151668, "<MultiHere>": 151669,
@@ -47,6 +47,7 @@ class Finding:
 def check_installation(config: Config, *, hashes: bool = True) -> Iterator[Finding]:
     """Findings one after the other; hashing 15 GB of weights takes a minute."""
     yield from check_versions()
+    yield check_device(config)
     reader = video_reader()
     yield Finding(
         OK if reader.startswith("decord 0.6") else WARN,
@@ -56,6 +57,16 @@ def check_installation(config: Config, *, hashes: bool = True) -> Iterator[Findi
     for key in ("visual_encoder", "acoustic_encoder", "llama_model"):
         yield from check_folder(config, key, hashes=hashes)
     yield from check_tokenizer(config)
+
+
+def check_device(config: Config) -> Finding:
+    """Whether the device that the configuration names is there."""
+    from affectgpt.inference.session import inference_device
+
+    try:
+        return Finding(OK, "device", device_name(inference_device(config)))
+    except AffectGPTError as error:
+        return Finding(FAIL, "device", str(error))
 
 
 def check_versions() -> Iterator[Finding]:
@@ -101,7 +112,12 @@ def check_tokenizer(config: Config) -> Iterator[Finding]:
     """Ids of the tokens that stops and placeholders depend on."""
     name = config.model.llama_model
     try:
-        tokenizer = load_tokenizer(weights_folder(config, "llama_model"), configured_llm(config))
+        folder = weights_folder(config, "llama_model")
+    except AffectGPTError:
+        yield Finding(FAIL, "tokenizer", f"is in the folder of {name}: see above")
+        return
+    try:
+        tokenizer = load_tokenizer(folder, configured_llm(config))
     except AffectGPTError as error:
         yield Finding(FAIL, "tokenizer", str(error))
         return

@@ -1,4 +1,4 @@
-"""How an answer is drawn: the one top-k, top-p and temperature (SPEC 3.5, wire)."""
+"""How an answer is drawn: the one top-k, top-p and temperature (wire)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound: from a file to eight clips of two seconds, as the released models heard them (SPEC section 2.2, wire)."""
+"""Sound: from a file to eight clips of two seconds, as the released models heard them (wire)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class VideoInfo:
 def uniform_indices(n: int, *, n_frames: int = N_FRAMES) -> list[int]:
     """Indices of ``n_frames`` of ``n`` frames: ``arange(0, n, n / n_frames)`` truncated; the last repeated if too few.
 
-    SPEC section 2.2 (wire). Raises ValueError when there is no frame.
+    (Wire.) Raises ValueError when there is no frame.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The published checkpoint file: names, what is in it, loading that reports (SPEC 2.3, 2.4, wire)."""
+"""The published checkpoint file: names, what is in it, loading that reports (wire)."""
 
 from __future__ import annotations
 

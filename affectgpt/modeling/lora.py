@@ -1,4 +1,4 @@
-"""LoRA of the LLM in all its states: added, under the published names, merged, exported as peft's adapter (SPEC 2.3).
+"""LoRA of the LLM in all its states: added, under the published names, merged, exported as peft's adapter.
 
 Its layers are injected into a plain causal LM: a parameter is ``llm.….q_proj.lora_A.default.weight`` in the model,
 ``llama_model.base_model.model.….q_proj.lora_A.default.weight`` in a published checkpoint (wire), and

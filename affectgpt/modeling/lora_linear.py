@@ -1,4 +1,4 @@
-"""peft's LoRA layer with half as many kernels: what training at small batches waits for (SPEC 2.3)."""
+"""peft's LoRA layer with half as many kernels: what training at small batches waits for."""
 
 from __future__ import annotations
 

@@ -429,7 +429,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, *args: Any, stopping_criteria: Any = None, **kwargs: Any) -> Any:
-        """As transformers', and a row also stops at the published stop sequences (SPEC 3.5)."""
+        """As transformers', and a row also stops at the published stop sequences."""
         from transformers import StoppingCriteriaList
 
         ids = kwargs.get("input_ids", args[0] if args else None)

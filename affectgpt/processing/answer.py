@@ -1,4 +1,4 @@
-"""New token ids → the answer: where it ends, and what of the raw text it is (SPEC 3.5, wire)."""
+"""New token ids → the answer: where it ends, and what of the raw text it is (wire)."""
 
 from __future__ import annotations
 

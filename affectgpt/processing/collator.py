@@ -28,7 +28,7 @@ def collate(
     """Collate examples of one mode, all for training or all for generation.
 
     Training: padded on the right, attention mask "token is not pad"; as pad = eos, the closing eos is masked too
-    (SPEC 3.4, wire). Generation: padded on the left, every token of the prompt attended to. ``packing``: rows of up to
+    (wire). Generation: padded on the left, every token of the prompt attended to. ``packing``: rows of up to
     so many tokens instead (see ``layout_of``); ``pad_to_multiple_of``: of training's lengths, as tensor cores like it.
     Raises DataError naming the samples when modes, media or shapes differ.
     """

@@ -1,4 +1,4 @@
-"""One row per input mode (``face_or_frame``): which parts its prompt has, in which order (SPEC 3.2, wire)."""
+"""One row per input mode (``face_or_frame``): which parts its prompt has, in which order (wire)."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class AffectGPTProcessor(ProcessorMixin):
         """The processor of a configuration's models. Reads small files only.
 
         ``training``: pictures of training's size instead of inference's; ``augment`` matters to EVA-CLIP alone, which
-        sees augmented frames in training (SPEC 2.2). Raises ConfigError and CheckpointError naming key and folder.
+        sees augmented frames in training. Raises ConfigError and CheckpointError naming key and folder.
         """
         model, row = config.model, allowed_llm(config)
         specs = {}

@@ -1,4 +1,4 @@
-"""The one place where a prompt is made: its text, its ids, what of a training sample is learnt (SPEC 3, wire)."""
+"""The one place where a prompt is made: its text, its ids, what of a training sample is learnt (wire)."""
 
 from __future__ import annotations
 

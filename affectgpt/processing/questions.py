@@ -1,4 +1,4 @@
-"""One row per label type: the question asked and the answer learnt (SPEC 3.3, wire)."""
+"""One row per label type: the question asked and the answer learnt (wire)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from affectgpt.core.errors import ConfigError
 
 
 class MixedBatches:
-    """Batches of keys ``(part, epoch, index)``; each batch comes from one part, drawn by weight (SPEC section 4).
+    """Batches of keys ``(part, epoch, index)``; each batch comes from one part, drawn by weight.
 
     Every part is a stream of reshuffled passes over its samples that goes on from epoch to epoch, so that all samples
     are seen before one returns. The stream's order depends on (seed, part, pass) and the drawn parts on (seed, epoch):

@@ -1,4 +1,4 @@
-"""Result files: where they are and what is in them (SPEC section 6, wire)."""
+"""Result files: where they are and what is in them (wire)."""
 
 from __future__ import annotations
 

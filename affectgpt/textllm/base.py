@@ -44,7 +44,7 @@ class ConversationsFailedError(TextLLMError):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How replies are drawn. The defaults are those of label extraction (SPEC section 7). There is no top-k."""
+    """How replies are drawn. The defaults are those of label extraction as published. There is no top-k."""
 
     temperature: float = 0.7  # 0: always the most likely token
     top_p: float = 0.8

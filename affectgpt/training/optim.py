@@ -1,4 +1,4 @@
-"""Parameter groups, the optimizer and its saved state, learning-rate schedules (SPEC section 4)."""
+"""Parameter groups, the optimizer and its saved state, learning-rate schedules."""
 
 from __future__ import annotations
 

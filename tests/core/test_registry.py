@@ -1,7 +1,10 @@
+import sys
+import types
+
 import pytest
 
 from affectgpt.core.errors import ConfigError, did_you_mean
-from affectgpt.core.registry import Registry
+from affectgpt.core.registry import Registry, import_files
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 from affectgpt.modeling.connectors.base import CONNECTORS, PREFUSIONS
 
@@ -21,8 +24,28 @@ def test_one_name_cannot_mean_two_things():
     registry = Registry("thing", "affectgpt.core")
     registry.register("a")(int)
     registry.register("a")(int)
-    with pytest.raises(ValueError, match="registered twice"):
+    with pytest.raises(ConfigError, match="registered twice"):
         registry.register("a")(str)
+
+
+@pytest.mark.parametrize("package_first", [True, False])
+def test_a_clash_names_both_places_whichever_came_first(tmp_path, monkeypatch, package_first):
+    package = f"some_package_{package_first}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("import test_registry\nREGISTRY = test_registry.LAZY\n")
+    (tmp_path / package / "theirs.py").write_text("from . import REGISTRY\n\nREGISTRY.register('a')(int)\n")
+    (tmp_path / f"mine_{package_first}.py").write_text("import test_registry\ntest_registry.LAZY.register('a')(str)\n")
+    lazy = Registry("thing", package)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "test_registry", types.SimpleNamespace(LAZY=lazy))
+    with pytest.raises(ConfigError) as caught:
+        if package_first:
+            lazy.names()
+        import_files([tmp_path / f"mine_{package_first}.py"])
+        lazy.names()
+    said = str(caught.value)
+    assert "thing 'a' is registered twice" in said and "give yours another name" in said
+    assert "theirs.py:3" in said and f"mine_{package_first}.py:2" in said
 
 
 def test_did_you_mean_knows_case_and_says_what_is_known():

@@ -102,6 +102,20 @@ def test_compare(bench: Bench, capsys, tmp_path: Path) -> None:
     assert status == 1 and "no run 'run_c'" in err
 
 
+def test_the_name_of_a_configuration_tells_its_run(bench: Bench, capsys, tmp_path: Path) -> None:
+    for name in ("mine_20261122043", "mine_too_20261122043"):  # both stand with one file
+        bench.add("MER2023", name, "checkpoint_000030_loss_0.700", GOOD["MER2023"])
+    (tmp_path / "mine.yaml").write_text("run: {max_epoch: 1}\n")
+    arguments = bench.arguments("--datasets", "mer2023", "--cfg-path", str(tmp_path / "mine.yaml"))
+    status, out, _ = run(capsys, score.main, *arguments)
+    assert status == 0 and "run        mine_20261122043\n" in out
+    status, out, _ = run(capsys, score.main, *arguments, "--run", "run_b")
+    assert status == 0 and "run        run_b" in out
+    bench.add("MER2023", "mine_20261122043_2", "checkpoint_000030_loss_0.700", GOOD["MER2023"])
+    status, out, _ = run(capsys, score.main, *arguments)  # two of this name: that with most files, as without any
+    assert status == 0 and "run        run_a" in out
+
+
 def test_base_root(bench: Bench, capsys) -> None:
     (bench.root / "output").rename(bench.root / "elsewhere")
     for path in (bench.root / "elsewhere").iterdir():

@@ -43,7 +43,7 @@ def value(metric, truth, predicted) -> dict[str, float]:
 def test_every_scored_task_has_a_metric() -> None:
     from affectgpt.datasets.table import DATASETS
 
-    assert {row.task for row in DATASETS.values()} - {"train"} == set(METRICS.names())
+    assert {row.task for row in DATASETS.values()} - {"train"} <= set(METRICS.names())
 
 
 def test_hit_rate_by_hand(lexicon: Lexicon) -> None:

@@ -137,11 +137,11 @@ def test_one_of_each_kind_trains_resumes_answers_scores_and_is_exported(lab):
         (
             "evaluate", "--extractor", "direct", "--imports", "my_lab.py", "--datasets", "MyMoods", "--dataset-root",
             "dataset", "--base-root", "output/results", "--checkpoints", after.stem, "--json", "scores.json",
-            "--lexicon", "builtin",
+            "--html", "scores.html", "--latex", "scores.tex", "--lexicon", "builtin",
         ),
     )  # fmt: skip
     assert (lab / f"{answers}.npz").is_file() and "LETTER" in scored.stdout
-    assert '"letter"' in (lab / "scores.json").read_text()
+    assert '"letter"' in (lab / "scores.json").read_text() and "LETTER" in (lab / "scores.html").read_text()
 
     run(
         lab,

@@ -12,8 +12,12 @@ import numpy as np
 from affectgpt.config.schema import Config, DatasetConfig, PathsConfig
 from affectgpt.core.npz import write_npz
 from affectgpt.datasets.base import EmotionDataset, open_dataset
+from affectgpt.datasets.table import DATASETS
 
 NAMES = ("sample_00000000", "Ses05F_impro01_F000", "00012", "名字_1")
+# what make_layout can write; a row with a label reader of its own is tested beside that reader
+KINDS = ("npz_word", "npz_index", "npz_valence", "csv_open", "names_only")
+READ_ROWS = [row for row in DATASETS.values() if row.label_kind in KINDS and (row.label_file or row.openset_file)]
 
 
 def write_video(path: Path, *, frames: int = 20, width: int = 64, height: int = 48, sound: bool = True, rate: int = 10):

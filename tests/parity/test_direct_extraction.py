@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def wheels(merunibench):
-    """A plain reading of SPEC section 7: label → group, for each of the five wheels."""
+    """A plain reading of docs/scores.md: label → group, for each of the five wheels."""
     from openpyxl import load_workbook
 
     folder = merunibench / "emotion_wheel"

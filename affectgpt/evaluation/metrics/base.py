@@ -6,17 +6,20 @@ summands differently.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import json
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from affectgpt.core.errors import AffectGPTError, ConfigError, shortened
 from affectgpt.core.registry import Registry
 
 if TYPE_CHECKING:
+    from affectgpt.core.types import Labels
     from affectgpt.evaluation.grouping import Grouping, GroupSets
-
-METRICS = Registry("metric", "affectgpt.evaluation.metrics")  # by task: basic, fine-grained, sentiment
 
 
 class Metric(Protocol):
@@ -28,8 +31,20 @@ class Metric(Protocol):
     titles: tuple[str, ...]
     polarity: bool
 
+    def __init__(self, grouping: Grouping | None) -> None:
+        """``grouping``: the groups of the lexicon, for a metric on groups."""
+        ...
+
+    @staticmethod
+    def truth(labels: Labels) -> Any | None:
+        """The truth of a sample, None where it has none, so that it is not scored."""
+        ...
+
     def summands(self, truth: Sequence[Any], predicted: Sequence[str]) -> np.ndarray:
-        """Summands ``[N, C]`` (float64) of N samples; a sample that does not count is a row of zeros."""
+        """Summands ``[N, C]`` (float64) of N samples; a sample that does not count is a row of zeros.
+
+        ``predicted``: what was extracted of each answer: an item such as ``[happy, calm]``, or a polarity word.
+        """
         ...
 
     def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
@@ -43,6 +58,124 @@ class Metric(Protocol):
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         """What a report may add for one checkpoint, from sums ``[C]``: per-view values and counts."""
         ...
+
+
+def check_class(what: str, metric: Any) -> None:
+    """ConfigError for a class that lacks something of ``Metric``; ``what`` describes it."""
+    for part, kind, expected in (
+        ("keys", tuple, "a tuple of names such as ('hit',), the primary one first"),
+        ("titles", tuple, "a tuple with a heading for each of the keys"),
+        ("polarity", bool, "True where the metric reads polarity words, else False"),
+        ("truth_column", str, "what a table of one's own calls the truth, such as 'emotion'"),
+    ):
+        value = getattr(metric, part, None)
+        words = value if isinstance(value, tuple) else ()
+        if not isinstance(value, kind) or value in ((), "") or not all(isinstance(w, str) and w for w in words):
+            raise ConfigError(f"{what}: {part} must be {expected}; found {_form(value)}")
+    if len(metric.titles) != len(metric.keys) or len(set(metric.keys)) < len(metric.keys):
+        raise ConfigError(
+            f"{what}: keys must differ, and each needs a title; found keys {', '.join(metric.keys)} and titles "
+            f"{', '.join(metric.titles)}"
+        )
+    for part in ("truth", "summands", "aggregate", "per_sample", "detail"):
+        if not callable(getattr(metric, part, None)):
+            raise ConfigError(f"{what}: it needs a method {part}, see affectgpt.evaluation.metrics.base.Metric")
+    for function, expected in (
+        (metric, "__init__ must take one argument, the grouping"),
+        (metric.truth, "truth must be a static method of one argument, the labels of a sample"),
+    ):
+        try:
+            inspect.signature(function).bind(None)
+        except TypeError as error:
+            raise ConfigError(f"{what}: {expected} ({error})") from error
+
+
+METRICS = Registry("metric", "affectgpt.evaluation.metrics", check=check_class)  # by task
+
+
+def summed(
+    task: str, metric: Metric, truth: Sequence[Any], predicted: Sequence[str]
+) -> tuple[np.ndarray, dict[str, float], dict[str, Any]]:
+    """Of N samples: summands ``[N, C]``, each key's value, and the detail (empty where a value is NaN).
+
+    Raises ConfigError naming the metric, its file, and what it gives that is not what ``Metric`` says.
+    """
+    n, what = len(truth), METRICS.described(task)
+
+    def call(name: str, *arguments: Any) -> Any:
+        try:
+            return getattr(metric, name)(*arguments)
+        except AffectGPTError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            shapes = " and ".join(f"{type(x).__name__} {list(np.shape(x))}" for x in arguments)
+            raise ConfigError(
+                f"{what}: {name} fails on {shapes} ({place.filename}:{place.lineno}): {type(error).__name__}: {error}"
+            ) from error
+
+    summands = call("summands", truth, predicted)
+    if not _is_array(summands) or summands.ndim != 2 or len(summands) != n or not summands.shape[1]:
+        raise ConfigError(f"{what}: summands must give a float array [{n}, C], found {_form(summands)}")
+    if not np.isfinite(summands).all():
+        row = int(np.argmin(np.isfinite(summands).all(axis=1)))
+        raise ConfigError(
+            f"{what}: summands must be finite, with a row of zeros for a sample that does not count; found "
+            f"{summands[row].tolist()} for truth {shortened(truth[row])} and {shortened(predicted[row])}"
+        )
+    sums = summands.sum(axis=0)
+    values = _values(what, metric, call("aggregate", sums), shape=())
+    # intervals, floors and tests ask for many sums at once
+    pair = _values(what, metric, call("aggregate", np.stack([sums, sums])), shape=(2,))
+    for key in metric.keys:
+        if not np.allclose(pair[key], values[key], equal_nan=True):
+            raise ConfigError(
+                f"{what}: aggregate must read the last axis of sums [..., C], as in sums[..., 0]; found {key} "
+                f"{values[key].item()} for one row of sums, {pair[key].tolist()} for two that equal it"
+            )
+        if np.isfinite(values[key]) and not -1e-9 <= values[key] <= 1 + 1e-9:
+            raise ConfigError(
+                f"{what}: aggregate must give numbers from 0 to 1, which reports show in percent; found {key} "
+                f"{values[key].item()}"
+            )
+    met = call("per_sample", summands)
+    if not _is_array(met) or met.shape != (n,):
+        raise ConfigError(f"{what}: per_sample must give a float array [{n}], found {_form(met)}")
+    plain = {key: float(values[key]) for key in metric.keys}
+    if not all(map(np.isfinite, plain.values())):
+        return summands, plain, {}
+    detail = call("detail", sums)
+    try:
+        json.dumps(dict(detail))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{what}: detail must give a dict of plain numbers, words and lists; found {shortened(detail)} ({error})"
+        ) from error
+    return summands, plain, dict(detail)
+
+
+def _values(what: str, metric: Metric, found: Any, *, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """What ``aggregate`` gives for sums ``[*shape, C]``, by key."""
+    arrays = {key: np.asarray(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
+    if set(arrays) != set(metric.keys) or any(not _is_array(x) or x.shape != shape for x in arrays.values()):
+        given = {key: _form(value) for key, value in arrays.items()}
+        forms = ", ".join(f"{key} ({form})" for key, form in given.items()) or _form(found)
+        raise ConfigError(
+            f"{what}: aggregate must give a number for each of the keys {', '.join(metric.keys)}, of sums "
+            f"[{', '.join([*map(str, shape), 'C'])}] an array {list(shape)}; found {forms}"
+        )
+    return arrays
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _form(value: Any) -> str:
+    """What a value is, for a message."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return "nothing" if value is None else f"{type(value).__name__} {shortened(value)}"
 
 
 class GroupMetric:

@@ -1,4 +1,4 @@
-"""Sentiment polarity: weighted-average F1 and accuracy of "positive or not" (SPEC section 7)."""
+"""Sentiment polarity: weighted-average F1 and accuracy of "positive or not", see docs/scores.md."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from affectgpt.modeling.connectors.base import (
 
 @CONNECTORS.register("attention")
 class AttentionConnector(Connector):
-    """Weighted sum over time, then a projection. The weights are raw: there is no softmax (SPEC 2.3, wire)."""
+    """Weighted sum over time, then a projection. The weights are raw: there is no softmax (wire)."""
 
     published: ClassVar = {
         "video": {"attention.": "video_attention_mlp.", "proj.": "affectgpt_proj."},

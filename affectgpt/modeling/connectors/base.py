@@ -1,4 +1,4 @@
-"""What turns encoder outputs into tokens of the LLM (paper section 3; SPEC 2.3): the base class and the registries.
+"""What turns encoder outputs into tokens of the LLM (paper section 3): the base class and the registries.
 
 A connector compresses Z ``[B, T, d]`` of one medium into K tokens ``[B, K, D]`` of the LLM's width D. The pre-fusion
 takes Z_v and Z_a together. Notation: d_v, d_a encoder widths, m = max(d_v, d_a).

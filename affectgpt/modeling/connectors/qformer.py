@@ -1,4 +1,4 @@
-"""Q-Former: learnt queries attend to the encoder's vectors (SPEC 2.3), through transformers' Blip2QFormerModel."""
+"""Q-Former: learnt queries attend to the encoder's vectors, through transformers' Blip2QFormerModel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the cross-entropy of every learnt token (SPEC 4)."""
+"""Supervised fine-tuning: the cross-entropy of every learnt token."""
 
 from __future__ import annotations
 
