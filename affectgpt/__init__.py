@@ -10,6 +10,7 @@ _LAZY = {
     "EmotionDataset": "affectgpt.datasets.base",
     "GenerationSession": "affectgpt.inference.session",
     "Predictor": "affectgpt.inference.predictor",
+    "load_config": "affectgpt.config.load",
     "open_dataset": "affectgpt.datasets.base",
     "register": "affectgpt.inference.hub",
 }

@@ -140,8 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     bench = Run(parser, args, places=("root",))
     for part in (NINE, OVMERD, "dataset", "emotion_wheel"):
         if not (args.root / part).is_dir():
-            raise DataError(f"no folder {args.root / part}: --root says where the released answers and truths are; "
-                            "docs/scores.md (the released answers) says where they come from")
+            raise DataError(
+                f"no folder {args.root / part}: --root says where the released answers and truths are; "
+                "docs/scores.md (the released answers) says where they come from"
+            )
     with tempfile.TemporaryDirectory(prefix="released-answers-") as work:
         found = {output: scores(args.root, Path(work), output) for output in (NINE, OVMERD)}
     columns = {name: numbers_of(name, said) for said in found.values() for name in said["single"]["datasets"]}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from affectgpt.cli.common import run_cli
+from affectgpt.cli.common import add_imports_argument, run_cli
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import Config
@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets, and where data are"
     )
+    add_imports_argument(parser)
     parser.add_argument("--dataset-root", metavar="DIR", help="default: that of --cfg-path, else ../dataset")
     parser.add_argument(
         "--features-root", metavar="DIR", help="stored features to be read as well; default: that of --cfg-path"
@@ -56,9 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.config.load import load_config
     from affectgpt.config.schema import Config
     from affectgpt.core.errors import ConfigError
+    from affectgpt.core.registry import import_files
     from affectgpt.core.runtime import setup_logging
 
     setup_logging()
+    import_files(args.imports)
     config = load_config(args.cfg_path) if args.cfg_path else Config(name="")
     words = [word for item in args.datasets for word in item.split(",") if word] or list(config.datasets)
     if not words:
@@ -73,11 +76,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"every problem, one a line: {args.csv}")
     else:
         for problem in problems[:20]:
-            where = " ".join(filter(None, (problem.dataset, problem.split, problem.sample)))
-            print(f"{where}: {problem.what} {problem.kind}: {problem.reason}")
+            print(problem.line)
         if len(problems) > 20:
             print(f"… and {len(problems) - 20} more; --csv FILE writes them all")
-    print("everything is there" if not problems else f"problems: {len(problems)}")
+    notes = [note for report in reports for note in report.notes]
+    for note in notes:
+        print(note.line)
+    said = f"; notes: {len(notes)}" if notes else ""
+    print(f"problems: {len(problems)}{said}" if problems else f"everything is there{said}")
     return 1 if problems else 0
 
 
@@ -85,9 +91,13 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
     """A report per split of the named data sets."""
     from tqdm import tqdm
 
+    from affectgpt.cli.score import scored_row
     from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.table import DATASETS, parse_names
+    from affectgpt.evaluation.metrics.base import METRICS
+    from affectgpt.evaluation.score import check_scored
     from affectgpt.processing.check import CheckOptions, check_split
+    from affectgpt.processing.questions import check_block
 
     if any(word.lower() == "all" for word in words):
         words = [row.name for row in DATASETS.values() if row.label_file or row.openset_file or row.reason_file]
@@ -95,6 +105,12 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
         config = replace(config, paths=replace(config.paths, dataset_root=args.dataset_root))
     for name in parse_names(",".join(words), custom=config.datasets):
         dataset = open_dataset(config, name)
+        check_block(config, dataset)
+        if dataset.block.task:
+            with config.naming(f"datasets.{dataset.key}.task"):
+                METRICS.get(dataset.task)
+        elif dataset.task not in ("", "train"):
+            check_scored(scored_row(config, name))
         for split in (split for split in args.splits if split in dataset.splits):
             options = CheckOptions(
                 media=tuple(m for m in args.media if m != "none"),
@@ -116,6 +132,7 @@ def check_truth(config: Config, name: str, report: SplitReport) -> None:
     from affectgpt.cli.score import scored_row
     from affectgpt.core.errors import DataError
     from affectgpt.evaluation.score import Truth
+    from affectgpt.processing.check import note_joined_labels
 
     row = scored_row(config, name)
     try:
@@ -123,6 +140,7 @@ def check_truth(config: Config, name: str, report: SplitReport) -> None:
     except DataError as error:
         report.add("label", "unreadable", str(error))
         return
+    note_joined_labels(((name, value) for name, value in truth.values.items() if isinstance(value, tuple)), report)
     for sample in sorted(truth.names - set(truth.values)):
         report.add("label", "missing", f"{row.label_file}: its truth is empty, it will not be scored", sample=sample)
 
@@ -166,14 +184,14 @@ def print_table(reports: list[SplitReport]) -> None:
 
 
 def write_problems(path: Path, reports: list[SplitReport]) -> None:
-    """Every problem and every clip without a sound track as CSV, written atomically."""
+    """Every problem, note and clip without a sound track as CSV, written atomically."""
     from affectgpt.core.files import atomic_path
 
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(("dataset", "split", "sample", "what", "kind", "reason"))
         for report in reports:
-            for p in report.problems:
+            for p in (*report.problems, *report.notes):
                 writer.writerow((p.dataset, p.split, p.sample, p.what, p.kind, p.reason))
             for name in report.without_audio:
                 writer.writerow((report.dataset, report.split, name, "video", "no sound track", ""))

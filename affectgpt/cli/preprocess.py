@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from affectgpt.cli.common import run_cli
@@ -19,7 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="affectgpt preprocess",
         description="Make face crops (openface_face/NAME.npy), sound (audio/NAME.wav, 16 kHz) and subtitles "
         "(subtitle.csv, a row per clip) of a folder of videos. What is there already is kept; run it again to resume. "
-        "Clips that cannot be processed (damaged, no face) are listed in failed.csv and get no row in subtitle.csv.",
+        "Clips that cannot be processed (damaged, no face) are listed in failed.csv and get no row in subtitle.csv. "
+        "Several folders can go into one ROOT, one after the other.",
     )
     parser.add_argument("--video-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="ROOT")
@@ -101,8 +102,11 @@ def main(argv: list[str] | None = None) -> int:
         ) from None
     written = write_subtitles(videos, places, transcribe, failures)
     failed_file = args.out / "failed.csv"
-    if failures:
-        _write_csv(failed_file, ("sample", "reason"), failures)
+    folder = str(args.video_dir.resolve())
+    listed = _failures_elsewhere(failed_file, folder, {video.stem for video in videos})
+    listed += [(name, reason, folder) for name, reason in failures]
+    if listed:
+        _write_csv(failed_file, ("sample", "reason", "folder"), listed)
     else:
         failed_file.unlink(missing_ok=True)
     for name, reason in failures[:10]:
@@ -162,6 +166,20 @@ def write_subtitles(videos: list[Path], places, transcribe, failures: list[tuple
     finally:  # an interrupted transcription resumes where it was
         save()
     return sum(bool(row["english"]) for row in known.values())
+
+
+def _failures_elsewhere(path: Path, folder: str, looked_at: Collection[str]) -> list[tuple[str, ...]]:
+    """The rows of failed.csv (sample, reason, folder) of clips in other folders, which this run did not look at."""
+    from affectgpt.core.errors import DataError
+
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            rows = [(*row, "", "")[:3] for row in list(csv.reader(handle))[1:] if row]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); remove it, and run the same command again") from error
+    return [row for row in rows if row[0] not in looked_at and row[2] != folder]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: list) -> None:

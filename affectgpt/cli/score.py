@@ -137,6 +137,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPath
     from affectgpt.datasets.table import get_row, parse_names
     from affectgpt.evaluation.lexicon import find_lexicon
     from affectgpt.evaluation.run_scores import ScoringPaths
+    from affectgpt.evaluation.score import check_scored
 
     import_files(args.imports)
     config: Config | None = None
@@ -152,6 +153,8 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPath
         args.datasets = ",".join(name for name, block in blocks.items() if block.task) or ALL
     names = parse_names(args.datasets, custom=blocks)
     rows = [scored_row(config, name) if config else get_row(name) for name in names]
+    for row in rows:
+        check_scored(row)
     places = ScoringPaths(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
     if config and getattr(args, "run", "") is None and not getattr(args, "answers", None):
         args.run = run_of(config.name, rows, places)

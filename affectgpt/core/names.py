@@ -19,11 +19,12 @@ def check_name(
     what: str = "sample name",
     suffix: str = _MEDIA_SUFFIX,
     error: type[AffectGPTError] = DataError,
+    to_do: str = "give another name",
 ) -> str:
     """The name itself, when it is fit to be the name of a file or folder and with ``suffix`` no longer than one may be.
 
     Every name that becomes part of a path comes through here. ``what`` it names, and the ``source`` (and line) that
-    gave it, are said in the error; ``error`` is the kind that is raised.
+    gave it, are said in the error, and what is ``to_do``; ``error`` is the kind that is raised.
     """
     wrong = None
     if name in ("", ".", "..") or "/" in name or "\\" in name or UNSHOWN.search(name):
@@ -33,7 +34,7 @@ def check_name(
     if wrong:
         shown = name if len(name) <= 60 else f"{name[:60]}…"
         place = source if line is None else f"{source}, line {line}"
-        raise error(f"{place}: {what} {shown!r} {wrong}; give another name")
+        raise error(f"{place}: {what} {shown!r} {wrong}; {to_do}")
     return name
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ class Registry:
     Adding an entry is ``@registry.register("NAME")`` on a class or function, or ``registry.register("NAME")(row)``: in
     a file of ``package``, which is imported on the first look-up, or in a file that ``imports:`` of a configuration
     names. Names are compared as they are written, or in any case with ``any_case``. ``check(what, entry)`` raises for
-    an entry that lacks something, whenever one is looked up; ``what`` is its ``described``.
+    an entry that lacks something, whenever one is looked up; ``what`` is its ``described``. ``words``: what may stand
+    in place of a name without being an entry; an error for an unknown name lists them too.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class Registry:
         *,
         any_case: bool = False,
         check: Callable[[str, Any], None] | None = None,
+        words: Sequence[str] = (),
     ) -> None:
         self.kind = kind
+        self.words = tuple(words)
         self.package = package
         self.any_case = any_case
         self._check = check
@@ -76,7 +79,7 @@ class Registry:
         try:
             entry = self._entries[self._key(name)]
         except KeyError:
-            hint = did_you_mean(str(name), self._entries)
+            hint = did_you_mean(str(name), [*self._entries, *self.words])
             if "Did you mean" not in hint:
                 hint += " One of your own needs its file: imports: [FILE.py], or --imports FILE.py."
             raise ConfigError(f"unknown {self.kind} {name!r}.{hint}") from None

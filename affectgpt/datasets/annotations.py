@@ -71,7 +71,9 @@ def read_annotations(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[s
 
 def _name(record: Mapping[str, Any], heading: str, where: str, number: int) -> str:
     if heading in record:
-        return check_name("" if record[heading] is None else str(record[heading]), source=where)
+        name = "" if record[heading] is None else str(record[heading])
+        folder = "; a folder belongs into the column that columns.file names" if "/" in name else ""
+        return check_name(name, source=where, to_do=f"give another name{folder}")
     if heading != "name":
         raise DataError(f"{where}: no {heading!r}.{did_you_mean(heading, record)}")
     return f"{number:08d}"  # nobody said what names a sample

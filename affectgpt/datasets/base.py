@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 HYBRID = "hybird"  # label_type of a block, in the published spelling: one of the set's types, drawn for each sample
 
 
-def open_dataset(config: Config, name: str) -> EmotionDataset:
+def open_dataset(config: Config | str | Path, name: str) -> EmotionDataset:
     """The data set called ``name`` in any case: a row of the table, or a block under ``datasets:`` that names files.
 
-    No file is read yet. Raises DataError with the nearest name for an unknown one, ConfigError naming a wrong key.
+    ``config``: a configuration, or the path of one. No file of the set is read yet. Raises DataError with the nearest
+    name for an unknown one, ConfigError naming a wrong key.
     """
+    from affectgpt.config.load import load_config
     from affectgpt.config.schema import DatasetConfig
 
+    if isinstance(config, str | Path):
+        config = load_config(config)
     key, block = next(
         ((key, block) for key, block in config.datasets.items() if key.lower() == name.strip().lower()),
         (name, DatasetConfig()),
@@ -38,7 +42,7 @@ def open_dataset(config: Config, name: str) -> EmotionDataset:
     if name in DATASETS:
         return _Published(get_row(name), key, block, dataset_root=root)
     if block.path or block.test_path or block.columns or block.folders:
-        return _Custom(key, block, dataset_root=root)
+        return _Custom(key, block, dataset_root=root, where=config.where)
     known = [*(row.name for row in DATASETS.values()), *(other for other in config.datasets if other != key)]
     own = f" A set of your own is described by datasets.{key}.path or .test_path." if key in config.datasets else ""
     raise DataError(f"unknown data set {name!r}.{did_you_mean(name.strip(), known)}{own}")
@@ -73,6 +77,11 @@ class EmotionDataset(ABC):
         self.name, self.key, self.block, self.dataset_root = name, key, block, dataset_root
         self.splits, self.task = splits, task
         self._read: dict[tuple[str, bool], list[Sample]] = {}
+
+    def __repr__(self) -> str:
+        counts = {split: len(samples) for (split, _), samples in self._read.items()}
+        splits = [f"{split}: {counts[split]} samples" if split in counts else split for split in self.splits]
+        return f"<EmotionDataset {self.name} ({', '.join(splits)})>"
 
     @property
     @abstractmethod
@@ -202,15 +211,16 @@ class _Published(EmotionDataset):
         except DataError as error:
             return [], [Fault.of("label", error)]
         faults = self._folder_faults()
-        path = root / row.subtitle_file
-        try:
-            table = read_table(path, key="name", columns=(row.subtitle_column,))
-        except DataError as error:
-            faults.append(Fault.of("subtitle", error))
-        else:
-            faults += [
-                Fault("subtitle", "missing", f"{path}: no row for it", name) for name in labels if name not in table
-            ]
+        if row.subtitle_file:
+            path = root / row.subtitle_file
+            try:
+                table = read_table(path, key="name", columns=(row.subtitle_column,))
+            except DataError as error:
+                faults.append(Fault.of("subtitle", error))
+            else:
+                faults += [
+                    Fault("subtitle", "missing", f"{path}: no row for it", name) for name in labels if name not in table
+                ]
         if row.openset_file and row.reason_file:
             for name, label in labels.items():
                 for value, file in ((label.ovlabels, row.openset_file), (label.description, row.reason_file)):
@@ -222,7 +232,9 @@ class _Published(EmotionDataset):
 class _Custom(EmotionDataset):
     """A user's own: a block that names its files (see ``datasets/custom``)."""
 
-    def __init__(self, key: str, block: DatasetConfig, *, dataset_root: Path) -> None:
+    def __init__(self, key: str, block: DatasetConfig, *, dataset_root: Path, where: Callable[[str], str]) -> None:
+        custom.check_keys(key, block, where=where)
+        self._where = where
         splits = tuple(split for split, file in (("train", block.path), ("test", block.test_path)) if file)
         super().__init__(key, key, block, dataset_root=dataset_root, splits=splits, task=block.task or "")
 
@@ -242,7 +254,7 @@ class _Custom(EmotionDataset):
         return custom.custom_crops(self.key, self.block, dataset_root=self.dataset_root)
 
     def scored_row(self, truth_columns: Mapping[str, str]) -> DatasetRow:
-        where = f"datasets.{self.key}.task"
+        where = self._where(f"datasets.{self.key}.task")
         if not self.task:
             raise ConfigError(f"{where}: say how its answers are scored; known: {', '.join(truth_columns)}")
         if self.task not in truth_columns:

@@ -37,7 +37,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,30 +95,33 @@ _DESCRIBE = {
 
 
 def custom_label_types(key: str, spec: DatasetConfig) -> tuple[str, ...]:
-    """The label types that a block's columns give, and a check of the block.
-
-    Raises ConfigError naming the key: unknown column or folder, nothing to learn.
-    """
-    where = f"datasets.{key}"
-    columns = _columns(where, spec)
-    types = tuple(dict.fromkeys(t for column in columns for t in _LABELS.get(column, ())))
+    """The label types that a block's columns give. Raises ConfigError naming the key where they give none."""
+    types = tuple(dict.fromkeys(t for column in spec.columns for t in _LABELS.get(column, ())))
     if not types:
-        raise ConfigError(f"{where}.columns: nothing to learn; give one of {', '.join(_LABELS)}")
+        raise ConfigError(f"datasets.{key}.columns: nothing to learn; give one of {', '.join(_LABELS)}")
     return types
 
 
-def _columns(where: str, spec: DatasetConfig) -> dict[str, str]:
-    """Role → heading, checked. Raises ConfigError naming the key."""
+def check_keys(key: str, spec: DatasetConfig, *, where: Callable[[str], str]) -> None:
+    """Raise ConfigError for an unknown column or folder, or columns that do not go together.
+
+    ``where``: dotted key → the key with its place, for messages (``Config.where``).
+    """
     for kind, given, known in (("columns", spec.columns, _COLUMNS), ("folders", spec.folders, _SUFFIXES)):
         for name in given:
             if name not in known:
-                raise ConfigError(f"{where}.{kind}: unknown {name!r}.{did_you_mean(name, known)}")
-    columns = {"name": "name", **spec.columns}
-    if ("question" in columns) != ("answer" in columns):
-        raise ConfigError(f"{where}.columns: question and answer belong together")
-    if len([role for role in ("answer", "caption", DIALOGUE) if role in columns]) > 1:
-        raise ConfigError(f"{where}.columns: give question and answer, or caption, or dialogue, not two of them")
-    return columns
+                place = where(f"datasets.{key}.{kind}.{name}")
+                raise ConfigError(f"{place}: unknown {name!r}.{did_you_mean(name, known)}")
+    if ("question" in spec.columns) != ("answer" in spec.columns):
+        raise ConfigError(f"{where(f'datasets.{key}.columns')}: question and answer belong together")
+    if len([role for role in ("answer", "caption", DIALOGUE) if role in spec.columns]) > 1:
+        place = where(f"datasets.{key}.columns")
+        raise ConfigError(f"{place}: give question and answer, or caption, or dialogue, not two of them")
+
+
+def _columns(spec: DatasetConfig) -> dict[str, str]:
+    """Role → heading."""
+    return {"name": "name", **spec.columns}
 
 
 def custom_row(key: str, spec: DatasetConfig, *, task: str, truth: str) -> DatasetRow:
@@ -126,7 +129,7 @@ def custom_row(key: str, spec: DatasetConfig, *, task: str, truth: str) -> Datas
 
     Raises ConfigError naming the key when the block does not say which column that is.
     """
-    columns = _columns(f"datasets.{key}", spec)
+    columns = _columns(spec)
     file = _file_of(key, spec, "test")
     if truth not in columns:
         raise ConfigError(
@@ -172,7 +175,7 @@ def load_custom_samples(
     Without ``labels`` a file needs no column of them. One valence with a point makes all of them floats, as in a table.
     Raises ConfigError naming the key, DataError naming file and sample.
     """
-    columns = _columns(f"datasets.{key}", spec)
+    columns = _columns(spec)
     if labels:
         custom_label_types(key, spec)
     root = Path(dataset_root)

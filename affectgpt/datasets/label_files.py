@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from affectgpt.datasets.table import DatasetRow
 
 # label_kind of a row → function(row, split, its root folder) → name → labels, in file order
 LABEL_READERS = Registry("label reader (label_kind)")
+_TEXTS = ("emotion", "description", "question", "answer")  # fields of Labels
 
 
 def without_collector(load: Callable) -> Callable:
@@ -46,12 +49,15 @@ def load_labels(row: DatasetRow, *, split: str, dataset_root: Path | str) -> dic
     """Name → labels of one split, in the order of the file that gives the names.
 
     Reads label files only (and, for OV-MERD+, the subtitle file, which gives the names there).
-    Raises DataError naming the file, the sample and what to do.
+    Raises DataError naming the file, the sample and what to do; also where a reader gives another type than ``Labels``
+    says, which would fail far from here.
     """
     root = Path(dataset_root) / row.root
     if split not in row.splits:
         raise DataError(f"{row.name} has no split {split!r}.{did_you_mean(split, row.splits)}")
-    return LABEL_READERS.get(row.label_kind)(row, split, root)
+    labels = LABEL_READERS.get(row.label_kind)(row, split, root)
+    _check_labels(labels, f"{row.name}: what its label reader ({row.label_kind}) gives for {split}")
+    return labels
 
 
 @without_collector
@@ -72,6 +78,31 @@ def load_samples(
     subtitles = _subtitles(row, Path(dataset_root) / row.root, labels)
     crops = stored_crops(row, dataset_root=dataset_root, face_channels=face_channels)
     return place_samples(row, labels, subtitles=subtitles, dataset_root=dataset_root, crops=crops)
+
+
+def _check_labels(labels: Any, source: str) -> None:
+    """DataError naming ``source`` and the sample where it is not name → ``Labels`` with values of their types."""
+    if not isinstance(labels, Mapping):
+        raise DataError(f"{source}: found {shortened(labels)}, expected a dict of name → Labels")
+    for name, label in labels.items():
+        check_name(str(name), source=source)
+        if not isinstance(name, str) or not isinstance(label, Labels):
+            raise DataError(f"{source}: found {shortened((name, label))}, expected a name and its Labels")
+        several, number = label.ovlabels, label.valence
+        wrong = [
+            (field, "a text")
+            for field in _TEXTS
+            if (text := getattr(label, field)) is not None and not isinstance(text, str)
+        ]
+        if several is not None and not (isinstance(several, tuple) and all(isinstance(s, str) for s in several)):
+            wrong.append(("ovlabels", "a tuple of texts"))
+        if number is not None and (
+            isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number)
+        ):
+            wrong.append(("valence", "a finite number"))
+        for field, expected in wrong:
+            value = shortened(getattr(label, field))
+            raise DataError(f"{source}: sample {name!r}: {field} is {value}, expected {expected}, or None")
 
 
 def stored_crops(row: DatasetRow, *, dataset_root: Path | str, face_channels: str | None = None) -> Crops:
@@ -143,6 +174,8 @@ class Folder:
 
 
 def _subtitles(row: DatasetRow, root: Path, names: Iterable[str]) -> dict[str, str]:
+    if not row.subtitle_file:
+        return {}
     path = root / row.subtitle_file
     table = read_table(path, key="name", columns=(row.subtitle_column,))
     subtitles = {}
@@ -229,7 +262,7 @@ def _csv_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
         logger.info(
             "%s: %d names of %s that %s lacks are left out", row.name, left_out, row.reason_file, row.openset_file
         )
-    if row.names_from_subtitles and (root / row.subtitle_file).exists():
+    if row.names_from_subtitles and row.subtitle_file and (root / row.subtitle_file).exists():
         names = _names_of_subtitles(row, root, names)
     return {name: Labels(ovlabels=opensets.get(name), description=reasons.get(name)) for name in names}
 

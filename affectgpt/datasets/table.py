@@ -38,7 +38,7 @@ class DatasetRow:
     classes: tuple[str, ...] = ()
     openset_file: str | None = None  # CSV with name, openset
     reason_file: str | None = None  # CSV with name, reason
-    subtitle_file: str = "transcription-engchi-polish.csv"
+    subtitle_file: str = "transcription-engchi-polish.csv"  # empty: the set has no subtitles
     subtitle_column: str = "english"
     names_from_subtitles: bool = False  # the subtitle file gives the names and their order
     video_dir: str = "video"

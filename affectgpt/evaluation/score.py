@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import DataError, did_you_mean
 from affectgpt.datasets.label_files import load_labels
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import extraction_file as files
@@ -38,8 +38,7 @@ class Truth:
     @classmethod
     def load(cls, row: DatasetRow, *, dataset_root: str | Path) -> Truth:
         """Read the label files. Raises DataError for a data set that is not scored or has no truth here."""
-        if row.task not in METRICS.names():
-            raise DataError(f"data set {row.name} is not scored (task {row.task!r}); scored are {METRICS.names()}")
+        check_scored(row)
         root = Path(dataset_root) / row.root
         labels = load_labels(row, split="test", dataset_root=dataset_root)
         read = METRICS.get(row.task).truth
@@ -86,6 +85,12 @@ class Score:
     def primary(self) -> float:
         """The number that tables show, 0..1."""
         return self.values[self.metric.keys[0]]
+
+
+def check_scored(row: DatasetRow) -> None:
+    """DataError for a data set whose task is that of no metric."""
+    if row.task not in METRICS:
+        raise DataError(f"data set {row.name} is not scored (task {row.task!r}).{did_you_mean(row.task, METRICS)}")
 
 
 def make_metric(row: DatasetRow, grouping: Grouping | None) -> Metric:

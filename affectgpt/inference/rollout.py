@@ -22,7 +22,7 @@ from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.loader import Failure, FailureLog
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import Example
-from affectgpt.processing.questions import get_label_type, question_context, render_question
+from affectgpt.processing.questions import check_block, get_label_type, question_context, render_question
 from affectgpt.processing.sampler import MixedBatches
 
 Key = tuple[int, int, int]
@@ -57,6 +57,7 @@ class Part:
         question: str = "",
     ) -> None:
         self.dataset, self.samples, self.truths = dataset, list(samples), dict(truths)
+        check_block(config, dataset)
         self.mode = get_mode(dataset.block.face_or_frame)
         self.seed, self.question = config.run.seed, question
         self.types = dataset.learnt_types

@@ -116,7 +116,8 @@ def find_videos(folder: Path) -> list[Path]:
         raise DataError(f"--video-dir {folder}: no such folder")
     videos = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
     if not videos:
-        raise DataError(f"--video-dir {folder}: no video in it ({', '.join(VIDEO_SUFFIXES)})")
+        below = " (folders below are not looked into)" if any(p.is_dir() for p in folder.iterdir()) else ""
+        raise DataError(f"--video-dir {folder}: no video in it ({', '.join(VIDEO_SUFFIXES)}){below}")
     seen: dict[str, Path] = {}
     for video in videos:
         check_name(video.stem, source=folder)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import DataError, shortened
 from affectgpt.core.types import Sample
 from affectgpt.datasets.base import EmotionDataset
 from affectgpt.media.audio import probe_audio, read_wave
@@ -17,6 +17,7 @@ from affectgpt.processing.features import stored_problems
 from affectgpt.processing.questions import get_label_type, render_answer
 
 MEDIA = ("video", "audio", "face", "image")
+_PARTING = ";；，、|"  # signs that people put between labels, but that do not part them
 FEATURES = "features"  # stored encoder outputs, looked at where there are any
 
 
@@ -27,9 +28,15 @@ class Problem:
     dataset: str
     split: str
     sample: str
-    what: str  # files, count, label, subtitle, video, audio, face, image, features
-    kind: str  # missing, zero bytes, unreadable; of a count: wrong
+    what: str  # files, count, label, label_types, subtitle, video, audio, face, image, features
+    kind: str  # missing, zero bytes, unreadable; of a count: wrong; note
     reason: str
+
+    @property
+    def line(self) -> str:
+        """All of it, for a reader."""
+        where = " ".join(filter(None, (self.dataset, self.split, self.sample)))
+        return f"{where}: {self.what} {self.kind}: {self.reason}"
 
 
 @dataclass
@@ -43,6 +50,7 @@ class SplitReport:
     seconds: list[float] = field(default_factory=list)
     without_audio: list[str] = field(default_factory=list)  # videos without a sound track: no error
     problems: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)  # what may be meant: no error
     media: tuple[str, ...] = MEDIA  # what was looked at
 
     def add(self, what: str, kind: str, reason: str, *, sample: str = "") -> None:
@@ -92,6 +100,7 @@ def check_split(
             report.add(fault.what, fault.kind, fault.reason, sample=fault.sample)
     absent = {fault.what for fault in faults if not fault.sample}  # said once, not for every sample
     report.media = tuple(medium for medium in report.media if medium not in absent)
+    note_joined_labels(((sample.name, sample.labels.ovlabels or ()) for sample in samples), report)
     if split == "train":
         check_answers(samples, dataset.learnt_types, report)
     report.found = len(samples)
@@ -108,7 +117,9 @@ def check_split(
 
 
 def check_answers(samples: Iterable[Sample], label_types: Sequence[str], report: SplitReport) -> None:
-    """Into the report: samples without an answer to learn, and answers that training would refuse."""
+    """Into the report: samples without an answer to learn, answers that training would refuse, and label types that
+    no sample can be asked for though others can."""
+    taught: set[str] = set()
     for sample in samples:
         known = [name for name in label_types if get_label_type(name).answer(sample.labels) is not None]
         try:
@@ -117,6 +128,22 @@ def check_answers(samples: Iterable[Sample], label_types: Sequence[str], report:
         except DataError as error:
             kind = "unreadable" if known else "missing"
             report.add("label", kind, str(error), sample=sample.name)
+        taught.update(known)
+    for name in label_types if taught else ():
+        if name not in taught:
+            report.add(
+                "label_types", "missing", f"no sample of {report.split} has a label of type {name}: it is not taught"
+            )
+
+
+def note_joined_labels(labels: Iterable[tuple[str, Sequence[str]]], report: SplitReport) -> None:
+    """Into the report's notes: the first label (of name and labels of each sample) that looks like several."""
+    found = [(name, label, sign) for name, several in labels for label in several for sign in _PARTING if sign in label]
+    if found:
+        name, label, sign = found[0]
+        more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+        reason = f"ovlabel {shortened(label)} holds {sign!r}: labels are parted by commas{more}"
+        report.notes.append(Problem(report.dataset, report.split, name, "label", "note", reason))
 
 
 def _parallel(

@@ -19,7 +19,7 @@ from affectgpt.processing.collator import share
 from affectgpt.processing.dataset import ExampleDataset
 from affectgpt.processing.features import stored_features
 from affectgpt.processing.processor import AffectGPTProcessor, Example
-from affectgpt.processing.questions import question_context
+from affectgpt.processing.questions import check_block, question_context
 from affectgpt.processing.sampler import MixedBatches, SequentialBatches
 
 _WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM
@@ -220,6 +220,7 @@ def labelled(
 ) -> ExampleDataset:
     """Samples of a data set with questions and answers, as its block of the configuration asks."""
     block = dataset.block
+    check_block(config, dataset)
     return ExampleDataset(
         samples,
         processor,

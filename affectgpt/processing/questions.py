@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Labels, Modality, Sample
-from affectgpt.datasets.base import EmotionDataset
+from affectgpt.datasets.base import HYBRID, EmotionDataset
+from affectgpt.processing.modes import get_mode
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ _VALENCE = (
     "Here, {min} indicates extremely negative emotions, 0 indicates neutral emotions, and {max} indicates extremely "
     "positive emotions. Please provide your judgment as a ﬂoating-point number."
 )
-LABEL_TYPES = Registry("label_type")
+LABEL_TYPES = Registry("label_type", words=(HYBRID,))
 for _row in (
     LabelType(
         "description",
@@ -98,6 +100,18 @@ for _row in (
 def get_label_type(name: str) -> LabelType:
     """The row of a label type; ConfigError with the nearest name otherwise."""
     return LABEL_TYPES.get(name)
+
+
+def check_block(config: Config, dataset: EmotionDataset) -> None:
+    """Raise ConfigError naming file, line and key where a data set's block, or its row, names an unknown input mode or
+    label type."""
+    place, block = f"datasets.{dataset.key}", dataset.block
+    with config.naming(f"{place}.face_or_frame"):
+        get_mode(block.face_or_frame)
+    types = dataset.learnt_types if "train" in dataset.splits or block.label_type != HYBRID else ()
+    with config.naming(f"{place}.label_type"):
+        for name in types:
+            get_label_type(name)
 
 
 def question_context(dataset: EmotionDataset, label_types: Sequence[str]) -> Context:

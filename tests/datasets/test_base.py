@@ -123,3 +123,31 @@ def test_a_bad_row_is_reported_once(cells, told, make, tmp_path, capsys):
     assert check_data.main(["--cfg-path", str(yaml)]) == 1
     shown = capsys.readouterr().out
     assert shown.count(told) == 1 and "problems: 1" in shown
+
+
+def test_a_configuration_can_be_given_as_its_path(make, tmp_path):
+    from affectgpt import load_config, open_dataset
+
+    make.csv(tmp_path / "mine" / "a.csv", ["name", "said", "mood", "v"], [["x", "Hi.", "glad", "1"]])
+    (tmp_path / "mine.yaml").write_text(
+        "datasets: {mine: {path: mine/a.csv, test_path: b.csv, columns: {emotion: mood}}}\n"
+        f"paths: {{dataset_root: {tmp_path}}}\n"
+    )
+    dataset = open_dataset(str(tmp_path / "mine.yaml"), "mine")
+    assert repr(dataset) == "<EmotionDataset mine (train, test)>"
+    assert dataset.samples("train") == open_dataset(load_config(tmp_path / "mine.yaml"), "Mine").samples("train")
+    assert repr(dataset) == "<EmotionDataset mine (train: 1 samples, test)>"
+
+
+def test_a_folder_in_a_name_belongs_into_the_column_file(make, tmp_path):
+    make.csv(tmp_path / "a.csv", ["name", "mood", "clip"], [["evening1/take1", "glad", "evening1/take1.mp4"]])
+    block = {"path": "a.csv", "columns": {"emotion": "mood"}, "folders": {"video": "v", "audio": "w", "face": "f"}}
+    with pytest.raises(
+        DataError, match=r"give another name; a folder belongs into the column that columns\.file names"
+    ):
+        opened("mine", tmp_path, **block).samples("train")
+    make.csv(tmp_path / "a.csv", ["name", "mood", "clip"], [["take1", "glad", "evening1/take1.mp4"]])
+    block["columns"] = {"emotion": "mood", "file": "clip"}
+    (sample,) = opened("mine", tmp_path, **block).samples("train")
+    found = [str(path.relative_to(tmp_path)) for path in (sample.video, sample.audio, sample.face)]
+    assert found == ["v/evening1/take1.mp4", "w/evening1/take1.wav", "f/evening1/take1.npy"]

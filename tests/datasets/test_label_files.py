@@ -14,7 +14,7 @@ from layouts import opened
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.core.types import Labels
-from affectgpt.datasets.label_files import load_labels, load_samples, parse_label_list
+from affectgpt.datasets.label_files import LABEL_READERS, load_labels, load_samples, parse_label_list
 from affectgpt.datasets.table import DATASETS, MER_UNIBENCH, get_row
 from affectgpt.processing.questions import question_context
 
@@ -199,3 +199,30 @@ def test_numpy_numbers_become_plain_ones(make, tmp_path):
 def test_reading_labels_imports_neither_torch_nor_pandas():
     code = "import affectgpt.datasets.label_files, sys; print({'torch', 'pandas', 'cv2'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("x", Labels(valence="0.5"), "sample 'x': valence is '0.5', expected a finite number"),
+        ("x", Labels(valence=float("nan")), "sample 'x': valence is nan, expected a finite number"),
+        ("x", Labels(ovlabels="calm"), "sample 'x': ovlabels is 'calm', expected a tuple of texts"),
+        ("x", Labels(emotion=3), "sample 'x': emotion is 3, expected a text"),
+        ("x", {"emotion": "calm"}, "expected a name and its Labels"),
+        ("evening/x", Labels(emotion="calm"), "sample name 'evening/x' is not a file stem"),
+    ],
+)
+def test_what_a_reader_of_ones_own_gives_is_checked_at_once(name, labels, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(LABEL_READERS, "_entries", dict(LABEL_READERS._entries))
+    LABEL_READERS.register("mine")(lambda row, split, root: {"fine": Labels(valence=np.float32(1)), name: labels})
+    row = dataclasses.replace(get_row("SIMS"), name="Stage", label_kind="mine")
+    with pytest.raises(DataError, match=r"Stage: what its label reader \(mine\) gives for train") as raised:
+        load_labels(row, split="train", dataset_root=tmp_path)
+    assert message in str(raised.value)
+
+
+def test_a_set_without_subtitles(make, tmp_path):
+    make.layout(get_row("OVMERD"), tmp_path)
+    row = dataclasses.replace(get_row("OVMERD"), subtitle_file="")
+    samples = load_samples(row, split="train", dataset_root=tmp_path)
+    assert [s.subtitle for s in samples] == [""] * len(make.names)

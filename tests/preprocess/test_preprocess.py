@@ -136,8 +136,31 @@ def test_a_sheet_shows_colours_as_they_are(channels, tmp_path):
 def test_folders_without_clips(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find_videos(tmp_path / "gone")
-    with pytest.raises(DataError, match="no video in it"):
+    with pytest.raises(DataError, match=r"no video in it \([^)]*\)$"):
         find_videos(tmp_path)
+    write_clip(tmp_path / "evening" / "a.mp4")
+    with pytest.raises(DataError, match=r"no video in it \(.*\) \(folders below are not looked into\)"):
+        find_videos(tmp_path)
+
+
+def test_failures_of_one_folder_stay_when_another_goes_into_the_same_place(tmp_path):
+    one, two, out = tmp_path / "one", tmp_path / "two", tmp_path / "out"
+    for folder, names in ((one, "ab"), (two, "cd")):
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.mp4").write_bytes(b"no video")
+
+    def failed(folder: Path) -> list[list[str]]:
+        main(["--video-dir", str(folder), "--out", str(out), "--frames", "1", "--workers", "1"])
+        with (out / "failed.csv").open(newline="", encoding="utf-8") as handle:
+            return sorted({(row["sample"], row["folder"]) for row in csv.DictReader(handle)})
+
+    first, second = [("a", str(one)), ("b", str(one))], [("c", str(two)), ("d", str(two))]
+    assert failed(one) == first
+    assert failed(two) == [*first, *second]
+    write_clip(one / "a.mp4")  # mended
+    (one / "b.mp4").unlink()
+    assert failed(one) == second
     for suffix in ("mp4", "avi"):
         (tmp_path / f"a.{suffix}").touch()
     with pytest.raises(DataError, match=r"a\.mp4 and a\.avi have one name"):
@@ -158,7 +181,7 @@ def test_command_and_restart(tmp_path):
     assert {p.name for p in (out / "sheets").iterdir()} == {"said.png", "silent.png"}
     assert {p.name for p in (out / "audio").iterdir()} == {"said.wav", "wall.wav"}
     assert read_faces(out / "openface_face" / "said.npy").shape == (8, 224, 224, 3)
-    rows = dict(csv.reader((out / "failed.csv").open(newline="", encoding="utf-8")))
+    rows = {row[0]: row[1] for row in csv.reader((out / "failed.csv").open(newline="", encoding="utf-8"))}
     assert set(rows) == {"sample", "broken", "wall"} and "no face found in 4 frames" in rows["wall"]
     lines = (out / "subtitle.csv").read_text().splitlines()
     assert lines == ["name,english", 'said,"I don\'t know! I, I, no."', "silent,"]  # no row where something failed

@@ -9,7 +9,7 @@ import pytest
 from layouts import READ_ROWS, opened
 
 from affectgpt.cli.check_data import main
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.datasets.table import DATASETS, get_row
 from affectgpt.processing.check import CheckOptions, check_split
@@ -187,3 +187,76 @@ def test_all_twelve_data_sets_at_once(make, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "everything is there" in shown
     assert {line.split()[0] for line in shown.splitlines() if " ok " in line} == {row.name for row in READ_ROWS}
+
+
+BLOCK = {"path": "a.csv", "columns": "{ovlabel: labels, description: why}", "folders": "{}"}
+
+
+def own(tmp_path, **keys: str) -> list[str]:
+    """Arguments that check a block of one's own with these keys."""
+    block = ", ".join(f"{key}: {value}" for key, value in {**BLOCK, **keys}.items())
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"datasets:\n  stage: {{{block}}}\npaths: {{dataset_root: {tmp_path}}}\n")
+    return ["--cfg-path", str(config)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"label_type": "hybrid"},
+            r"mine.yaml:2: datasets.stage.label_type: .*Did you mean 'hybird'\? Known: .*hybird",
+        ),
+        ({"face_or_frame": "multiface_audio_text"}, r"mine.yaml:2: datasets.stage.face_or_frame: unknown input mode"),
+        (
+            {"task": "finegrained"},
+            r"mine.yaml:2: datasets.stage.task: unknown metric 'finegrained'. Did you mean 'fine-grained'",
+        ),
+        ({"columns": "{labels: labels}"}, r"mine.yaml:2: datasets.stage.columns.labels: unknown 'labels'"),
+    ],
+)
+def test_words_that_training_or_scoring_would_refuse(keys, message, make, tmp_path):
+    make.csv(tmp_path / "a.csv", ["name", "labels", "why"], [["x", "calm", "Still."]])
+    assert main(own(tmp_path)) == 0
+    with pytest.raises(ConfigError, match=message):
+        main(own(tmp_path, **keys))
+
+
+def test_a_label_type_that_no_sample_teaches_is_a_problem(make, tmp_path, capsys):
+    make.csv(tmp_path / "a.csv", ["name", "labels", "why"], [["x", "calm", ""], ["y", "sad", ""]])
+    assert main(own(tmp_path)) == 1
+    shown = capsys.readouterr().out
+    assert "stage train: label_types missing: no sample of train has a label of type description" in shown
+    assert main(own(tmp_path, label_type="ovlabel")) == 0
+
+
+def test_labels_that_another_sign_parts_are_noted(make, tmp_path, capsys):
+    rows = [["x", "calm", "A."], ["y", "neutral;calm", "B."], ["z", "sad、angry", "C."]]
+    make.csv(tmp_path / "a.csv", ["name", "labels", "why"], rows)
+    table = tmp_path / "problems.csv"
+    assert main([*own(tmp_path), "--csv", str(table)]) == 0
+    shown = capsys.readouterr().out
+    told = "ovlabel 'neutral;calm' holds ';': labels are parted by commas (1 more like it)"
+    assert f"stage train y: label note: {told}" in shown and "everything is there; notes: 1" in shown
+    assert told in table.read_text()
+    assert main(own(tmp_path, path="", test_path="a.csv", task="fine-grained")) == 0
+    assert f"stage test y: label note: {told}" in capsys.readouterr().out
+
+
+def test_a_row_of_ones_own_is_checked_without_a_configuration(make, tmp_path, monkeypatch, capsys):
+    """Its file comes by --imports; a task that no metric has is named before anything is trained."""
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    make.csv(tmp_path / "stage" / "a.csv", ["name", "openset"], [["x", "calm"]])
+    for folder in ("video", "audio", "openface_face"):
+        (tmp_path / "stage" / folder).mkdir()
+    (tmp_path / "stage_row.py").write_text(
+        "from affectgpt.datasets.table import DATASETS, DatasetRow\n"
+        "for name, task in (('Stage', 'fine-grained'), ('Wrong', 'fine-graned')):\n"
+        "    DATASETS.register(name)(DatasetRow(name=name, root='stage', task=task, label_kind='csv_open', counts={},\n"
+        "        label_types=('ovlabel',), splits={'train': ''}, openset_file='a.csv', subtitle_file=''))\n"
+    )
+    arguments = ["--imports", str(tmp_path / "stage_row.py"), "--dataset-root", str(tmp_path), "--media", "none"]
+    assert main([*arguments, "--datasets", "Stage"]) == 0  # nor are there subtitles
+    assert "everything is there" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"data set Wrong is not scored \(task 'fine-graned'\).*'fine-grained'"):
+        main([*arguments, "--datasets", "Wrong"])
