@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--face_framing", choices=("loose", "tight"), default="loose",
-        help="of faces taken from the video: loose (default) as trained on by preprocess's default, tight near to the "
-        "published crops; see affectgpt preprocess",
+        help="of faces taken from the video: loose (default) shows the whole head, as crops of `affectgpt preprocess` do; "
+        "tight comes near to OpenFace's, on which the released face model was trained",
     )  # fmt: skip
     parser.add_argument(
         "--person", metavar="WHO",
