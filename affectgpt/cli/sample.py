@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--face_framing", choices=("loose", "tight"), default="loose",
-        help="of faces taken from the video: loose (default) shows the whole head, as crops of `affectgpt preprocess` do; "
+        help="of faces taken from the video: loose (default) shows the whole head, as `affectgpt preprocess` does; "
         "tight comes near to OpenFace's, on which the released face model was trained",
     )  # fmt: skip
     parser.add_argument(
