@@ -299,7 +299,7 @@ def main() -> int:
     """Run every measurement in a process of its own and print the ratios beside their targets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("faces", "table", "store", "loader", "growth"))
-    parser.add_argument("--opened", type=int, default=5000, help="videos opened to look for a leak (5000: 8 minutes)")
+    parser.add_argument("--opened", type=int, default=2000, help="videos opened to look for a leak (2000: 3 minutes)")
     add_out_argument(parser, "data")
     parser.add_argument("--in-process", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
