@@ -200,7 +200,7 @@ def test_what_is_not_a_request_is_refused(server, body):
 
 def test_fields_of_clients_that_change_nothing_are_taken(client, clips):
     reply = client.chat.completions.create(
-        model="tiny", messages=message(clips / "0.mp4"), user="me", metadata={"a": "b"}, presence_penalty=0,
+        model="tiny", messages=message(clips / "0.mp4"), seed=1, user="me", metadata={"a": "b"}, presence_penalty=0,
         frequency_penalty=0, logprobs=False, response_format={"type": "text"}, max_completion_tokens=4,
     )  # fmt: skip
     assert reply.choices[0].finish_reason == "length"

@@ -31,7 +31,7 @@ def surroundings(server, clips) -> dict[str, str]:
 
 def test_every_shell_block_runs(surroundings, tmp_path):
     settings, asking, looking = blocks("bash")
-    assert all(line.partition("=")[0] in ("BASE", "CLIP") for line in settings.splitlines())
+    assert all(line.partition("=")[0] in ("export BASE", "export CLIP") for line in settings.splitlines())
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", asking], env=surroundings, capture_output=True, text=True)
     message = json.loads(done.stdout)["choices"][0]["message"]
     assert message["content"] and message["affectgpt"]["subtitle"] == "I don't know!"
