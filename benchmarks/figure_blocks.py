@@ -242,7 +242,7 @@ def memory(records: Records) -> str:
          script("inference_memory")],
         [f"{data['table']['rows']:,} rows of a data set", f"{data['table']['memory_mb']:.0f} MB", script("data")],
         ["8 of a clip's 300 faces", f"{data['faces']['memory_mb']:.1f} MB", script("data")],
-        ["growth from the first to the third epoch of loading", f"{data['growth']['epochs_growth_mb']:.1f} MB",
+        ["growth of the lowest memory from epochs 1-4 of loading to epochs 5-8", f"{data['growth']['epochs_growth_mb']:.1f} MB",
          script("data")],
         [f"growth of a decoder over {data['growth']['opened']:,} videos",
          f"{data['growth']['decoder_growth_mb']:.1f} MB", script("data")],
@@ -404,7 +404,9 @@ def headline(records: Records) -> str:
     def demo() -> list[list[str]]:
         seeds = records.numbers("demo_seeds")["seeds"]
         hit, text, chance = (f"{100 * fmean(row[key] for row in seeds):.0f}" for key in ("hit", "text_only", "chance"))
-        what = f"the demo on held-out drawn clips, mean of {len(seeds)} seeds: HIT; from text alone; by chance"
+        what = (
+            f"the demo on held-out drawn clips, mean of {len(seeds)} seeds: HIT in percent; from text alone; by chance"
+        )
         return [[what, f"{hit}; {text}; {chance}", script("demo_seeds")]]
 
     def rewards() -> list[list[str]]:
