@@ -85,24 +85,24 @@ def _check_labels(labels: Any, source: str) -> None:
     if not isinstance(labels, Mapping):
         raise DataError(f"{source}: found {shortened(labels)}, expected a dict of name → Labels")
     for name, label in labels.items():
-        check_name(str(name), source=source)
         if not isinstance(name, str) or not isinstance(label, Labels):
             raise DataError(f"{source}: found {shortened((name, label))}, expected a name and its Labels")
+        check_name(name, source=source)
+        texts = (label.emotion, label.description, label.question, label.answer)
         several, number = label.ovlabels, label.valence
-        wrong = [
-            (field, "a text")
-            for field in _TEXTS
-            if (text := getattr(label, field)) is not None and not isinstance(text, str)
-        ]
-        if several is not None and not (isinstance(several, tuple) and all(isinstance(s, str) for s in several)):
-            wrong.append(("ovlabels", "a tuple of texts"))
+        wrong: tuple[str, Any, str] | None = None
+        for field, text in zip(_TEXTS, texts, strict=True):
+            if text is not None and not isinstance(text, str):
+                wrong = field, text, "a text"
+        if several is not None and not (isinstance(several, tuple) and set(map(type, several)) <= {str}):
+            wrong = "ovlabels", several, "a tuple of texts"
         if number is not None and (
             isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number)
         ):
-            wrong.append(("valence", "a finite number"))
-        for field, expected in wrong:
-            value = shortened(getattr(label, field))
-            raise DataError(f"{source}: sample {name!r}: {field} is {value}, expected {expected}, or None")
+            wrong = "valence", number, "a finite number"
+        if wrong is not None:
+            field, value, expected = wrong
+            raise DataError(f"{source}: sample {name!r}: {field} is {shortened(value)}, expected {expected}, or None")
 
 
 def stored_crops(row: DatasetRow, *, dataset_root: Path | str, face_channels: str | None = None) -> Crops:
