@@ -45,7 +45,7 @@ format: env
 env: $(VENV)/.installed
 	@echo "$(VENV): $$($(BIN)/python --version), $$(cat $(VENV)/.installed)"
 
-ifneq ($(filter command%,$(origin CONSTRAINTS) $(origin EXTRAS)),)
+ifneq ($(filter command environment,$(origin CONSTRAINTS) $(origin EXTRAS)),)
 ifneq ($(shell cat $(VENV)/.installed 2>/dev/null),$(CONSTRAINTS) with $(EXTRAS))
 .PHONY: $(VENV)/.installed
 endif

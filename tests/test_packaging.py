@@ -6,6 +6,7 @@ import ast
 import email
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -173,6 +174,23 @@ def test_without_a_clone_printed_commands_name_no_script(unpacked, tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=unpacked, capture_output=True, text=True, check=True
     )
     assert run.stdout.endswith("-m affectgpt.cli.main infer --x 'a b'\n")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+@pytest.mark.parametrize(("arguments", "installs"), [([], False), (["EXTRAS=dev"], False), (["EXTRAS=dev,web"], True),
+                                                     (["CONSTRAINTS=other.txt"], True)])  # fmt: skip
+def test_an_environment_of_other_extras_is_installed_into(tmp_path, arguments, installs):
+    for name in ("pyproject.toml", "constraints/ci.txt", "other.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (0, 0))
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").write_text("constraints/ci.txt with dev\n")
+    kept = {name: value for name, value in os.environ.items() if name not in ("EXTRAS", "CONSTRAINTS", "MAKEFLAGS")}
+    done = subprocess.run(["make", "-n", "env", *arguments], cwd=tmp_path, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("pip install" in done.stdout) == installs
 
 
 def test_continuous_integration_runs_the_two_commands():

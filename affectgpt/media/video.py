@@ -143,11 +143,10 @@ def sample_faces(crops: np.ndarray, *, n_frames: int = N_FRAMES, size: int = IMA
 
     indices = uniform_indices(len(crops), n_frames=n_frames)
     faces = np.empty((len(indices), size, size, 3), np.uint8)
-    first: dict[int, int] = {}
     highest = 0.0
     for position, i in enumerate(indices):
-        if first.setdefault(i, position) < position:  # repeated indices of short clips are resized once
-            faces[position] = faces[first[i]]
+        if position and i == indices[position - 1]:  # the last of a short clip is repeated, and resized once
+            faces[position] = faces[position - 1]
             continue
         crop = np.ascontiguousarray(crops[i])
         if crop.dtype != np.uint8:

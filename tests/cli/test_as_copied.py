@@ -123,6 +123,9 @@ def test_what_the_demo_prints_fits_the_commands(tmp_path, monkeypatch):
     assert (dash_m, module, name) == ("-m", "affectgpt.cli.main", "serve")
     args = serve.build_parser().parse_args(arguments)
     assert args.ui and load_config(args.cfg_path, args.options).inference.ckpt_root == str(tmp_path)
+    for there in (True, False):
+        monkeypatch.setattr(demo, "find_spec", lambda name, there=there: there or None)
+        assert ("needs the extra [page]" in demo.page_command(place)) != there
 
 
 @pytest.mark.slow

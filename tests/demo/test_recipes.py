@@ -9,7 +9,7 @@ import pytest
 
 from affectgpt.cli import demo
 from affectgpt.config.load import load_config
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.files import locked, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +67,35 @@ def _models():
     from affectgpt.demo.models import RECIPES
 
     return RECIPES
+
+
+@pytest.mark.parametrize("asked", [None, "2"])
+def test_the_demo_computes_with_one_thread_unless_asked_otherwise(monkeypatch, asked):
+    import torch
+
+    class StopHereError(Exception):
+        pass
+
+    def prepare(place):
+        raise StopHereError
+
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(demo, "prepare", prepare)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    with pytest.raises(StopHereError):
+        demo.run(demo.Place())
+    assert told == ([] if asked else [1])
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(143, "was stopped: the same command resumes"), (1, "ended with status 1")]
+)
+def test_what_a_step_ended_with_is_said(capsys, status, said):
+    with pytest.raises(AffectGPTError, match=f"train.py {said}"):
+        demo.call("train.py", lambda arguments: status, [])
 
 
 def test_two_demos_in_one_folder_are_refused(tmp_path, monkeypatch):

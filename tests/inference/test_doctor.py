@@ -101,6 +101,17 @@ def test_missing_weights_are_a_finding(world, capsys, tmp_path):
     status, out = run(world, capsys, "--options", f"paths.models_root={tmp_path}")
     assert status == 1
     assert out.count("FAIL") == 4 and "Download it from https://huggingface.co/Qwen" in out
+    assert "ok    device: " in out and "warn  lexicon: no emotion_wheel/ here" in out
+    assert "tokenizer: is in the folder of" in out and "ok    checkpoint: " in out and "checkpoint_000012" in out
+
+
+def test_a_device_that_is_not_there_is_a_finding(world, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    status, out = run(world, capsys, "--no-model", "--no-hash", "--options", "run.device=cuda")
+    assert status == 1 and "FAIL  device: " in out
 
 
 def test_a_missing_epoch_is_a_finding_and_the_rest_is_checked(world, capsys, tmp_path):
