@@ -28,7 +28,7 @@ help:
 	@echo "make lint    ruff and mypy;  make format  ruff format;  make clean  remove .venv and the demo's files"
 
 demo: env
-	@$(BIN)/python -m affectgpt.cli.demo
+	@$(BIN)/python -m examples.demo
 
 # A third process works while the tests of two wait for commands that they have started.
 test: lint

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where tests loa
 
 from records import Run, add_out_argument
 
-from affectgpt.cli import demo
 from affectgpt.cli.common import run_cli
 from affectgpt.core.files import write_json, write_text
 from affectgpt.core.runtime import one_thread
+from examples.demo import pipeline as demo
 
 TUNED_ON = 0  # the fault seed that the settings were fixed on
 CLIPS, TESTED = 480, 231
@@ -79,7 +79,7 @@ class Places:
 
 def corpus_parts():
     """The judged clips, and a test set of held-out persons."""
-    from affectgpt.demo.corpus import PARTS
+    from examples.demo.corpus import PARTS
 
     wanted = []
     for part in PARTS:
@@ -94,8 +94,8 @@ def make_human_sets(root: Path) -> Path:
     """Three human-labelled sets with other label sets (six words, seven classes, valence), of other persons."""
     from affectgpt.core.npz import write_npz
     from affectgpt.datasets.table import get_row
-    from affectgpt.demo.corpus import PartSpec, make_corpus, plan_part
-    from affectgpt.demo.language import EMOTIONS
+    from examples.demo.corpus import PartSpec, make_corpus, plan_part
+    from examples.demo.language import EMOTIONS
 
     together = root / "human"
     together.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def plant(places: Places) -> None:
 
     from affectgpt.captioning.output import to_csv
     from affectgpt.core.crops import write_record
-    from affectgpt.demo.corpus import make_corpus, plan_part
+    from examples.demo.corpus import make_corpus, plan_part
 
     parts = corpus_parts()
     make_corpus(places.judged, seed=places.seed, parts=parts)
@@ -177,7 +177,7 @@ def _dense_crops(plan, path: Path) -> None:
     import numpy as np
 
     from affectgpt.core.files import atomic_path
-    from affectgpt.demo.clips import render_frames, render_speech
+    from examples.demo.clips import render_frames, render_speech
 
     with atomic_path(path) as temporary:
         np.save(temporary, render_frames(plan, render_speech(plan))[1])
@@ -379,7 +379,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.cli import crowd
     from affectgpt.core.runtime import setup_logging
-    from affectgpt.demo.models import make_models
+    from examples.demo.models import make_models
 
     setup_logging()
     root = args.root.resolve()

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where tests loa
 
 from records import Run, add_out_argument
 
-from affectgpt.cli import demo
 from affectgpt.cli.common import run_cli
 from affectgpt.core import crops
 from affectgpt.core.files import write_json
 from affectgpt.core.runtime import one_thread
+from examples.demo import pipeline as demo
 
 PROMISES = {
     "at most 1.5 labels an answer": lambda r: r["labels"] <= 1.5,

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where tests loa
 
 from records import PACKAGES, Run, add_out_argument
 
-from affectgpt.cli import demo_rl
 from affectgpt.cli.common import run_cli
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import write_json
+from examples.demo import rl as demo_rl
 
 RANDOM = Path(__file__).with_name("grpo_random.py")
 KEY = ("arm", "seed")
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     bench = Run(parser, args, places=("arms", "seeds", "root", "models", "report_only"))
 
     from affectgpt.core.runtime import setup_logging
-    from affectgpt.demo.rl_report import write_rl_report
+    from examples.demo.rl_report import write_rl_report
 
     setup_logging()
     kept = args.root / "results.json"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -247,31 +246,6 @@ def test_blocks_of_figures_are_closed_and_apart(page):
             assert (opened is None) == bool(begins) and not lines[at - 1] and lines[at + 1 : at + 2] in ([], [""]), at
             opened = begins[1] if begins else None
     assert opened is None
-
-
-def test_the_picture_of_the_architecture_is_that_of_the_imports(tmp_path):
-    draw = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))
-    picture = (ROOT / "docs" / "architecture.svg").read_text("utf-8")
-    assert picture == draw["svg"](draw["room_graph"](ROOT / "affectgpt")), "run python docs/draw_architecture.py"
-    said = {
-        room: set(names.split(", ")) - {"none"} for room, names in re.findall(r"(\w+) imports: ([\w, ]+)<", picture)
-    }
-    found: dict[str, set[str]] = {}
-    for path in (ROOT / "affectgpt").glob("*/**/*.py"):  # read another way than the script does
-        text = re.sub(
-            r"^ *if TYPE_CHECKING:\n(?: +.*\n|\n)*?(?=^\S|^ {0,4}\S)", "", path.read_text("utf-8"), flags=re.M
-        )
-        room = path.relative_to(ROOT / "affectgpt").parts[0]
-        names = re.findall(r"^\s*(?:from|import) affectgpt\.(\w+)", text, flags=re.M)
-        found.setdefault(room, set()).update({name for name in names if (ROOT / "affectgpt" / name).is_dir()} - {room})
-    assert said == found and len(said) > 15
-    arrows = set(re.findall(r'data-from="(\w+)" data-to="(\w+)"', picture))
-    assert len(arrows) > 15 and all(other in found[room] for room, other in arrows)
-    # another import, another picture
-    copy = tmp_path / "affectgpt"
-    shutil.copytree(ROOT / "affectgpt", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "results" / "more.py").write_text("def f():\n    import affectgpt.textllm.base\n")
-    assert draw["svg"](draw["room_graph"](copy)) != picture
 
 
 def test_the_citation_is_that_of_the_readme():

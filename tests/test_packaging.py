@@ -202,19 +202,20 @@ def test_continuous_integration_runs_the_two_commands():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_demo_runs_from_the_wheel_in_an_empty_environment(released, tmp_path):
-    """Two minutes of installing and some of the demo, in a folder that has nothing of a clone."""
+def test_the_demo_runs_on_the_installed_wheel(released, tmp_path):
+    """Two minutes of installing and some of the demo, in a folder that has nothing of a clone but the example."""
     place, work = tmp_path / "env", tmp_path / "work"
     work.mkdir()
+    shutil.copytree(ROOT / "examples", work / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     venv.create(place, with_pip=True)
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     constraints = ROOT / "constraints" / "ci.txt"
     install = [place / "bin" / "pip", "install", "-q", "-c", constraints, f"affectgpt[demo] @ {released[0].as_uri()}"]
     subprocess.run(install, cwd=work, env=bare, check=True)
     run = subprocess.run(
-        [place / "bin" / "affectgpt", "demo"], cwd=work, capture_output=True, text=True,
+        [place / "bin" / "python", "-m", "examples.demo"], cwd=work, capture_output=True, text=True,
         env={**bare, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     assert "report: output/demo/report.html" in run.stdout and (work / "output" / "demo" / "report.html").is_file()
-    assert {path.name for path in work.iterdir()} == {"output", "models"}
+    assert {path.name for path in work.iterdir()} == {"output", "models", "examples"}

@@ -10,7 +10,6 @@ from affectgpt.core.errors import did_you_mean
 
 # command → (module of affectgpt.cli, what it does)
 COMMANDS = {
-    "demo": ("demo", "from nothing to a scored tiny model, on a CPU"),
     "train": ("train", "train from a configuration (train.py)"),
     "infer": ("infer", "answers on data sets (inference_hybird.py)"),
     "ask": ("ask", "answers of any other multimodal LLM on data sets, by a server or a folder"),

@@ -168,16 +168,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def drawn_clips() -> list[tuple[Path, str]]:
     """Held-out clips of the demo and what is said in them, one of each emotion; none before ``make demo`` was run."""
-    from affectgpt.cli.demo import Place
     from affectgpt.core.errors import DataError
     from affectgpt.datasets.label_files import load_samples
     from affectgpt.datasets.table import get_row
 
+    dataset = Path("output/demo/dataset")
     row = get_row("MER2023")
-    if not (Place().dataset / row.root / row.video_dir).is_dir():
+    if not (dataset / row.root / row.video_dir).is_dir():
         return []
     try:
-        samples = load_samples(row, split="test", dataset_root=Place().dataset)
+        samples = load_samples(row, split="test", dataset_root=dataset)
     except DataError:
         return []
     first = {str(sample.labels.emotion): sample for sample in reversed(samples) if sample.video is not None}

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.cli import demo, infer, sample, serve, train
+from affectgpt.cli import infer, sample, serve, train
 from affectgpt.cli.common import command_line
 from affectgpt.cli.main import COMMANDS
 from affectgpt.config.load import load_config
 from affectgpt.core.files import write_json
-from affectgpt.demo.corpus import PartSpec, make_corpus
+from examples.demo import pipeline as demo
+from examples.demo.corpus import PartSpec, make_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ["--cfg-path", "train_configs/demo_cpu.yaml"]
@@ -26,7 +27,7 @@ ARGUMENTS = {
     "ask": ["--datasets", "MER2023", "--base-url", "http://localhost:8000/v1", "--model", "m"],
     "export_task": ["--lmms-eval", "tasks"],
     "submission": ["X.npz", "--track", "2", "--out", "a.csv"],
-    "demo": [], "train": CONFIG, "infer": CONFIG, "sample": [*CONFIG, "--video_path", "train.py"], "evaluate": [],
+    "train": CONFIG, "infer": CONFIG, "sample": [*CONFIG, "--video_path", "train.py"], "evaluate": [],
     "score": [], "doctor": CONFIG, "check_data": CONFIG, "preprocess": ["--video-dir", "clips", "--out", "out"],
     "caption": ["--cfg-path", "train_configs/captioning.yaml"],
     "crowd": ["train", "--cfg-path", "train_configs/captioning.yaml"],

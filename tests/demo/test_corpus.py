@@ -13,10 +13,10 @@ import pytest
 from affectgpt.core.errors import DataError
 from affectgpt.core.npz import read_npz
 from affectgpt.datasets.table import get_row
-from affectgpt.demo import corpus, language, speech
-from affectgpt.demo.clips import CHANNELS
-from affectgpt.demo.corpus import PARTS, PartSpec, clip_paths, make_corpus, plan_part
-from affectgpt.demo.report import shown_in, text_does
+from examples.demo import corpus, language, speech
+from examples.demo.clips import CHANNELS
+from examples.demo.corpus import PARTS, PartSpec, clip_paths, make_corpus, plan_part
+from examples.demo.report import shown_in, text_does
 
 SMALL = (
     PartSpec("MERCaptionPlus", "train", 2, language.EMOTIONS, False, "train"),

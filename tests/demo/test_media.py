@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from affectgpt.demo import faces, speech
-from affectgpt.demo.language import EMOTIONS
+from examples.demo import faces, speech
+from examples.demo.language import EMOTIONS
 
 POSE = faces.Pose(x=0.5, y=0.46, roll=0.0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from affectgpt.core.types import Modality
-from affectgpt.demo import language, models, pretrain_decoder, pretrain_speech, pretrain_vision
+from examples.demo import language, models, pretrain_decoder, pretrain_speech, pretrain_vision
 
 
 @pytest.fixture(scope="module")

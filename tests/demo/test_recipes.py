@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.cli import demo
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.files import locked, write_json
+from examples.demo import pipeline as demo
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = demo.Place(recipes=ROOT / "train_configs")
@@ -64,7 +64,7 @@ def test_a_run_counts_when_it_was_finished_with_the_present_settings(tmp_path, m
 
 
 def _models():
-    from affectgpt.demo.models import RECIPES
+    from examples.demo.models import RECIPES
 
     return RECIPES
 

@@ -10,10 +10,10 @@ import re
 import pytest
 import soundfile
 
-from affectgpt.cli import demo
-from affectgpt.demo import report
-from affectgpt.demo.corpus import PartSpec, clip_paths, make_corpus
-from affectgpt.demo.language import FELT
+from examples.demo import pipeline as demo
+from examples.demo import report
+from examples.demo.corpus import PartSpec, clip_paths, make_corpus
+from examples.demo.language import FELT
 
 
 def write_log(path, losses):

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from affectgpt.cli import demo_rl
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import AffectGPTError
 from affectgpt.core.tables import read_table
 from affectgpt.datasets.label_files import parse_label_list
-from affectgpt.demo.corpus import MARKER as CORPUS_MARKER
-from affectgpt.demo.rl_report import write_rl_report
+from examples.demo import rl as demo_rl
+from examples.demo.corpus import MARKER as CORPUS_MARKER
+from examples.demo.rl_report import write_rl_report
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("happy", "sad", "angry", "surprised", "worried", "neutral")

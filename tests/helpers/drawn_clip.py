@@ -9,7 +9,7 @@ import numpy as np
 
 def picture(*, seed: int = 1, face: bool = True) -> np.ndarray:
     """A person, or a wall alone: uint8 ``[256, 256, 3]``."""
-    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+    from examples.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
 
     rng = np.random.default_rng(seed)
     wall = draw_background(rng)

@@ -13,10 +13,10 @@ from tiny_world import World, write_run
 from affectgpt.cli import doctor, infer, sample
 from affectgpt.config.schema import to_dict
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
-from affectgpt.demo.corpus import PartSpec, make_corpus
-from affectgpt.demo.language import FELT
 from affectgpt.modeling.checkpoint import write_checkpoint
 from affectgpt.results.files import read_answers, read_meta
+from examples.demo.corpus import PartSpec, make_corpus
+from examples.demo.language import FELT
 
 RECORD = '{"channels": "%s"}'
 PART = PartSpec("OVMERDPlus", "test", 2, FELT, True, "open")

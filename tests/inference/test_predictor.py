@@ -30,7 +30,7 @@ FACES = "multiface_audio_face_text"
 
 def draw(n: int, *, face: bool) -> list[np.ndarray]:
     """Frames uint8 [256, 256, 3]: a drawn face, or only what is behind it."""
-    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+    from examples.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
 
     random = np.random.default_rng(1)
     who, background = draw_identity(random), draw_background(random)
@@ -293,7 +293,7 @@ def test_a_video_upside_down_gets_a_note(predictors, tmp_path, monkeypatch):
 
 
 def test_two_people_get_a_note_that_says_whom_the_answer_is_about(world, predictors, tmp_path, capsys):
-    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+    from examples.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
 
     def person(seed: int) -> np.ndarray:
         random = np.random.default_rng(seed)

@@ -260,7 +260,7 @@ def test_text_files_and_files_that_were_read_are_refused(frames, clips):
 
 def two_people(path: Path) -> Path:
     """A large face on the right, a small one on the left."""
-    from affectgpt.demo.clips import write_video
+    from examples.demo.clips import write_video
 
     far = np.pad(picture(seed=1)[::2, ::2], ((64, 64), (64, 64), (0, 0)), constant_values=90)
     write_video(path, np.stack([np.hstack([far, picture(seed=5)])] * 8), np.zeros(12_800, np.float32))

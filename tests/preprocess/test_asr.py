@@ -39,7 +39,7 @@ def test_a_folder_of_hugging_face_needs_no_other_package(random_whisper, tmp_pat
 
 
 def test_silence_says_nothing(random_whisper, tmp_path):
-    from affectgpt.demo.clips import write_video
+    from examples.demo.clips import write_video
 
     transcribe = Transcriber(random_whisper, device="cpu")
     soundfile.write(tmp_path / "a.wav", np.zeros(32_000, np.float32), 16_000)
@@ -54,7 +54,7 @@ def test_the_command_hears_clips_without_a_subtitle_file(random_whisper, tmp_pat
     from drawn_clip import picture
 
     from affectgpt.cli.preprocess import main
-    from affectgpt.demo.clips import write_video
+    from examples.demo.clips import write_video
 
     wave = np.random.default_rng(0).standard_normal(16_000).astype(np.float32) * 0.1
     (tmp_path / "videos").mkdir()
@@ -172,9 +172,9 @@ def test_spoken_english_becomes_subtitles(folder, tmp_path):
     import csv
 
     from affectgpt.cli.preprocess import main
-    from affectgpt.demo.clips import write_video
-    from affectgpt.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
-    from affectgpt.demo.speech import Manner, Voice, speak
+    from examples.demo.clips import write_video
+    from examples.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
+    from examples.demo.speech import Manner, Voice, speak
 
     (tmp_path / "videos").mkdir()
     for i, sentence in enumerate(SENTENCES):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from affectgpt.core.files import write_text
 from affectgpt.datasets.table import get_row
-from affectgpt.demo.clips import ClipPlan
-from affectgpt.demo.corpus import PARTS, clip_paths, plan_part
-from affectgpt.demo.language import FELT
+from examples.demo.clips import ClipPlan
+from examples.demo.corpus import PARTS, clip_paths, plan_part
+from examples.demo.language import FELT
 
 TEMPLATE = Path(__file__).with_name("report.html")
 STRIP = 5  # frames shown of a clip

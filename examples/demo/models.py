@@ -17,9 +17,9 @@ VERSION = 2  # raise when a model would come out differently
 MARKER = "demo_model.json"
 # Folder under models/ → the function that makes it. The longest work first: two are made at a time.
 RECIPES = {
-    "demo-qwen2": "affectgpt.demo.pretrain_decoder:pretrain_qwen2",
-    "demo-hubert": "affectgpt.demo.pretrain_speech:pretrain_hubert",
-    "demo-clip": "affectgpt.demo.pretrain_vision:pretrain_clip",
+    "demo-qwen2": "examples.demo.pretrain_decoder:pretrain_qwen2",
+    "demo-hubert": "examples.demo.pretrain_speech:pretrain_hubert",
+    "demo-clip": "examples.demo.pretrain_vision:pretrain_clip",
 }
 _README = """A toy, made by `make demo`: a model of less than a million weights, taught for some seconds on drawn faces,
 synthetic voices and invented sentences. It has the folder format of the real model and none of its abilities.

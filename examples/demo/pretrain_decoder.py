@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.files import write_json
 from affectgpt.core.types import Modality
-from affectgpt.demo import language
-from affectgpt.demo.clips import CHANNELS, TEXTS
-from affectgpt.demo.tokenizer import save_tokenizer, train_tokenizer
+from examples.demo import language
+from examples.demo.clips import CHANNELS, TEXTS
+from examples.demo.tokenizer import save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from affectgpt.core.files import atomic_path
 from affectgpt.core.types import SAMPLE_RATE
-from affectgpt.demo import faces, language, speech
+from examples.demo import faces, language, speech
 
 if TYPE_CHECKING:
     import numpy as np

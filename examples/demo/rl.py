@@ -1,4 +1,4 @@
-"""``affectgpt demo --rl``: reinforcement learning that two CPU cores can carry, on drawn clips.
+"""``python -m examples.demo --rl``: reinforcement learning that two CPU cores can carry, on drawn clips.
 
 In the plain demo one right word scores 100, so that rewards have nothing to teach. Here supervised training learns what
 machine labels often are: the right emotion and a wrong one, in any order. Rewards by what is true of the training
@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.cli import demo
 from affectgpt.core.errors import AffectGPTError
+from examples.demo import pipeline as demo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ def metric() -> Any:
 
 def run(place: Place) -> None:
     """One seed of the wheel arm, and its report."""
-    from affectgpt.demo.rl_report import write_rl_report
+    from examples.demo.rl_report import write_rl_report
 
     began = time.perf_counter()
     print("Reinforcement learning on drawn clips: everything is synthetic.", flush=True)
@@ -131,9 +131,9 @@ def run(place: Place) -> None:
 def prepare(place: Place) -> None:
     """Tiny models, clips, the tables of this seed, and the encoders' outputs, where they are missing."""
     from affectgpt.cli import extract_features
-    from affectgpt.demo.corpus import PartSpec, make_corpus
-    from affectgpt.demo.language import EMOTIONS, FELT
-    from affectgpt.demo.models import make_models
+    from examples.demo.corpus import PartSpec, make_corpus
+    from examples.demo.language import EMOTIONS, FELT
+    from examples.demo.models import make_models
 
     parts = (
         PartSpec("MERCaptionPlus", "train", 240, EMOTIONS, False, "train"),
@@ -155,7 +155,7 @@ def write_tables(place: Place) -> None:
     from affectgpt.core.files import write_text
     from affectgpt.core.tables import read_table
     from affectgpt.datasets.label_files import parse_label_list
-    from affectgpt.demo.language import FELT, OPEN_WORDS
+    from examples.demo.language import FELT, OPEN_WORDS
 
     root = place.dataset / "mer2025-dataset"
     said = read_table(root / "subtitle_chieng.csv", key="name", columns=("english",))
@@ -227,7 +227,7 @@ def _trained(
     from affectgpt.cli import train
     from affectgpt.config.load import load_config
     from affectgpt.core.files import write_json
-    from affectgpt.demo.corpus import MARKER as CORPUS_MARKER
+    from examples.demo.corpus import MARKER as CORPUS_MARKER
 
     arguments = [*place.recipe(recipe), *options]
     digest = hashlib.sha256(repr(load_config(arguments[1], options[1:])).encode())

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.files import write_json
-from affectgpt.demo import faces
-from affectgpt.demo.clips import draw_person
-from affectgpt.demo.language import EMOTIONS
+from examples.demo import faces
+from examples.demo.clips import draw_person
+from examples.demo.language import EMOTIONS
 
 if TYPE_CHECKING:
     import numpy as np

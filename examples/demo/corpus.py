@@ -22,8 +22,8 @@ from affectgpt.core.files import naming, write_json, write_text
 from affectgpt.core.npz import write_npz
 from affectgpt.core.runtime import logger, worker_pool
 from affectgpt.datasets.table import DatasetRow, get_row
-from affectgpt.demo.clips import CHANNELS, TEXTS, ClipPlan, draw_person, make_clip, plan_clip
-from affectgpt.demo.language import EMOTIONS, FELT
+from examples.demo.clips import CHANNELS, TEXTS, ClipPlan, draw_person, make_clip, plan_clip
+from examples.demo.language import EMOTIONS, FELT
 
 VERSION = 2  # raise when a clip would come out differently
 MARKER = "synthetic_corpus.json"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.files import write_json
 from affectgpt.core.types import CLIP_SAMPLES, N_FRAMES, SAMPLE_RATE
-from affectgpt.demo import speech
-from affectgpt.demo.clips import draw_person
-from affectgpt.demo.language import EMOTIONS, FELT, draw_sentence
+from examples.demo import speech
+from examples.demo.clips import draw_person
+from examples.demo.language import EMOTIONS, FELT, draw_sentence
 
 if TYPE_CHECKING:
     import numpy as np

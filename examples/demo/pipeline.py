@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.cli.common import ROOT, command_line, module_line, run_cli
+from affectgpt.cli.common import ROOT, command_line, module_line
 from affectgpt.core.errors import AffectGPTError, ConfigError
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import Config
-    from affectgpt.demo.report import RecipeResult
+    from examples.demo.report import RecipeResult
 
 RECIPES = {
     "demo_cpu": "face, audio, text, pre-fusion",
@@ -68,7 +67,7 @@ class Place:
 def build_parser() -> argparse.ArgumentParser:
     """Arguments of the demo."""
     parser = argparse.ArgumentParser(
-        prog="affectgpt demo",
+        prog="python -m examples.demo",
         description="From nothing to a scored tiny model on a CPU in some minutes, everything synthetic. "
         "What is there already is used again.",
     )
@@ -91,9 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     place: Any = Place(workers=max(args.workers, 1))
     work: Callable[[Any], None] = run
     if args.rl:
-        from affectgpt.cli import demo_rl
+        from examples.demo import rl
 
-        place, work = demo_rl.Place(workers=max(args.workers, 1)), demo_rl.run
+        place, work = rl.Place(workers=max(args.workers, 1)), rl.run
     place.root.mkdir(parents=True, exist_ok=True)
     with locked(place.root, wait=False) as alone:
         if not alone:
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(place: Place) -> None:
     """All steps, then the report."""
     from affectgpt.core.runtime import one_thread
-    from affectgpt.demo.report import write_report
+    from examples.demo.report import write_report
 
     one_thread()
     started = time.perf_counter()
@@ -137,8 +136,8 @@ def run(place: Place) -> None:
 
 def prepare(place: Place) -> bool:
     """Make the tiny models and the corpus where they are missing; whether anything was."""
-    from affectgpt.demo.corpus import make_corpus
-    from affectgpt.demo.models import make_models, missing_models
+    from examples.demo.corpus import make_corpus
+    from examples.demo.models import make_models, missing_models
 
     if names := missing_models(place.models, seed=place.seed):
         print(f"\nteaching tiny models: {', '.join(names)}", flush=True)
@@ -167,9 +166,9 @@ def load(place: Place, name: str) -> tuple[Path, Config]:
 
 def _settings(place: Place, name: str) -> str:
     """A hash of all that a training run depends on: recipe, models, corpus."""
-    from affectgpt.demo.corpus import MARKER as CORPUS_MARKER
-    from affectgpt.demo.models import MARKER as MODEL_MARKER
-    from affectgpt.demo.models import RECIPES as MODELS
+    from examples.demo.corpus import MARKER as CORPUS_MARKER
+    from examples.demo.models import MARKER as MODEL_MARKER
+    from examples.demo.models import RECIPES as MODELS
 
     digest = hashlib.sha256(repr(load(place, name)[1]).encode())
     for path in [place.dataset / CORPUS_MARKER, *(place.models / model / MODEL_MARKER for model in MODELS)]:
@@ -244,9 +243,9 @@ def evaluate(place: Place, name: str) -> RecipeResult:
     from affectgpt.cli import evaluate as command
     from affectgpt.core.files import naming
     from affectgpt.core.npz import read_npz
-    from affectgpt.demo.report import COLUMNS, RecipeResult
     from affectgpt.inference.session import training_mode
     from affectgpt.processing.modes import get_mode
+    from examples.demo.report import COLUMNS, RecipeResult
 
     _, config = load(place, name)
     run = _run(place, name)
@@ -297,9 +296,9 @@ def chance() -> float:
 
     Above one in five, because some wheels of the built-in lexicon hold surprise and worry in one group.
     """
-    from affectgpt.demo.language import FELT
     from affectgpt.evaluation.grouping import Grouping
     from affectgpt.evaluation.lexicon import load_builtin
+    from examples.demo.language import FELT
 
     grouping = Grouping(load_builtin())
     wheels = list(zip(*(grouping.groups(emotion) for emotion in FELT), strict=True))
@@ -309,7 +308,7 @@ def chance() -> float:
 
 def format_table(results: list[RecipeResult]) -> str:
     """The comparison as text, in percent."""
-    from affectgpt.demo.report import COLUMNS, blind_descriptions
+    from examples.demo.report import COLUMNS, blind_descriptions
 
     titles = [title for _, _, title in COLUMNS]
     width = max(len(r.title) for r in results)
@@ -366,7 +365,3 @@ def page_command(place: Place) -> str:
     install = ": pip install -e '.[page]'" if (ROOT / "pyproject.toml").is_file() else ""
     needs = "" if find_spec("gradio") else f" (needs the extra [page]{install})"
     return f"a page to drop clips on{needs}:\n  " + module_line("affectgpt.cli.main", [*serve, *options])
-
-
-if __name__ == "__main__":
-    sys.exit(run_cli(main))
