@@ -59,9 +59,9 @@ def test_its_python_is_one_that_the_project_takes():
 
 
 def imported_modules() -> set[str]:
-    """Top-level modules that the package imports anywhere, inside functions too."""
+    """Top-level modules that the package or the demo imports anywhere, inside functions too."""
     found = set()
-    for path in (ROOT / "affectgpt").rglob("*.py"):
+    for path in [*(ROOT / "affectgpt").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.partition(".")[0] for alias in node.names}
