@@ -2,7 +2,7 @@
 
     python benchmarks/captioning_demo.py [--seeds 0-3] [--root output/captioning-demo] [--no-training]
 
-Everything is synthetic (see affectgpt/demo). Once: tiny encoders, three human-labelled sets of other persons, and an
+Everything is synthetic (see examples/demo). Once: tiny encoders, three human-labelled sets of other persons, and an
 ensemble of five classifiers trained on them. For each fault seed: a new corpus of 480 clips with true descriptions,
 into which faults are planted: 20 % get the description of a clip with another emotion, 10 % the sound of another clip,
 5 % a description of one short sentence. The fault table is outside the pipeline's input folder and is read only to

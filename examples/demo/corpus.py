@@ -31,7 +31,7 @@ NEEDED_MB = 300
 TRAIN_PERSONS, HELDOUT_PERSONS = 32, 20
 README = """SYNTHETIC DATA
 
-Every clip in this folder was drawn and spoken by a program (affectgpt/demo): cartoon faces, eSpeak NG voices, invented
+Every clip in this folder was drawn and spoken by a program (examples/demo): cartoon faces, eSpeak NG voices, invented
 sentences. No person is shown or heard. The folders only have the layouts of MER2023, SIMS, OV-MERD+ and
 MER-Caption+; nothing of those data sets is in them, and no score on them says anything about real people.
 Made by `make demo`; may be deleted.
