@@ -30,6 +30,7 @@ def user_message(
     (or ``audio_part="audio_url"`` with a data URL, which vLLM and SGLang take too).
     Raises DataError for a file that is missing or of no known kind.
     """
+    text = _whole_characters(text)
     if not images and audio is None and video is None:
         return {"role": "user", "content": text}
     parts: list[dict[str, Any]] = [_image_part(image) for image in images]
@@ -105,15 +106,17 @@ def _encoded(data: bytes) -> str:
 
 
 def text_of(content: Any) -> str | None:
-    """The text of a reply's content: a string, or a list of parts whose text parts belong together; None without any.
-
-    Halves of characters, which no file in UTF-8 can hold, become U+FFFD.
-    """
+    """The text of a reply's content: a string, or the joined text parts of a list; None without any."""
     if isinstance(content, list):
         parts = [p for p in content if isinstance(p, dict) and p.get("type", "text") in ("text", "output_text")]
         texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
         content = "".join(texts) if texts else None
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else None
+    return _whole_characters(content) if isinstance(content, str) else None
+
+
+def _whole_characters(text: str) -> str:
+    """Replace halves of characters, which no file in UTF-8 can hold, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def text_only(conversations: Sequence[Conversation], *, client: str) -> None:

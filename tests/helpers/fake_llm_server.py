@@ -24,8 +24,6 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0  # seconds before anything is sent
     break_off: bool = False  # promise more bytes than are sent
-    drip: float = 0.0  # seconds between single bytes of the body
-    drip_head: float = 0.0  # seconds between single bytes of the headers, sixty of them
     hang_up: bool = False  # close the connection instead of answering
     usage: dict[str, int] | None = None  # tokens that the server says it took
 
@@ -83,7 +81,13 @@ class FakeServer:
                 with server._lock:
                     attempt = server.asked[text]
                     server.asked[text] += 1
-                    server.requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
+                    server.requests.append(
+                        {
+                            "path": self.path,
+                            "headers": {name.title(): value for name, value in self.headers.items()},
+                            "body": body,
+                        }
+                    )
                     server.times.append(time.monotonic())
                     server._now += 1
                     server.most_at_once = max(server.most_at_once, server._now)
@@ -101,13 +105,6 @@ class FakeServer:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-                if answer.drip_head:
-                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-                    for _ in range(60):
-                        self.wfile.write(b"x")
-                        time.sleep(answer.drip_head)
-                    self.close_connection = True
-                    return
                 data = answer.body
                 if data is None:
                     message = {"role": "assistant", "content": answer.text}
@@ -115,14 +112,12 @@ class FakeServer:
                     completion = {"object": "chat.completion", "choices": [choice]}
                     data = json.dumps({**completion, **({"usage": answer.usage} if answer.usage else {})}).encode()
                 self.send_response(answer.status)
-                for name, value in answer.headers.items():
+                for name, value in {"Content-Type": "application/json", **answer.headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data) + (100 if answer.break_off else 0)))
                 self.end_headers()
-                for piece in [data[i : i + 1] for i in range(len(data))] if answer.drip else [data]:
-                    self.wfile.write(piece)
-                    self.wfile.flush()
-                    time.sleep(answer.drip)
+                self.wfile.write(data)
+                self.wfile.flush()
                 if answer.break_off:
                     self.close_connection = True
                     self.connection.close()
