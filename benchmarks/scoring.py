@@ -74,8 +74,9 @@ def straightforward(output: str, dataset: str, lexicon_choice: str) -> dict[str,
     from sklearn.metrics import f1_score
 
     from affectgpt.core.npz import read_npz
-    from affectgpt.datasets.label_files import load_labels, parse_label_list
+    from affectgpt.datasets.label_files import load_labels
     from affectgpt.datasets.table import DATASETS
+    from affectgpt.evaluation.labels import parse_item
     from affectgpt.evaluation.lexicon import find_lexicon
 
     lexicon = find_lexicon(lexicon_choice)
@@ -110,7 +111,7 @@ def straightforward(output: str, dataset: str, lexicon_choice: str) -> dict[str,
                         true = group([label.emotion] if row.task == "basic" else label.ovlabels, wheel)
                         if not true:
                             continue
-                        guess = group(parse_label_list(items[name]), wheel)
+                        guess = group(parse_item(items[name]), wheel)
                         hits.append(len(guess & true))
                         precision.append(len(guess & true) / len(guess) if guess else 0)
                         recall.append(len(guess & true) / len(true))

@@ -11,8 +11,8 @@ from affectgpt.captioning.cache import CachedReply, ReplyCache, digest
 from affectgpt.config.captioning import ExtractorConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
-from affectgpt.datasets.label_files import parse_label_list
 from affectgpt.evaluation.extract import LABELS, POLARITY, Extractor, get_extractor
+from affectgpt.evaluation.labels import parse_item
 from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMError
 
 
@@ -48,7 +48,7 @@ def extract_labels(
     """
     first = _step(LABELS, texts, extractor, folder=folder, dry_run=dry_run)
     steps = [first]
-    found = {name: tuple(label.lower() for label in parse_label_list(item)) for name, item in first.texts.items()}
+    found = {name: parse_item(item.lower()) for name, item in first.texts.items()}
     if not polarity:
         return {name: ClipLabels(labels, "") for name, labels in found.items()}, steps
     second = _step(POLARITY, first.texts, extractor, folder=folder, dry_run=dry_run)

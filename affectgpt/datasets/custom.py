@@ -48,8 +48,9 @@ from affectgpt.core.names import check_below
 from affectgpt.core.seeds import seeded
 from affectgpt.core.types import SOUND_SUFFIXES, VIDEO_SUFFIXES, Labels, Sample
 from affectgpt.datasets.annotations import DIALOGUE, read_annotations
-from affectgpt.datasets.label_files import LABEL_READERS, Folder, parse_label_list, without_collector
+from affectgpt.datasets.label_files import LABEL_READERS, Folder, without_collector
 from affectgpt.datasets.table import CUSTOM, DatasetRow
+from affectgpt.evaluation.labels import parse_item
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import DatasetConfig
@@ -232,7 +233,7 @@ def _labels(cells: Mapping[str, str], data_type: str, name: str, where: str) -> 
         raise DataError(f"{where}: an answer without a question")
     return Labels(
         emotion=cells.get("emotion") or None,
-        ovlabels=parse_label_list(cells["ovlabel"]) if "ovlabel" in cells else None,
+        ovlabels=parse_item(cells["ovlabel"].strip()) if "ovlabel" in cells else None,
         description=cells.get("description") or None,
         valence=valence,
         question=question or None,

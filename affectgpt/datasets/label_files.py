@@ -6,8 +6,6 @@ import functools
 import gc
 import math
 import os
-import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from pathlib import Path
@@ -22,6 +20,7 @@ from affectgpt.core.runtime import logger
 from affectgpt.core.tables import MISSING, read_table
 from affectgpt.core.types import Labels, Sample
 from affectgpt.datasets.table import DatasetRow
+from affectgpt.evaluation.labels import parse_item
 
 # label_kind of a row → function(row, split, its root folder) → name → labels, in file order
 LABEL_READERS = Registry("label reader (label_kind)")
@@ -136,14 +135,6 @@ def place_samples(
     ]  # fmt: skip
 
 
-def parse_label_list(text: str) -> tuple[str, ...]:
-    """``['happy', "calm"]`` or ``[happy, calm]`` → its labels, before lower-casing."""
-    text = text.strip()
-    text = text.removeprefix("[").removesuffix("]")
-    # interned: a few thousand words make up all lists
-    return tuple(sys.intern(part) for part in (piece.strip() for piece in re.split("['\",]", text)) if part)
-
-
 class Folder:
     """A media folder, listed once: a folder of 132,171 files is not asked file by file."""
 
@@ -243,7 +234,7 @@ def _column(root: Path, file: str | None, column: str) -> dict[str, str]:
 
 def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
     """Name → labels; equal label lists are one object."""
-    parse = functools.cache(parse_label_list)
+    parse = functools.cache(parse_item)
     return {name: parse(text) for name, text in _column(root, file, "openset").items()}
 
 

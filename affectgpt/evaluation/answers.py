@@ -74,12 +74,12 @@ def import_answers(answers: Mapping[str, str], target: Path) -> None:
 
 def direct_items(answers: Mapping[str, str], *, polarity: bool) -> tuple[dict[str, str], list[str]]:
     """Items as the direct extractor gives them, and the names of the answers that it could not read."""
-    from affectgpt.evaluation.extract_direct import direct_labels
-    from affectgpt.evaluation.extract_direct import polarity as polarity_of
+    from affectgpt.evaluation.labels import polarity as polarity_of
+    from affectgpt.evaluation.labels import read_labels
 
     items, unread = {}, []
     for name, answer in answers.items():
-        labels = direct_labels(answer)
+        labels = read_labels(answer)
         if labels is None:
             unread.append(name)
         if not answer.strip():

@@ -14,8 +14,9 @@ from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.journal import Journal
 from affectgpt.core.printable import printable
 from affectgpt.core.runtime import logger
-from affectgpt.evaluation import extract_direct, extract_llm
+from affectgpt.evaluation import extract_llm
 from affectgpt.evaluation import extraction_file as files
+from affectgpt.evaluation import labels as reader
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.textllm.base import CLIENTS, Sampling, TextLLM, TextReply, open_client
 
@@ -59,7 +60,7 @@ class Extractor(ABC):
 
 
 class DirectExtractor(Extractor):
-    """Reads answers of the trained form, see ``extract_direct``; another form gives ``[]`` and is counted."""
+    """Reads answers of the trained form, see ``labels.read_labels``; another form gives ``[]`` and is counted."""
 
     name = "direct"
     suffix = "-direct"
@@ -67,19 +68,19 @@ class DirectExtractor(Extractor):
 
     def settings(self, step: str) -> dict[str, Any]:
         """The version of the rules and, for polarity, the word list."""
-        settings: dict[str, Any] = {"extractor": self.name, "step": step, "rules": extract_direct.RULES_VERSION}
+        settings: dict[str, Any] = {"extractor": self.name, "step": step, "rules": reader.RULES_VERSION}
         if step == POLARITY:
-            settings["words_sha256"] = extract_direct.words_sha256()
+            settings["words_sha256"] = reader.words_sha256()
         return settings
 
     def run(self, step: str, texts: Sequence[str], *, on_item: OnItem) -> None:
         """Read every text; no progress bar is needed."""
         for index, text in enumerate(texts):
             if step == POLARITY:
-                on_item(index, extract_direct.polarity(extract_direct.item_labels(text)), None)
+                on_item(index, reader.polarity(reader.parse_item(text.lower())), None)
                 continue
-            labels = extract_direct.direct_labels(text)
-            note = "answer not of the trained form" if labels is None else None
+            labels = reader.read_labels(text)
+            note = reader.NOT_TRAINED_FORM if labels is None else None
             on_item(index, f"[{', '.join(labels or [])}]", note)
 
 
@@ -110,8 +111,12 @@ class LLMExtractor(Extractor):
         """Ask the model; replies arrive in any order."""
 
         def on_result(index: int, reply: TextReply) -> None:
-            note = f"reply cut at {self.sampling.max_tokens} tokens" if reply.truncated else None
-            on_item(index, extract_llm.clean_reply(reply.text), note)
+            read = reader.read_reply_labels if step == LABELS else reader.read_reply_polarity
+            item, tolerantly = read(reply.text, extract_llm.clean_reply(reply.text))
+            note = "reply not of the published form, read tolerantly" if tolerantly else None
+            if reply.truncated:
+                note = f"reply cut at {self.sampling.max_tokens} tokens"
+            on_item(index, item, note)
 
         conversations = [extract_llm.conversation(_PROMPTS[step], text) for text in texts]
         self.client.chat_many(conversations, sampling=self.sampling, on_result=on_result)

@@ -38,7 +38,7 @@ EARLIER_PROMPTS = frozenset(
     }
 )
 
-CLEANING_VERSION = 2  # part of a result's settings: raise it when ``clean_reply`` gives another item
+CLEANING_VERSION = 3  # part of a result's settings: raise it when a reply is read as another item
 _LEADING = ("输入", "输出", "翻译", "让我们来翻译一下：", "output", "Output", "input", "Input")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt.datasets.label_files import parse_label_list
+from affectgpt.evaluation.labels import parse_item
 from affectgpt.evaluation.lexicon import clean
 from affectgpt.evaluation.metrics.base import GroupMetric, Metric
 from affectgpt.evaluation.metrics.sentiment import POLARITIES
@@ -112,7 +112,7 @@ def labels_and_groups(score: Score) -> tuple[float | None, float | None]:
 
 
 def _labels(metric: Metric, item: str) -> tuple[str, ...]:
-    return metric.grouping.item(item)[0] if isinstance(metric, GroupMetric) else parse_label_list(item)
+    return metric.grouping.item(item)[0] if isinstance(metric, GroupMetric) else parse_item(item)
 
 
 def _size(labels: float | None, groups: float | None) -> int:

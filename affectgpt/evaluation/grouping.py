@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from affectgpt.core.errors import ConfigError, did_you_mean
-from affectgpt.datasets.label_files import parse_label_list
+from affectgpt.evaluation.labels import parse_item
 from affectgpt.evaluation.lexicon import Lexicon, clean
 
 GROUPINGS = {
@@ -104,7 +104,7 @@ class Grouping:
         """Labels and bits of an extracted item such as ``[happy, calm]``; each distinct item is parsed once."""
         known = self._of_item.get(item)
         if known is None:
-            labels = tuple([clean(label) for label in parse_label_list(item)])
+            labels = tuple([clean(label) for label in parse_item(item)])
             known = self._of_item[item] = labels, self.mask(labels)
         return known
 

@@ -25,8 +25,8 @@ from affectgpt.core.errors import ConfigError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Grades, Labels
 from affectgpt.evaluation.extract import LABELS, Extractor
-from affectgpt.evaluation.extract_direct import direct_labels, item_labels, polarity
 from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.labels import parse_item, polarity, read_labels
 
 REWARDS = Registry("reward")
 _THOUGHT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
@@ -114,7 +114,7 @@ def read_reply(text: str, *, think: bool, tokens: int = 0, max_tokens: int = 1) 
 
 def _words(text: str) -> tuple[str, ...]:
     """The labels in a text, lower case; what has no letter is none."""
-    return tuple(label.lower() for label in direct_labels(text) or () if any(map(str.isalpha, label)))
+    return tuple(label.lower() for label in read_labels(text) or () if any(map(str.isalpha, label)))
 
 
 class Grader:
@@ -163,7 +163,7 @@ class Grader:
 
         def on_item(index: int, item: str, note: str | None) -> None:
             del note
-            self._thoughts[new[index]] = tuple(item_labels(item))
+            self._thoughts[new[index]] = parse_item(item.lower())
 
         if new:
             self.reader.run(LABELS, new, on_item=on_item)

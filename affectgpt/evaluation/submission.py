@@ -14,9 +14,9 @@ from pathlib import Path
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path
 from affectgpt.core.tables import read_table
-from affectgpt.datasets.label_files import parse_label_list
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.consensus import is_empty
+from affectgpt.evaluation.labels import parse_item
 from affectgpt.evaluation.results import SUFFIXES
 
 COLUMNS = {2: "openset", 3: "reason"}  # by track
@@ -74,7 +74,7 @@ def _label_cell(item: str) -> str:
     """``[happy, calm]`` → ``['happy', 'calm']``; the empty text where there is no item, which ``[]`` is not."""
     if is_empty(item):
         return ""
-    return "[" + ", ".join(f"'{label}'" for label in parse_label_list(item)) + "]"
+    return "[" + ", ".join(f"'{label}'" for label in parse_item(item)) + "]"
 
 
 def _write(target: Path, column: str, rows: Sequence[tuple[str, str]]) -> None:

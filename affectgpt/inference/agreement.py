@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.core.errors import DataError
+from affectgpt.evaluation.labels import read_labels
 from affectgpt.inference.flags import EMPTY, REPEATING, answer_flags
-from affectgpt.results.files import parse_labels, read_answers, read_meta
+from affectgpt.results.files import read_answers, read_meta
 
 # Mean agreement of two neighbouring released checkpoints on MER2023, CMU-MOSI and SIMS, sampled as published; of
 # answers to different clips.
@@ -65,12 +66,12 @@ def compare_answers(ours: Path, theirs: Path, *, show: int = 10) -> Agreement:
 
 def label_overlap(first: str, second: str) -> float:
     """|both| / |either| of the labels of two answers; two answers without labels agree only when they are equal."""
-    a, b = set(parse_labels(first)), set(parse_labels(second))
+    a, b = (set(map(str.lower, read_labels(text) or ())) for text in (first, second))
     return len(a & b) / len(a | b) if a | b else float(first == second)
 
 
 def _side(answers: Mapping[str, str], path: Path) -> Side:
-    labels = [parse_labels(text) for text in answers.values()]
+    labels = [read_labels(text) or [] for text in answers.values()]
     flags = [answer_flags(text, stopped=True) for text in answers.values()]
     meta = read_meta(path)
     n = max(1, len(answers))

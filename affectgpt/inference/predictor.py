@@ -15,14 +15,14 @@ from affectgpt.config.paths import select_checkpoints
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
+from affectgpt.evaluation.labels import NOT_TRAINED_FORM, read_labels
 from affectgpt.inference.clips import ClipReader, GivenClip, clips_of
 from affectgpt.inference.reply import ODD_DESCRIPTION, Reply, Unanswered
 from affectgpt.inference.session import GenerationSession, SampleAnswer
 from affectgpt.preprocess.faces import check_person
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import FeatureOf
-from affectgpt.processing.questions import render_question
-from affectgpt.results.files import parse_labels
+from affectgpt.processing.questions import asks_for_labels, render_question
 
 # The released recipes: on these a description begins with "In the text" (published README).
 RELEASED = (
@@ -256,15 +256,23 @@ class Predictor:
                 yield from self._ask(part, question)
 
     def _reply(self, clip: _Read, answer: SampleAnswer, question: str) -> Reply:
-        flags = (*clip.flags, *answer.flags, *odd_description(self.session.config.name, question, answer.text))
+        labels, odd = claimed_labels(question, answer.text)
+        odd += odd_description(self.session.config.name, question, answer.text)
         return Reply(
             answer=answer.text,
-            labels=parse_labels(answer.text),
+            labels=labels,
             question=question,
-            flags=flags,
+            flags=(*clip.flags, *answer.flags, *odd),
             video=clip.video,
             subtitle=clip.sample.subtitle,
         )
+
+
+def claimed_labels(question: str, answer: str) -> tuple[list[str], tuple[str, ...]]:
+    """The labels that an answer claims, and a flag where a question for labels got an answer of another form."""
+    labels = read_labels(answer)
+    unread = labels is None and asks_for_labels(question)
+    return labels or [], (NOT_TRAINED_FORM,) if unread else ()
 
 
 def odd_description(config_name: str, question: str, answer: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from affectgpt.core.errors import DataError
+from affectgpt.evaluation.labels import NOT_TRAINED_FORM
 from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED
 from affectgpt.media.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
 
@@ -21,6 +22,7 @@ NOTES = {
     EMPTY: "the answer is empty",
     UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
     REPEATING: "the answer repeats itself",
+    NOT_TRAINED_FORM: "the answer is not of the trained form; no label could be read from it",
     ODD_DESCRIPTION: 'a description of the released models begins with "In the text", this one does not: the weights '
     "or the code may be wrong; run `affectgpt doctor`",
 }

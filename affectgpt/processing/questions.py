@@ -102,6 +102,14 @@ def get_label_type(name: str) -> LabelType:
     return LABEL_TYPES.get(name)
 
 
+def asks_for_labels(question: str) -> bool:
+    """Whether a question is that of a label type whose answers name labels (not a description, nor free text)."""
+    openings = (
+        LABEL_TYPES.get(name).question.partition("{")[0] for name in LABEL_TYPES.names() if name != "description"
+    )
+    return any(opening and question.startswith(opening) for opening in openings)
+
+
 def check_block(config: Config, dataset: EmotionDataset) -> None:
     """Raise ConfigError naming file, line and key where a data set's block, or its row, names an unknown input mode or
     label type."""

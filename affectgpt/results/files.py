@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from affectgpt.config.paths import run_name
 from affectgpt.core.errors import ConfigError, DataError, shortened
 from affectgpt.core.files import atomic_path
 from affectgpt.core.npz import read_npz, write_npz
+from affectgpt.evaluation.labels import NOT_TRAINED_FORM, read_labels
 
 KEY = "name2reason"
 EXPORTS = ("csv", "jsonl")
-_LABEL_ANSWER = re.compile(r"(?:emotional|sentiment) state is (?P<labels>[^.]+)|most likely label is (?P<label>[^.]+)")
 
 
 def result_path(base_root: str | Path, *, dataset: str, checkpoint: Path, draw: int | None = None) -> Path:
@@ -61,27 +60,25 @@ def read_meta(target: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as JSON ({error}); delete it or put it right") from error
 
 
-def parse_labels(answer: str) -> list[str]:
-    """The labels in an answer of the form that the model was trained to give; none in any other answer."""
-    match = _LABEL_ANSWER.search(answer)
-    if match is None:
-        return []
-    words = re.split(r",|\band\b", match["labels"] or match["label"])
-    return [word.strip().lower() for word in words if word.strip()]
-
-
 def export(target: Path, form: str) -> Path:
     """A result file as a table for people: name, answer, labels, flags; ``X-answers.csv`` or ``.jsonl``.
 
-    Labels are those that the answer's form gives away (none for a description). Raises ConfigError and DataError.
+    Labels are those that the answer claims (see ``evaluation.labels``). Raises ConfigError and DataError.
     """
+    from affectgpt.processing.questions import asks_for_labels
+
     if form not in EXPORTS:
         raise ConfigError(f"--export {form}: allowed: {', '.join(EXPORTS)}")
     flags: dict[str, list[str]] = {}
-    for flag, names in read_meta(target).get("flags", {}).items():
+    meta = read_meta(target)
+    for flag, names in meta.get("flags", {}).items():
         for name in names:
             flags.setdefault(name, []).append(flag)
-    rows = [(name, text, parse_labels(text), flags.get(name, [])) for name, text in read_answers(target).items()]
+    rows = []
+    for name, text in read_answers(target).items():
+        labels = read_labels(text)
+        unread = [NOT_TRAINED_FORM] if labels is None and asks_for_labels(meta.get("question", "")) else []
+        rows.append((name, text, labels or [], flags.get(name, []) + unread))
     path = beside(target, f".{form}")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         if form == "csv":

@@ -13,13 +13,12 @@ from typing import Any
 
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.types import Modality
-from affectgpt.evaluation.extract_direct import direct_labels
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon, find_lexicon
 from affectgpt.inference.clips import ClipReader, GivenClip, ReadClip
 from affectgpt.inference.engines.base import Answer, Decoding
 from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.predictor import Predictor, odd_description
+from affectgpt.inference.predictor import Predictor, claimed_labels, odd_description
 from affectgpt.inference.reply import Reply
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.media.given import named
@@ -312,12 +311,13 @@ class Service:
         return Row(clip, question, seed, decoding, done, on_ids if stream else None)
 
     def _reply(self, asked: Asked, question: str, answer: Answer) -> Reply:
+        labels, unread = claimed_labels(question, answer.text)
         flags = (
             *asked.clip.flags,
             *answer_flags(answer.text, stopped=answer.stopped or asked.ask.max_tokens is not None),
             *odd_description(self.session.config.name, question, answer.text),
+            *unread,
         )
-        labels = direct_labels(answer.text) or []
         return Reply(answer=answer.text, labels=labels, question=question, flags=tuple(dict.fromkeys(flags)))
 
 

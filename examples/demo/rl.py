@@ -154,13 +154,13 @@ def write_tables(place: Place) -> None:
     truth of another clip."""
     from affectgpt.core.files import write_text
     from affectgpt.core.tables import read_table
-    from affectgpt.datasets.label_files import parse_label_list
+    from affectgpt.evaluation.labels import parse_item
     from examples.demo.language import FELT, OPEN_WORDS
 
     root = place.dataset / "mer2025-dataset"
     said = read_table(root / "subtitle_chieng.csv", key="name", columns=("english",))
     truth = {
-        name: parse_label_list(cells[0])
+        name: parse_item(cells[0])
         for name, cells in read_table(
             root / "track2_train_mercaptionplus.csv", key="name", columns=("openset",)
         ).items()

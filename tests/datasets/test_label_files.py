@@ -14,8 +14,9 @@ from layouts import opened
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.core.types import Labels
-from affectgpt.datasets.label_files import LABEL_READERS, load_labels, load_samples, parse_label_list
+from affectgpt.datasets.label_files import LABEL_READERS, load_labels, load_samples
 from affectgpt.datasets.table import DATASETS, MER_UNIBENCH, get_row
+from affectgpt.evaluation.labels import parse_item
 from affectgpt.processing.questions import question_context
 
 PUBLISHED = {*MER_UNIBENCH, "MERCaption", "MERCaptionPlus", "OVMERD", "MER2025OV"}
@@ -95,7 +96,7 @@ def test_candidates_and_range(make, tmp_path):
     ],
 )
 def test_label_lists(text, labels):
-    assert parse_label_list(text) == labels
+    assert parse_item(text) == labels
 
 
 def test_without_its_subtitle_file_ovmerdplus_takes_names_from_the_labels(make, tmp_path):

@@ -40,11 +40,11 @@ def test_questions_and_answers_are_those_of_the_product():
 
 
 def test_answers_are_read_by_the_direct_extractor():
-    from affectgpt.evaluation.extract_direct import direct_labels
+    from affectgpt.evaluation.labels import read_labels
 
     for words in (("happy",), ("sad", "gloomy"), ("angry", "annoyed", "furious")):
         text = language.describe(emotion_words=words, face="happy", voice="neutral", text="sad")
-        assert direct_labels(text) == list(words)
+        assert read_labels(text) == list(words)
 
 
 def test_words_are_in_the_built_in_lexicon():

@@ -14,7 +14,7 @@ import pytest
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import AffectGPTError
 from affectgpt.core.tables import read_table
-from affectgpt.datasets.label_files import parse_label_list
+from affectgpt.evaluation.labels import parse_item
 from examples.demo import rl as demo_rl
 from examples.demo.corpus import MARKER as CORPUS_MARKER
 from examples.demo.rl_report import write_rl_report
@@ -40,7 +40,7 @@ def place(tmp_path) -> demo_rl.Place:
 def labels(place: demo_rl.Place, file: str) -> dict[str, tuple[str, ...]]:
     table = read_table(place.dataset / file, key="name", columns=("subtitle", "ovlabel"))
     assert all(cells[0].startswith("Line, ") for cells in table.values())
-    return {name: parse_label_list(cells[1]) for name, cells in table.items()}
+    return {name: parse_item(cells[1]) for name, cells in table.items()}
 
 
 def test_planted_labels_are_one_right_and_one_wrong_in_any_order(place):

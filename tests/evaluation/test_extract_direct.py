@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affectgpt.evaluation.extract_direct import (
-    direct_labels,
-    item_labels,
+from affectgpt.evaluation.labels import (
     label_polarity,
+    parse_item,
     polarity,
     polarity_words,
+    read_labels,
 )
 
 
@@ -45,7 +45,7 @@ from affectgpt.evaluation.extract_direct import (
     ],
 )
 def test_labels_of_the_trained_form(answer, labels):
-    assert direct_labels(answer) == labels
+    assert read_labels(answer) == labels
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_labels_of_the_trained_form(answer, labels):
     ],
 )
 def test_free_text_is_left_to_a_language_model(answer):
-    assert direct_labels(answer) is None
+    assert read_labels(answer) is None
 
 
 _LABEL = st.sampled_from(["happy", "sad", "under pressure", "self-doubt", "in awe", "worried"])
@@ -66,13 +66,13 @@ _LABEL = st.sampled_from(["happy", "sad", "under pressure", "self-doubt", "in aw
 
 @given(st.lists(_LABEL, min_size=1, max_size=8, unique=True))
 def test_every_list_of_labels_comes_back(labels):
-    assert direct_labels(f"The character's emotional state is {', '.join(labels)}.") == labels
-    assert item_labels(f"[{', '.join(labels)}]") == labels
+    assert read_labels(f"The character's emotional state is {', '.join(labels)}.") == labels
+    assert list(parse_item(f"[{', '.join(labels)}]")) == labels
 
 
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_reader(text):
-    labels = direct_labels(text)
+    labels = read_labels(text)
     assert labels is None or all(label and label == label.strip() for label in labels)
     assert polarity(labels or []) in ("positive", "negative", "neutral")
 
@@ -109,7 +109,7 @@ def test_polarity_of_labels(labels, expected):
 def test_the_word_list_has_no_word_twice():
     import tomllib
 
-    from affectgpt.evaluation.extract_direct import WORDS_FILE
+    from affectgpt.evaluation.labels import WORDS_FILE
 
     words = [word for part in tomllib.loads(WORDS_FILE.read_text(encoding="utf-8")).values() for word in part.split()]
     assert len(words) == len(set(words)) == len(polarity_words())

@@ -179,7 +179,7 @@ def test_agreement_of_unrelated_answers(tmp_path):
 
 
 def test_label_overlap():
-    assert label_overlap(say("a", "b"), say("b", "c")) == pytest.approx(1 / 3)
+    assert label_overlap(say("calm", "sad"), say("sad", "angry")) == pytest.approx(1 / 3)
     assert label_overlap("Same.", "Same.") == 1 and label_overlap("One.", "Two.") == 0
 
 

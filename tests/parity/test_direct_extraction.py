@@ -9,8 +9,8 @@ import pytest
 
 from affectgpt.core.npz import read_npz
 from affectgpt.evaluation.extract import extract_file, get_extractor
-from affectgpt.evaluation.extract_direct import item_labels
 from affectgpt.evaluation.extraction_file import labels_path, read_items
+from affectgpt.evaluation.labels import parse_item
 
 pytestmark = pytest.mark.parity
 
@@ -32,7 +32,7 @@ def wheels(merunibench):
     with (folder / "format.csv").open(encoding="utf-8-sig", newline="") as handle:
         for row in csv.DictReader(handle):
             name = clean(row["name"])
-            for form in {name, *item_labels(row["format"])}:
+            for form in {name, *parse_item(row["format"].lower())}:
                 forms[form].add(name)
 
     synonyms = defaultdict(set)
@@ -40,7 +40,7 @@ def wheels(merunibench):
     for run in range(1, 9):
         word_at, near_at = header.index(f"word_run{run}"), header.index(f"synonym_run{run}")
         for row in body:
-            for near in {row[word_at], *item_labels(row[near_at])} - {""}:
+            for near in {row[word_at], *parse_item(row[near_at].lower())} - {""}:
                 synonyms[near].add(row[word_at])
 
     result = []
@@ -65,7 +65,7 @@ def _hit(wheels, items, truth):
     scores = []
     for group in wheels:
         pairs = [
-            ({group[x] for x in item_labels(items[name]) if x in group}, group[truth[name]])
+            ({group[x] for x in parse_item(items[name].lower()) if x in group}, group[truth[name]])
             for name in truth
             if truth[name] in group
         ]

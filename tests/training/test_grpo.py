@@ -88,7 +88,7 @@ def readable(monkeypatch):
     """Every answer has one label, as those of a trained model have; what a random one says mostly has none."""
     from affectgpt.evaluation import rewards
 
-    monkeypatch.setattr(rewards, "direct_labels", lambda text: ["happy"])
+    monkeypatch.setattr(rewards, "read_labels", lambda text: ["happy"])
 
 
 @pytest.mark.usefixtures("readable")
@@ -371,7 +371,7 @@ def listing(monkeypatch):
         return plain(self, keys, number=number)
 
     monkeypatch.setattr(RolloutSource, "draw", draw)
-    monkeypatch.setattr(rewards, "direct_labels", lambda text: words[: now[0] + 1])
+    monkeypatch.setattr(rewards, "read_labels", lambda text: words[: now[0] + 1])
 
 
 @pytest.mark.usefixtures("listing")
