@@ -19,6 +19,7 @@ from affectgpt.config.captioning import EnsembleConfig
 from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.files import atomic_path, write_json
 from affectgpt.core.runtime import logger
+from affectgpt.modeling.checkpoint import load_torch_file
 
 RECORD = "crowd.json"
 _VERSION = 1
@@ -165,7 +166,7 @@ def model_path(folder: Path, number: int) -> Path:
 def load_one(path: Path) -> EnsembleClassifier:
     """A saved classifier. CheckpointError naming the file when it is missing or damaged."""
     try:
-        return EnsembleClassifier.from_file(torch.load(path, map_location="cpu", weights_only=True))
+        return EnsembleClassifier.from_file(load_torch_file(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such classifier; train the ensemble: affectgpt crowd train") from None
     except Exception as error:  # torch raises many kinds on damaged files

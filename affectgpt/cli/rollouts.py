@@ -38,6 +38,11 @@ class RolloutPlan:
     lazy: bool
 
     @property
+    def samples(self) -> dict[str, Any]:
+        """Data set → its samples."""
+        return {part.dataset.name: part.samples for part in self.parts}
+
+    @property
     def counts(self) -> dict[str, int]:
         """Data set → number of clips."""
         return {part.dataset.name: len(part.samples) for part in self.parts}

@@ -69,11 +69,12 @@ def find_videos(paths: Sequence[str]) -> list[Path]:
     """Files as they are given; of a folder the videos in it, by name. Raises DataError for what is not there."""
     from affectgpt.core.errors import DataError
     from affectgpt.core.types import VIDEO_SUFFIXES
+    from affectgpt.preprocess.clip import is_video
 
     videos: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            found = sorted(filter(is_video, path.iterdir()))
             if not found:
                 raise DataError(
                     f"--video_path {path}: no video in this folder (looked for {', '.join(VIDEO_SUFFIXES)})"

@@ -6,11 +6,11 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.cli.common import add_config_arguments, run_cli
 from affectgpt.config.schema import Config
@@ -114,9 +114,11 @@ class Job:
     model: AffectGPTForConditionalGeneration
     batches: BatchStream | Rollouts
     counts: dict[str, int]  # data set → samples
+    made_from: dict[str, Any]  # hashes of training rows and encoder weights
     failures: FailureLog
     held_out: HeldOut
     score: Score | None
+    source: str = ""  # the configuration's file
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
 
     with process_group(config.run, device), explained(), ExitStack() as locks:
         job = build(config, device=device, dry_run=args.dry_run, locks=locks)
-        return run(job, locks=locks) if job is not None else 0
+        return run(replace(job, source=args.cfg_path), locks=locks) if job is not None else 0
 
 
 def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
@@ -192,6 +194,7 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     from affectgpt.processing.validation import validation_batches
     from affectgpt.training.objectives.base import OBJECTIVES
     from affectgpt.training.preflight import check_memory
+    from affectgpt.training.run_state import check_made_from, made_from
 
     resumed = None if dry_run else _find_resume(config, locks=locks)
     if resumed is not None and not config.run.evaluate and _is_finished(config, resumed):
@@ -203,6 +206,9 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     else:
         processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
         data = training_batches(config, processor=processor)
+    made = made_from(config, data.samples)
+    if resumed is not None:
+        check_made_from(resumed, made)
     held_out = validation_batches(config, processor=AffectGPTProcessor.from_config(config, training=True))
     for name, count in data.counts.items():
         logger.info("%s: %d training samples", name, count)
@@ -228,7 +234,7 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     batches = data.bind(model, device) if isinstance(data, RolloutPlan) else data
     return Job(
         config=config, device=device, dry_run=dry_run, resumed=resumed, model=model, batches=batches,
-        counts=data.counts, failures=data.failures,
+        counts=data.counts, made_from=made, failures=data.failures,
         held_out={name: part.__iter__ for name, part in held_out.items()},
         score=scored(model) if scored is not None else None,
     )  # fmt: skip
@@ -280,7 +286,7 @@ def _train(job: Job, *, output_dir: Path) -> int:
     try:
         latest = train(
             model=job.model, config=job.config, batches=job.batches, output_dir=output_dir, device=job.device,
-            resumed=job.resumed, held_out=job.held_out, score=job.score,
+            resumed=job.resumed, held_out=job.held_out, score=job.score, made_from=job.made_from,
         )  # fmt: skip
     except Interrupted as interrupted:
         record.end("stopped")
@@ -293,6 +299,12 @@ def _train(job: Job, *, output_dir: Path) -> int:
     if main_rank:
         draw_training(output_dir)
     logger.info("done: %s", latest)
+    if main_rank:
+        picture = output_dir / "training.png"
+        logger.info(
+            "curves: %s; answers next: python inference_hybird.py --zeroshot --dataset=inferenceData --cfg-path=%s "
+            "--options inference.ckpt_root=%s", picture, job.source, output_dir,
+        )  # fmt: skip
     return 0
 
 
@@ -328,11 +340,18 @@ def _job_folder(config: Config, resumed: Resumed | None, locks: ExitStack) -> Pa
     from affectgpt.config.paths import runs_folder
     from affectgpt.config.schema import to_dict
     from affectgpt.core.files import write_json
-    from affectgpt.core.runtime import rank
+    from affectgpt.core.runtime import logger, rank
     from affectgpt.training.distributed import gather
+    from affectgpt.training.run_state import unfinished_run
 
     folder = None if resumed is None else resumed.folder
     if folder is None:
+        earlier = unfinished_run(config) if rank() == 0 else None
+        if earlier is not None:
+            logger.warning(
+                "%s was stopped before its end and is left as it is: this is a new run. To resume it instead, end this "
+                "one and add --options run.resume_ckpt_path=%s (or =auto, the newest run)", earlier, earlier,
+            )  # fmt: skip
         made = new_job_folder(runs_folder(config), config.name) if rank() == 0 else None
         folder = gather(made)[0]
         lock_folder(folder, locks=locks)

@@ -23,7 +23,10 @@ IMAGE_SIZE = 224
 SAMPLE_RATE = 16_000  # Hz
 CLIP_SECONDS = 2
 CLIP_SAMPLES = SAMPLE_RATE * CLIP_SECONDS
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif")
+VIDEO_SUFFIXES = (
+    ".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif", ".3gp", ".3g2", ".ts",
+    ".mts", ".m2ts", ".mxf", ".ogv", ".vob", ".asf",
+)  # fmt: skip
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff")  # what libsndfile opens; the rest goes through PyAV
 
 

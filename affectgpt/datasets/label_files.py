@@ -6,6 +6,7 @@ import functools
 import gc
 import math
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from pathlib import Path
@@ -142,9 +143,13 @@ class Folder:
         self.path, self.suffixes = path, suffixes
         self._below: dict[str, Folder] = {}
         try:
-            self.files = frozenset(os.listdir(path))  # noqa: PTH208 - names, not paths
+            files = os.listdir(path)  # noqa: PTH208 - names, not paths
         except OSError:  # absent or unreadable: whoever opens a file in it says so by name
-            self.files = frozenset()
+            files = []
+        # ._IMG.MP4 is what macOS leaves beside a file on other disks: no clip
+        self.files = frozenset(file for file in files if not file.startswith("._"))
+        # macOS writes names decomposed (NFD), cameras their suffixes in capitals; tables have neither
+        self._by_form = {_form(file): file for file in sorted(self.files, reverse=True)}
 
     def find(self, name: str) -> Path:
         """``NAME.suffix`` in the order of the suffixes, or ``NAME/NAME.suffix``; the first if none is there.
@@ -159,9 +164,18 @@ class Folder:
         for suffix in self.suffixes:
             if name + suffix in self.files:
                 return self.path / (name + suffix)
-        if name in self.files:
-            return self.path / name / (name + self.suffixes[0])
+            if file := self._by_form.get(_form(name + suffix)):
+                return self.path / file
+        folder = name if name in self.files else self._by_form.get(_form(name))
+        if folder:
+            return self.path / folder / (folder + self.suffixes[0])
         return self.path / (name + self.suffixes[0])
+
+
+def _form(file: str) -> str:
+    """A file's name as it is looked for: composed characters (NFC), the suffix in lower case."""
+    stem, dot, suffix = unicodedata.normalize("NFC", file).rpartition(".")
+    return stem + dot + suffix.lower()
 
 
 def _subtitles(row: DatasetRow, root: Path, names: Iterable[str]) -> dict[str, str]:

@@ -104,8 +104,11 @@ def encoder_folder(config: Config, key: str) -> Path:
 def load_encoder(kind: type[FrozenEncoder], folder: Path, *, dtype: torch.dtype, device: torch.device) -> FrozenEncoder:
     """The encoder of a folder on ``device``, if it can without all of its weights in the memory of the host."""
     takes = "device" in inspect.signature(kind.from_folder).parameters
-    loaded = kind.from_folder(folder, dtype=dtype, **({"device": device} if takes else {}))
-    return loaded.to(device)
+    loaded = kind.from_folder(folder, dtype=dtype, **({"device": device} if takes else {})).to(device)
+    for name, tensor in loaded.named_parameters() if device.type != "meta" else ():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{folder}: {name} holds NaN or infinity: download these weights again")
+    return loaded
 
 
 def read_preprocessor(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -35,8 +35,12 @@ def _pattern(*parts: str, flags: int = 0) -> re.Pattern[str]:
 
 
 # Characters that mean the same as an ASCII one.
-_ASCII = str.maketrans("，、；：（）［］｛｝＂’‘“”＝", ',,;:()[]{}"\'\'""=')
-_ASCII |= {ord("。"): ". ", ord("！"): "! ", ord("？"): "? "}
+_ASCII: dict[int, int | str] = {
+    **str.maketrans("，、；：（）［］｛｝＂’‘“”＝", ',,;:()[]{}"\'\'""='),
+    ord("。"): ". ",
+    ord("！"): "! ",
+    ord("？"): "? ",
+}
 _BLANKS = re.compile(r"\s{32,}")
 _MARKUP = re.compile(r"```\w*|[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}|^\s*[#>]+\s*", re.MULTILINE)
 _BULLET = r"(?:^|\s+|(?<=\[))(?:\(?\d{1,2}[.)]|[-•‣·–][ \t]|[①-⑳])\s*(?=[^\W\d])"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import CLIP_SAMPLES, CLIP_SECONDS, N_FRAMES, SAMPLE_RATE, SOUND_SUFFIXES
-from affectgpt.media.video import check_file, short_error
+from affectgpt.media.video import check_file, local, short_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NO_AUDIO_TRACK = "no_audio_track"
 FIRST_CHANNEL = "first_channel_of_several"  # a sound file of more than two channels
 RATES = (1_000, 768_000)  # Hz; outside no sound is recorded, and a header of 1 Hz asks for 16,000 times the samples
+MAX_CHANNELS = 64
 MAX_SAMPLES = 1 << 28  # of all channels, as stored and at 16 kHz: 1 GB of float32, 4.6 hours of mono
 # Samples are within ±1. Some programs write 16-bit integers into float files as they are, which normalisation takes out
 # again; what is beyond cannot be sound, and from 1e19 on its squares overflow.
@@ -44,16 +45,17 @@ def read_audio(path: Path | str, *, spacing: int = 8) -> tuple[np.ndarray, tuple
     import numpy as np
 
     path = Path(path)
-    samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else read_track(path)
+    samples = read_wave(path, channels=True) if path.suffix.lower() in SOUND_SUFFIXES else read_track(path)
     if samples is None:
         return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), (NO_AUDIO_TRACK,)
     return cut_clips(samples, spacing=spacing), wave_flags(path)
 
 
-def read_wave(path: Path | str) -> np.ndarray:
+def read_wave(path: Path | str, *, channels: bool = False) -> np.ndarray:
     """Read a sound file as mono at 16 kHz: float32 ``[n]``.
 
     Two channels are averaged after resampling; of more than two the first is taken (wire), see ``wave_flags``.
+    ``channels``: of more than two give all, ``[channels, n]``, since ``cut_clips`` removes the mean of all.
 
     Raises DataError naming the file when it is no sound file, has no samples, is too long or of a rate outside
     ``RATES``, or holds NaN, infinity or samples beyond ``PEAK``.
@@ -71,8 +73,9 @@ def read_wave(path: Path | str) -> np.ndarray:
     except Exception as error:  # libsndfile, or memory
         raise DataError(f"{path}: cannot be read as sound ({short_error(error)})") from error
     _check_samples(samples, path)
-    channels = samples.T[:1] if samples.shape[1] > 2 else samples.T  # [1 or 2, n]
-    return resample(channels, rate=rate).mean(axis=0)
+    if samples.shape[1] <= 2:
+        return resample(samples.T, rate=rate).mean(axis=0)
+    return resample(samples.T, rate=rate) if channels else resample(samples.T[:1], rate=rate)[0]
 
 
 def wave_flags(path: Path | str) -> tuple[str, ...]:
@@ -96,10 +99,10 @@ def read_track(path: Path | str, *, longest: float | None = None) -> np.ndarray 
     chunks: list[np.ndarray] = []
     decoded = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(local(path)) as container:
             if not container.streams.audio:
                 return None
-            resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+            resampler, form = None, None
             for frame in container.decode(container.streams.audio[0]):
                 decoded += frame.samples
                 if longest is not None and decoded > longest * frame.sample_rate:
@@ -108,8 +111,13 @@ def read_track(path: Path | str, *, longest: float | None = None) -> np.ndarray 
                 # floats are looked at here: 16 bits would clip them without a word
                 if frame.samples and frame.format.name.startswith(("flt", "dbl")):
                     _check_samples(frame.to_ndarray(), path)
+                if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                    # recordings of television go from stereo to 5.1 and back within a track
+                    chunks += [out.to_ndarray()[0] for out in resampler.resample(None)] if resampler else []
+                    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
+                assert resampler is not None
                 chunks += [out.to_ndarray()[0] for out in resampler.resample(frame)]
-            chunks += [out.to_ndarray()[0] for out in resampler.resample(None)]
+            chunks += [out.to_ndarray()[0] for out in resampler.resample(None)] if resampler else []
     except DataError:
         raise
     except Exception as error:  # FFmpeg's many errors
@@ -121,18 +129,21 @@ def read_track(path: Path | str, *, longest: float | None = None) -> np.ndarray 
 
 
 def cut_clips(samples: np.ndarray, *, spacing: int = 8) -> np.ndarray:
-    """Mono samples at 16 kHz ``[n]`` → eight clips float32 ``[8, 32000]``, each with its own mean removed.
+    """Samples at 16 kHz, ``[n]`` or ``[channels, n]`` → eight clips float32 ``[8, 32000]``, each with its mean removed.
 
-    Short sound is padded with zeros to two seconds first. The mean is torch's float32 mean, as published.
+    Short sound is padded with zeros to two seconds first. The mean is torch's float32 mean, as published: that over all
+    channels, of which the first remains (wire).
     """
     import numpy as np
     import torch
 
-    if len(samples) < CLIP_SAMPLES:
-        samples = np.pad(samples, (0, CLIP_SAMPLES - len(samples)))
-    clips = np.stack([samples[at : at + CLIP_SAMPLES] for at in clip_starts(len(samples), spacing=spacing)])
-    tensor = torch.from_numpy(clips.astype(np.float32, copy=False))  # [8, 32000]
-    return (tensor - tensor.mean(dim=1, keepdim=True)).numpy()
+    samples = np.atleast_2d(samples)  # [C, n]
+    if samples.shape[1] < CLIP_SAMPLES:
+        samples = np.pad(samples, ((0, 0), (0, CLIP_SAMPLES - samples.shape[1])))
+    starts = clip_starts(samples.shape[1], spacing=spacing)
+    clips = np.stack([samples[:, at : at + CLIP_SAMPLES] for at in starts])  # [8, C, 32000]
+    tensor = torch.from_numpy(clips.astype(np.float32, copy=False))
+    return (tensor - tensor.mean(dim=(1, 2), keepdim=True))[:, 0].numpy()
 
 
 def clip_starts(n_samples: int, *, spacing: int = 8) -> list[int]:
@@ -203,6 +214,8 @@ def _check_header(path: Path, *, rate: int, frames: int, channels: int) -> None:
     """DataError where a rate or length is beyond the bounds, before anything of that size is allocated."""
     if not RATES[0] <= rate <= RATES[1]:
         raise DataError(f"{path}: the sound has a rate of {rate} Hz; expected {RATES[0]:,} to {RATES[1]:,} Hz")
+    if channels > MAX_CHANNELS:
+        raise DataError(f"{path}: the sound has {channels} channels; at most {MAX_CHANNELS} are read")
     if max(frames, frames * SAMPLE_RATE // rate) * channels > MAX_SAMPLES:
         raise DataError(
             f"{path}: the sound is {frames / rate:,.0f} s long ({channels} channels, {rate} Hz); at most "

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import AffectGPTError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,19 +29,21 @@ if TYPE_CHECKING:
     from affectgpt.media.video import VideoInfo
 
 _HEADER = struct.Struct("<Q")
+_SECONDS_PER_MB = 2.0
 _GRACE = 10  # seconds beyond the time limit after which a helper whose caller is gone ends by itself
 
 
 class Decoder:
     """Calls ``media.video`` and ``media.audio`` in helper processes, started when first needed.
 
-    ``time_limit``: seconds for one file; ``memory``: bytes of address space that a helper may take. May be shared
+    ``time_limit``: seconds for one file, and two more for each megabyte of it, since a long clip may take minutes;
+    ``memory``: bytes of address space that a helper may take, at most 3 GiB. May be shared
     between threads: a call has a helper to itself, so there are as many helpers as calls at once, and a file that
     crashes one or lets it hang costs the others nothing. May be pickled and forked: each process starts its own.
     """
 
     def __init__(self, *, time_limit: float = 60.0, memory: int | None = None) -> None:
-        self.time_limit, self.memory = time_limit, memory
+        self.time_limit, self.memory = time_limit, memory or _memory_limit()
         self._idle: list[subprocess.Popen] = []  # taken and given back whole: list operations are atomic
         self._owner = os.getpid()
 
@@ -86,8 +88,11 @@ class Decoder:
         self.close()
 
     def _call(self, function: str, path: Path | str, options: dict[str, Any]) -> Any:
-        request = pickle.dumps((function, str(path), options, self.time_limit))
-        deadline = time.monotonic() + self.time_limit
+        limit = self.time_limit
+        with contextlib.suppress(OSError):
+            limit += _SECONDS_PER_MB * Path(path).stat().st_size / 1e6
+        request = pickle.dumps((function, str(path), options, limit))
+        deadline = time.monotonic() + limit
         helper = self._take()
         try:
             helper.stdin.write(_HEADER.pack(len(request)) + request)  # type: ignore[union-attr]
@@ -97,13 +102,19 @@ class Decoder:
         except TimeoutError:
             _end(helper)
             raise DataError(
-                f"{path}: decoding took more than {self.time_limit:g} s and was stopped; the file is damaged, or its "
-                "place is too slow"
+                f"{path}: decoding took more than {limit:.3g} s and was stopped; the file is damaged, or its place is "
+                "too slow"
             ) from None
         except (EOFError, BrokenPipeError):
             status = helper.wait()
             _end(helper)
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            if status in (-signal.SIGKILL, -signal.SIGTERM):  # no decoder does this to itself
+                raise AffectGPTError(
+                    f"the process that decoded {path} was killed from outside ({how}): out of memory? The file is not "
+                    "the reason. Use fewer workers (run.num_workers, --workers), then run the same command again to "
+                    "resume"
+                ) from None
             raise DataError(f"{path}: the decoder crashed on it ({how}); the file is damaged") from None
         except BaseException:  # Ctrl-C between request and answer: the next answer would be this one's
             _end(helper)
@@ -128,6 +139,16 @@ class Decoder:
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends this one
             )  # fmt: skip
+
+
+def _memory_limit() -> int:
+    """Bytes of address space for one helper: 3 GiB, and less where several of them could take the machine's memory.
+
+    Decoding 1080p takes half a gigabyte; a header can ask for more than any machine has.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    share = total // (2 * max(len(os.sched_getaffinity(0)), 1))
+    return min(max(share, 3 << 29), 3 << 30)
 
 
 def _end(helper: subprocess.Popen) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import SOUND_SUFFIXES
-from affectgpt.media.video import check_file, short_error
+from affectgpt.media.video import check_file, local, picture_stream, short_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +55,9 @@ def check_media(path: Path | str, *, limits: MediaLimits) -> Checked:
 
     path = check_file(path)
     try:
-        with av.open(str(path)) as container:
-            pictures: list[Any] = list(container.streams.video[:1])
+        with av.open(local(path)) as container:
+            shown = picture_stream(container)
+            pictures: list[Any] = [] if shown is None else [shown]
             sound: list[Any] = list(container.streams.audio[:1])
             if not pictures and not sound:
                 raise DataError(f"{path}: neither a video nor a sound track")

@@ -79,8 +79,11 @@ def tell_conversion(samples: Sequence[Sample], *, wanted: str) -> None:
             )  # fmt: skip
 
 
-def read_sound(sample: Sample, decoder: Decoder) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def read_sound(
+    sample: Sample, decoder: Decoder, *, channels: bool = False
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """A sample's whole sound, mono at 16 kHz, float32 ``[n]``, and flags; None where its video has no sound track.
+    ``channels``: see ``read_wave``.
 
     Raises DataError naming the file, also where the sound file is missing though the video has sound.
     """
@@ -91,7 +94,7 @@ def read_sound(sample: Sample, decoder: Decoder) -> tuple[np.ndarray | None, tup
         if decoder.probe(sample.video).audio_tracks:
             raise DataError(f"{path}: no such file, though {sample.video} has sound; extract it: affectgpt preprocess")
         path = sample.video
-    samples = read_wave(path) if path.suffix.lower() in SOUND_SUFFIXES else decoder.track(path)
+    samples = read_wave(path, channels=channels) if path.suffix.lower() in SOUND_SUFFIXES else decoder.track(path)
     return samples, (NO_AUDIO_TRACK,) if samples is None else wave_flags(path)
 
 
@@ -187,7 +190,7 @@ class MediaReader:
         """Float32 ``[8, 32000]`` of a sound file or a video's track; zeros only where there is no sound to be read."""
         import numpy as np
 
-        samples, flags = read_sound(sample, self.decoder)
+        samples, flags = read_sound(sample, self.decoder, channels=True)
         if samples is None:
             return np.zeros((N_FRAMES, CLIP_SAMPLES), dtype=np.float32), flags
         return cut_clips(samples, spacing=self.audio_clip_spacing), flags

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import itertools
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def read_native_frames(
     info = probe_video(path)
     scale = min(1.0, longest_side / max(info.width, info.height, 1))
     width, height = (max(2, round(length * scale)) for length in (info.width, info.height))
-    if _turn(path) in (90, 270):
+    if "transpose" in _orientation_of_file(path):
         width, height = height, width
     pick = partial(_window, n_frames=n_frames, start=start, count=count)
     return _read(Path(path), width=width, height=height, reader=None, pick=pick)
@@ -182,10 +181,10 @@ def probe_video(path: Path | str) -> VideoInfo:
 
     path = check_file(path)
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
+        with av.open(local(path)) as container:
+            stream = picture_stream(container)
+            if stream is None:
                 raise DataError(f"{path}: no video track")
-            stream = container.streams.video[0]
             if not stream.width or not stream.height:
                 raise DataError(
                     f"{path}: its pictures cannot be read (format {container.format.name}); convert it to mp4"
@@ -248,6 +247,43 @@ def _open_faces(path: Path | str) -> np.ndarray:
     return crops
 
 
+def local(path: Path | str) -> str:
+    """A path as FFmpeg takes it: absolute, for it would read ``13:19:57.mp4`` and ``pipe:0.mp4`` as protocols."""
+    return str(Path(path).absolute())
+
+
+def picture_stream(container: Any) -> Any:
+    """The video stream of an open container that shows the clip, not a cover picture; None where there is none."""
+    import av
+
+    stream = container.streams.best("video")  # the one of most pictures, as FFmpeg and decord choose
+    return None if stream is None or stream.disposition & av.stream.Disposition.attached_pic else stream
+
+
+# What decord reads as FFmpeg's own decoding does: containers without breaks in their time stamps, common codecs.
+_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+_CODECS = ("h264", "hevc", "mpeg4", "vp8", "vp9", "mjpeg", "msmpeg4v3", "msmpeg4v2")
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether decord shows a video as it is meant: one stream of pictures, none of them hidden by an edit list (as
+    after cutting without encoding), turned or mirrored. decord counts hidden frames, and takes a cover for the clip."""
+    import av
+
+    try:
+        with av.open(local(path)) as container:
+            if container.format.name not in _CONTAINERS or len(container.streams.video) != 1:
+                return False
+            stream = container.streams.video[0]
+            if stream is not picture_stream(container) or stream.codec_context.name not in _CODECS:
+                return False
+            if any(packet.is_discard for packet in container.demux(stream)):
+                return False
+        return _orientation_of_file(path) == ()
+    except av.FFmpegError:  # whoever decodes it says what is wrong with it
+        return True
+
+
 def _uniform(total: int, *, n_frames: int) -> tuple[list[int], int]:
     return uniform_indices(total, n_frames=n_frames), n_frames
 
@@ -268,6 +304,8 @@ Pick = Callable[[int], tuple[list[int], int]]
 def _read(path: Path, *, width: int, height: int, reader: str | None, pick: Pick) -> tuple[np.ndarray, int]:
     """Frames uint8 ``[n, height, width, 3]`` that ``pick`` chooses, by the reader of this machine or the named one."""
     name = (reader or video_reader()).split()[0]
+    if reader is None and name != "pyav" and not _is_plain(path):
+        name = "pyav"
     read = _pyav_frames if name == "pyav" else _decord_frames
     try:
         return read(path, width, height, pick)
@@ -288,7 +326,7 @@ def _decord_frames(path: Path, width: int, height: int, pick: Pick) -> tuple[np.
     import numpy as np
 
     # One thread: loader workers are processes already, and pixels do not depend on it.
-    video = decord.VideoReader(str(path), ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    video = decord.VideoReader(local(path), ctx=decord.cpu(0), width=width, height=height, num_threads=1)
     if len(video) == 0:
         raise DataError(f"{path}: the video has no frames")
     wanted, total = pick(len(video))
@@ -301,17 +339,18 @@ def _pyav_frames(path: Path, width: int, height: int, pick: Pick) -> tuple[np.nd
     import av
     import numpy as np
 
-    with av.open(str(path)) as container:
-        if not container.streams.video:
+    with av.open(local(path)) as container:
+        stream = picture_stream(container)
+        if stream is None:
             raise DataError(f"{path}: no video track")
-        count = sum(1 for packet in container.demux(video=0) if packet.size)
+        count = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
     if not count:
         raise DataError(f"{path}: the video has no frames")
     wanted, total = pick(count)
     frames, decoded = _pick_frames(path, set(wanted), width, height)
     if not decoded:
         raise DataError(f"{path}: none of its {count} video packets can be decoded")
-    if decoded < count:  # packets that show no frame (edit lists): count what is shown
+    if decoded != count:  # packets that show no frame, or two: count what is shown
         wanted, total = pick(decoded)
         frames, decoded = _pick_frames(path, set(wanted), width, height)
     if not wanted:
@@ -323,32 +362,28 @@ def _pick_frames(path: Path, wanted: set[int], width: int, height: int) -> tuple
     """Frames by number, and how many there are; everything is decoded once, only the wanted ones are scaled."""
     import av
 
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+    with av.open(local(path)) as container:
+        stream = picture_stream(container)
         graph: av.filter.Graph | None = None
         frames: dict[int, np.ndarray] = {}
         decoded = 0
         for frame in container.decode(stream):
             if decoded in wanted:
-                graph = graph or _scaler(stream, width, height, turn=_turn_of(frame))
+                graph = graph or _scaler(stream, width, height, orientation=_orientation(frame))
                 graph.push(frame)
                 frames[decoded] = graph.pull().to_ndarray()
             decoded += 1
     return frames, decoded
 
 
-# Degrees clockwise → FFmpeg's filters that turn a picture by them; any other angle is left alone, as decord does.
-_TRANSPOSE = {90: ("1",), 180: ("1", "1"), 270: ("2",)}
-
-
-def _scaler(stream: Any, width: int, height: int, *, turn: int) -> Any:
+def _scaler(stream: Any, width: int, height: int, *, orientation: tuple[str, ...]) -> Any:
     """A filter graph from frames of a stream to RGB pictures; this chain, not ``frame.reformat()``, is decord's."""
     import av
 
     graph = av.filter.Graph()
     nodes = [
         graph.add_buffer(template=stream),
-        *(graph.add("transpose", direction) for direction in _TRANSPOSE.get(turn, ())),
+        *(graph.add(name, "0" if name == "transpose" else None) for name in orientation),
         graph.add("scale", f"{width}:{height}:flags=bilinear"),
         graph.add("format", "rgb24"),
         graph.add("buffersink"),
@@ -359,23 +394,31 @@ def _scaler(stream: Any, width: int, height: int, *, turn: int) -> Any:
     return graph
 
 
-def _turn(path: Path | str) -> int:
-    """Degrees clockwise by which a video is to be turned when it is shown, as phones note them; 0 where unknown."""
+def _orientation_of_file(path: Path | str) -> tuple[str, ...]:
+    """``_orientation`` of a video's first picture; () where it cannot be decoded."""
     import av
 
     try:
-        with av.open(str(path)) as container:
-            return _turn_of(next(container.decode(video=0)))
-    except (av.FFmpegError, StopIteration):  # whoever decodes it next says what is wrong with it
-        return 0
+        with av.open(local(path)) as container:
+            return _orientation(next(container.decode(picture_stream(container))))
+    except (av.FFmpegError, StopIteration, TypeError, AttributeError):  # whoever decodes it next says what is wrong
+        return ()
 
 
-def _turn_of(frame: Any) -> int:
-    """The same of a decoded frame: the angle of its display matrix, in whole degrees from 0 to 359."""
+def _orientation(frame: Any) -> tuple[str, ...]:
+    """FFmpeg's filters that show a decoded frame as its display matrix says: phones turn, front cameras mirror.
+
+    The matrix maps a stored pixel (x, y) to (a x + c y, b x + d y). Only the eight orientations by right angles are
+    applied; any other matrix is left alone, as decord does.
+    """
     import numpy as np
 
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
-        return 0
-    a, b = np.frombuffer(matrix, dtype=np.int32)[:2]
-    return round(math.degrees(math.atan2(b, a))) % 360
+        return ()
+    a, b, _, c, d = (int(np.sign(round(value / 65536, 2))) for value in np.frombuffer(matrix, dtype=np.int32)[:5])
+    if (a, d) != (0, 0) and (b, c) == (0, 0):
+        return ("hflip",) * (a < 0) + ("vflip",) * (d < 0)
+    if (a, d) == (0, 0) and 0 not in (b, c):  # transpose=0 exchanges x and y
+        return ("transpose",) + ("hflip",) * (c < 0) + ("vflip",) * (b < 0)
+    return ()

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ from affectgpt.modeling.lora import ADAPTER_WEIGHTS, PEFT, PUBLISHED, from_peft
 CONNECTORS = "connectors.safetensors"  # of an exported folder, see export.py
 ADAPTER = "adapter"
 _LAYOUT = ("model", "optimizer", "config", "scaler", "epoch")
+_WRAPPER = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _NOT_SAVED = ("visual_encoder.", "acoustic_encoder.")
 
 
@@ -83,10 +87,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        if path.suffix == ".safetensors":
-            content = read_safetensors(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_safetensors(path) if path.suffix == ".safetensors" else load_torch_file(path)
     except Exception as error:  # torch and safetensors raise many kinds for damaged files; all mean the same to a user
         # torch's own text advises to load without its safety.
         why = "" if isinstance(error, pickle.UnpicklingError) else ": " + "".join(str(error).strip().splitlines()[:1])
@@ -97,7 +98,29 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     odd = [name for name, value in content["model"].items() if not isinstance(value, torch.Tensor)]
     if odd:
         raise CheckpointError(f"{path}: 'model' must hold tensors by name; {odd[0]!r} is none")
+    wrapped = [name for name in content["model"] if _WRAPPER.search(str(name))]
+    if wrapped:  # saved from a model inside DistributedDataParallel or torch.compile
+        names = [_WRAPPER.sub(r"\1", name) for name in content["model"]]
+        if len(set(names)) < len(names):
+            raise CheckpointError(f"{path}: holds {wrapped[0]!r} with and without its wrapper's prefix; keep one")
+        content["model"] = dict(zip(names, content["model"].values(), strict=True))
+        logger.info("%s: module. and _orig_mod. taken off the names of %d tensors", path, len(wrapped))
     return content
+
+
+def load_torch_file(path: str | os.PathLike[str]) -> Any:
+    """What ``torch.save`` wrote, as plain data. Every byte is compared with the checksums of the archive first: torch
+    itself reads a flipped bit as another weight. Files of torch's old format, which are no archives, have none.
+
+    Raises zipfile.BadZipFile for damage, and what ``torch.load`` raises.
+    """
+    with Path(path).open("rb") as handle:
+        is_archive = handle.read(4) == b"PK\x03\x04"
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"checksum of {damaged} is wrong: bytes were changed after it was written")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_export(folder: str | Path) -> dict[str, Any]:
@@ -180,6 +203,7 @@ def load_state(
             elif target.shape != tensor.shape:
                 report.wrong_shape.append(f"{name}: file {tuple(tensor.shape)}, model {tuple(target.shape)}")
             else:
+                _check_values(tensor, target, where=f"{source}: {name}")
                 target.copy_(tensor)
                 report.loaded.append(name)
     report.missing = [name for name in trained if name not in state]
@@ -191,6 +215,26 @@ def load_state(
     for difference in input_differences(config, getattr(model, "recipe", {})):
         logger.warning("%s: %s", source, difference)
     return report
+
+
+def _check_values(tensor: torch.Tensor, target: torch.Tensor, *, where: str) -> None:
+    """Raise CheckpointError where a tensor is none of plain finite numbers of the target's kind."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "without values" if tensor.is_meta else f"of {tensor.layout}, {tensor.dtype}"
+        raise CheckpointError(f"{where} is a tensor {kind}; expected a dense one of {target.dtype}: save it densely")
+    floats, expected = tensor.dtype in _FLOATS, target.dtype.is_floating_point
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if (expected and not floats) or (not expected and not whole):
+        raise CheckpointError(
+            f"{where} holds {tensor.dtype}, expected {target.dtype}: a quantised or otherwise converted file? Load the "
+            "original one"
+        )
+    if expected and not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise CheckpointError(
+            f"{where} holds NaN or infinity ({count} of {tensor.numel()} values): its training diverged, or the file "
+            "is damaged. Take an earlier checkpoint"
+        )
 
 
 def recipe_of(model_section: Mapping[str, Any]) -> dict[str, Any]:

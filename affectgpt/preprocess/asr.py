@@ -35,6 +35,11 @@ class Transcriber:
     def __init__(self, folder: Path | str, *, device: str = "auto", language: str | None = None) -> None:
         folder, language = Path(folder), language.lower() if language else None
         load = _faster_whisper if (folder / "model.bin").is_file() else _transformers
+        if not folder.is_dir():
+            raise ConfigError(
+                f"--asr {folder}: no such folder. Download a Whisper model there (for example whisper-large-v3, or one "
+                "for faster-whisper), or leave --asr out"
+            )
         if load is _transformers and _model_type(folder) != "whisper":
             raise ConfigError(
                 f"--asr {folder}: no Whisper folder: neither a config.json of model_type whisper (as Hugging Face has "

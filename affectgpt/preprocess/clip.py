@@ -110,11 +110,16 @@ class ClipOutcome:
     notes: tuple[str, ...] = ()
 
 
+def is_video(path: Path) -> bool:
+    """Whether a file is a clip by its name; ``._NAME.mp4`` is what macOS leaves beside one on other disks."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("._") and path.is_file()
+
+
 def find_videos(folder: Path) -> list[Path]:
     """The clips of a folder by name. Raises DataError: no folder, no clip, one name twice."""
     if not folder.is_dir():
         raise DataError(f"--video-dir {folder}: no such folder")
-    videos = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    videos = sorted(p for p in folder.iterdir() if is_video(p))
     if not videos:
         below = " (folders below are not looked into)" if any(p.is_dir() for p in folder.iterdir()) else ""
         raise DataError(f"--video-dir {folder}: no video in it ({', '.join(VIDEO_SUFFIXES)}){below}")

@@ -26,8 +26,8 @@ _VTT_HEADINGS = ("WEBVTT", "NOTE", "STYLE", "REGION", "Kind:", "Language:")
 
 
 def beside(video: Path) -> str | None:
-    """The text of ``NAME.srt`` or ``NAME.vtt`` beside a clip; None when there is neither."""
-    for suffix in (".srt", ".vtt"):
+    """The text of ``NAME.srt`` or ``NAME.vtt`` beside a clip (in capitals too); None when there is neither."""
+    for suffix in (".srt", ".SRT", ".vtt", ".VTT"):
         path = video.with_suffix(suffix)
         if path.is_file():
             return read_subtitle_file(path)
@@ -35,32 +35,40 @@ def beside(video: Path) -> str | None:
 
 
 def read_subtitle_file(path: Path) -> str:
-    """The spoken text of an .srt or .vtt file: cues joined by spaces.
+    """The spoken text of an .srt or .vtt file: cues joined by spaces; empty for a file without any cue (silence).
 
     Cue numbers, times and settings, the tags of SubRip and WebVTT and ASS overrides are left out, HTML entities are
-    resolved; any other ``<`` and ``>`` is text. Raises DataError when the file is not UTF-8 or holds no cue.
+    resolved; any other ``<`` and ``>`` is text. Lines of rolling captions, which every cue repeats from the one before,
+    are taken once. Raises DataError when the file is not UTF-8 or holds text but no cue.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8; save the subtitle file as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    blocks: list[list[str]] = [[]]
-    for line in lines:
-        if line.strip():
-            blocks[-1].append(line.strip())
-        else:
-            blocks.append([])
-    spoken, cues = [], 0
-    for block in blocks:
-        at = next((i for i, line in enumerate(block) if _TIMES.match(line)), None)
-        if at is None or block[0].startswith(_VTT_HEADINGS[1:4]):
-            continue
-        cues += 1
-        spoken += [text for line in block[at + 1 :] if (text := _plain(line))]
-    if not cues:
-        raise DataError(f"{path}: holds no subtitle cue (a line with 00:00:01,000 --> 00:00:02,000)")
+    starts = [i for i, line in enumerate(lines) if _TIMES.match(line)]
+    if not starts:
+        if any(line and not line.startswith(_VTT_HEADINGS) for line in lines):
+            raise DataError(f"{path}: holds no subtitle cue (a line with 00:00:01,000 --> 00:00:02,000)")
+        return ""
+    cues: list[list[str]] = []
+    for start, following in zip(starts, [*starts[1:], len(lines)], strict=True):
+        # a cue ends at a blank line, or, in files without, at the number before the next time
+        cue: list[str] = []
+        for at in range(start + 1, following):
+            is_number = at == following - 1 and following < len(lines) and lines[at].isdigit()
+            if not lines[at] or is_number:
+                break
+            cue.append(_plain(lines[at]))
+        cues.append([line for line in cue if line])
+    pairs = list(zip([[], *cues], cues, strict=False))  # each cue with the one before
+    rolling = any(len(cue) > 1 and before and before[-1] == cue[0] for before, cue in pairs)
+    spoken: list[str] = []
+    for before, cue in pairs:
+        counts = range(min(len(cue), len(before)), 0, -1) if rolling else ()
+        repeated = next((n for n in counts if before[-n:] == cue[:n]), 0)
+        spoken += cue[repeated:]
     return " ".join(spoken)
 
 

@@ -137,6 +137,11 @@ class BatchStream:
         )
 
     @property
+    def samples(self) -> dict[str, Sequence[Sample]]:
+        """Data set → its samples."""
+        return {name: part.samples for name, part in self.parts.items()}
+
+    @property
     def counts(self) -> dict[str, int]:
         """Data set → number of samples."""
         return {name: len(part) for name, part in self.parts.items()}

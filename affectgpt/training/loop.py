@@ -60,13 +60,16 @@ def train(
     resumed: Resumed | None = None,
     held_out: HeldOut | None = None,
     score: Score | None = None,
+    made_from: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train for ``run.max_epoch`` epochs of ``run.iters_per_epoch`` steps; returns the last checkpoint.
 
     An epoch has ``iters_per_epoch × accum_grad_iters`` micro-batches. Writes to ``output_dir`` a checkpoint of the
     published layout before the first epoch (epoch 0) and after each, ``last.state`` every ``run.save_state_every``
     steps, and ``log.txt``. ``held_out``: split → its batches, whose loss is logged after an epoch; ``score``:
-    checkpoint → named scores. Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and AffectGPTError
+    checkpoint → named scores; ``made_from``: see ``run_state.made_from``.
+
+    Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and AffectGPTError
     when the loss is not a number three steps in a row, the disk is full, or the batches ask to stop.
     """
     run = config.run
@@ -75,7 +78,8 @@ def train(
     live = batches if isinstance(batches, LiveBatches) else None
     saver = Saver(
         output_dir, model=model, optimizer=train_step.optimizer, scaler=train_step.scaler,
-        config={**to_dict(config), "revisions": revisions_of(resumed)}, keep_last=run.keep_last, device=device,
+        config={**to_dict(config), "revisions": revisions_of(resumed), "made_from": dict(made_from or {})},
+        keep_last=run.keep_last, device=device,
         batches=None if live is None else live.state_dict,
     )  # fmt: skip
     at = Position()

@@ -50,6 +50,11 @@ def check_precision(config: Config, device: torch.device) -> None:
     are converted too, which is what somebody who asks for them wants.
     """
     run, dtype = config.run, config.model.llm_dtype
+    if device.type == "cuda" and not run.amp and dtype == "float16":
+        raise ConfigError(
+            f"{config.where('run.amp')} is False, but model.llm_dtype is float16: without autocast nothing scales the "
+            'loss, and small gradients vanish. Set --options "run.amp=True", or "model.llm_dtype=bfloat16"'
+        )
     if device.type == "cuda" and run.amp and dtype not in ("float32", run.amp_dtype):
         raise ConfigError(
             f"{config.where('run.amp_dtype')} is {run.amp_dtype}, but model.llm_dtype is {dtype}: each use of a weight "

@@ -6,6 +6,8 @@ checkpoint of the published layout (.pth) can be resumed too, at the epoch that 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import platform
@@ -14,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,10 @@ from affectgpt.core.errors import AffectGPTError, CheckpointError, ConfigError
 from affectgpt.core.files import write_json
 from affectgpt.core.provenance import REVISIONS, device_name, installed_versions
 from affectgpt.core.runtime import logger
+from affectgpt.core.types import Sample
+from affectgpt.encoders.base import encoder_class, encoder_folder
 from affectgpt.modeling.checkpoint import face_channels_unknown, read_checkpoint, trained_state, write_checkpoint
+from affectgpt.processing.feature_key import weights_hash
 from affectgpt.training.distributed import full_tensor, gather, is_main
 
 STATE = "last.state"
@@ -46,7 +51,13 @@ _SAME_ORDER = ["batch_size_train", "iters_per_epoch", "accum_grad_iters", "seed"
 # What may change, with a warning.
 # The same of reinforcement learning: all of its section but what watches over it.
 _MAY_CHANGE_GRPO = ("guard_labels", "guard_precision", "guard_window", "answers_at_once", "reader")
-_MAY_CHANGE = ["init_lr", "min_lr", "warmup_lr", "max_epoch", "lr_sched", "warmup_steps", "weight_decay"]
+# Keys that change nothing that is learnt; a change of any other that is not named above is logged.
+_NO_MATTER = {
+    "task", "num_workers", "log_freq", "resume_ckpt_path", "evaluate", "output_dir", "on_error", "save_state_every",
+    "keep_last", "tensorboard", "valid_every", "score_datasets", "score_every", "score_samples", "device", "runner",
+    "test_splits", "world_size", "dist_url", "distributed", "batch_size_eval", "trust_remote_code", "ckpt", "ckpt_2",
+    "ckpt_3", "model_type", "text_processor",
+}  # fmt: skip
 
 
 @dataclass
@@ -247,6 +258,18 @@ def _newest(config: Config) -> Path | None:
     return max(found, key=lambda path: (path.stat().st_mtime, path.parent.name), default=None)
 
 
+def unfinished_run(config: Config) -> Path | None:
+    """The newest run's folder of a configuration, where that run was stopped and can be resumed."""
+    path = _newest(config)
+    if path is None:
+        return None
+    try:
+        record = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return path.parent if record.get("state") in ("stopped", "running", "failed") else None
+
+
 def _of_folder(folder: Path) -> Path | None:
     """The file of a run's folder to resume."""
     state = folder / STATE
@@ -305,9 +328,14 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
             differences.append(f"datasets were {theirs['datasets']}, are {ours['datasets']}")
         if len(content["random"]) != world_size:
             differences.append(f"it was made by {len(content['random'])} processes, now there are {world_size}")
-        for key in _MAY_CHANGE:
-            if theirs["run"][key] != ours["run"][key]:
-                logger.warning("run.%s was %r and is %r from here on", key, theirs["run"][key], ours["run"][key])
+        frames = [(m.get("vis_processor") or {}).get("train") for m in (theirs["model"], ours["model"])]
+        if None not in frames and frames[0] != frames[1]:
+            differences.append(f"model.vis_processor.train was {frames[0]}, is {frames[1]}")
+        checked = {*_SAME_MODEL, *_SAME_ORDER, *_NO_MATTER, "objective", "vis_processor"}
+        for section in ("model", "run"):
+            for key, old in theirs[section].items():
+                if key not in checked and key in ours[section] and old != ours[section][key]:
+                    logger.warning("%s.%s was %r and is %r from here on", section, key, old, ours[section][key])
     if differences:
         raise ConfigError(
             f"run.resume_ckpt_path: {path} was made by another recipe: {'; '.join(differences)}. Set these keys as "
@@ -315,6 +343,48 @@ def _check_recipe(path: Path, content: Mapping[str, Any], config: Config, *, wor
             + (", or resume an epoch's checkpoint_*.pth" if "position" in content else "")
             + ", or start again without run.resume_ckpt_path."
         )
+
+
+def made_from(config: Config, samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
+    """Hashes of what a run learns from: the rows of each data set (names, subtitles, labels), the encoders' weights."""
+    rows = {}
+    for dataset, listed in samples.items():
+        text = "\n".join(repr((sample.name, sample.subtitle, sample.labels)) for sample in listed)
+        rows[dataset] = {"samples": len(listed), "sha256": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()}
+    weights = {}
+    for key in ("visual_encoder", "acoustic_encoder"):
+        folder = encoder_folder(config, key)
+        if folder.exists():
+            weights[key] = weights_hash(folder, files=encoder_class(config, key).files(folder))
+    return {"rows": rows, "weights": weights}
+
+
+def check_made_from(resumed: Resumed, current: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a run would resume with other training rows or other encoders than it began with.
+
+    Files that say neither (published ones, earlier versions) pass; so does a checkpoint of the published layout, which
+    is no point between two steps: there a warning says what differs.
+    """
+    before = (resumed.content.get("config") or {}).get("made_from") or {}
+    differences = []
+    for dataset, rows in before.get("rows", {}).items():
+        now = current["rows"].get(dataset)
+        if now is not None and now != rows:
+            counts = f"{rows['samples']} then, {now['samples']} now"
+            differences.append(f"the training rows of {dataset} were others ({counts})")
+    for key, digest in before.get("weights", {}).items():
+        if current["weights"].get(key, digest) != digest:
+            differences.append(f"the weights of model.{key} were others")
+    if not differences:
+        return
+    text = f"{resumed.path}: {'; '.join(differences)}"
+    if "position" not in resumed.content:
+        logger.warning("%s", text)
+        return
+    raise ConfigError(
+        f"run.resume_ckpt_path: {text}. Put the files back, or resume an epoch's checkpoint_*.pth, or start again "
+        "without run.resume_ckpt_path."
+    )
 
 
 def _blocks(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_a_hanging_helper_is_stopped(make, tmp_path):
     pid = decoder._idle[0].pid
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"clip\.mp4: decoding took more than 0\.3 s"):
+    with pytest.raises(DataError, match=r"clip\.mp4: decoding took more than 0\.3\d* s"):
         decoder.frames(path)
     assert time.monotonic() - started < 5
     with pytest.raises(ProcessLookupError):

@@ -1,6 +1,7 @@
 """Checkpoint files: round trips, what fits and what does not, damaged ones; export and back."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -213,3 +214,66 @@ def test_names_shapes_and_order_do_not_need_weights(tiny_models, make):
     assert [(n, t.shape) for n, t in trained_state(empty).items()] == [
         (n, t.shape) for n, t in trained_state(model).items()
     ]
+
+
+def _replaced(content, name, tensor):
+    return {**content, "model": {**content["model"], name: tensor}}
+
+
+BROKEN = {  # what becomes of one tensor → what the error says
+    "NaN": (lambda t: t.clone().fill_(float("nan")), "holds NaN or infinity"),
+    "one infinity": (lambda t: t.clone().index_fill_(0, torch.tensor([0]), float("-inf")), "holds NaN or infinity"),
+    "int8": (lambda t: t.to(torch.int8), r"holds torch\.int8, expected torch\.float32"),
+    "bool": (lambda t: t.bool(), r"holds torch\.bool"),
+    "complex": (lambda t: t.to(torch.complex64), r"holds torch\.complex64"),
+    "sparse": (lambda t: t.to_sparse(), "expected a dense one"),
+    "float8": (lambda t: t.to(torch.float8_e4m3fn), r"holds torch\.float8"),
+}
+
+
+@pytest.mark.parametrize(("broken", "message"), BROKEN.values(), ids=BROKEN)
+def test_values_that_are_no_weights_are_refused_by_name(saved, make, tiny_models, tmp_path, broken, message):
+    _, path = saved()
+    content = read_checkpoint(path)
+    name = "affectgpt_proj.weight"
+    torch.save(_replaced(content, name, broken(content["model"][name])), tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=rf"c\.pth: {name} .*{message}|c\.pth: {name} .*{message}"):
+        load_checkpoint(fresh(tiny_models, make()[1]), tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_taken_off_and_logged(saved, make, tiny_models, tmp_path, caplog, prefix):
+    model, path = saved()
+    content = read_checkpoint(path)
+    names = [name.replace("llama_model.", f"llama_model.{prefix}") for name in content["model"]]
+    wrapped = dict(zip((prefix + name for name in names), content["model"].values(), strict=True))
+    torch.save({**content, "model": wrapped}, tmp_path / "c.pth")
+    other = fresh(tiny_models, make()[1])
+    with caplog.at_level("INFO", logger="affectgpt"):
+        assert load_checkpoint(other, tmp_path / "c.pth").complete
+    assert all(torch.equal(t, trained_state(model)[n]) for n, t in trained_state(other).items())
+    assert f"taken off the names of {len(names)} tensors" in caplog.text
+
+
+def test_no_flipped_bit_gives_other_content(saved, tmp_path):
+    """Each of 60 mutations is refused, or reads as what was written."""
+    _, path = saved()
+    whole, data = read_checkpoint(path), path.read_bytes()
+    draw = random.Random(3)
+    refused = 0
+    for number in range(60):
+        at = draw.randrange(len(data))
+        if number % 3 == 2:
+            damaged = data[:at]  # cut short
+        else:
+            damaged = data[:at] + bytes([data[at] ^ (1 << draw.randrange(8))]) + data[at + 1 :]
+        (tmp_path / "c.pth").write_bytes(damaged)
+        try:
+            content = read_checkpoint(tmp_path / "c.pth")
+        except CheckpointError as error:
+            assert "c.pth" in str(error)
+            refused += 1
+            continue
+        assert content["model"].keys() == whole["model"].keys() and content["config"] == whole["config"]
+        assert all(torch.equal(content["model"][name], tensor) for name, tensor in whole["model"].items())
+    assert refused >= 50

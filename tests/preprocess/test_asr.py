@@ -71,7 +71,7 @@ def test_the_command_hears_clips_without_a_subtitle_file(random_whisper, tmp_pat
 
 
 def test_what_is_no_folder_of_either_format(random_whisper, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="gone: no Whisper folder"):
+    with pytest.raises(ConfigError, match="gone: no such folder"):
         Transcriber(tmp_path / "gone")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="no Whisper folder"):

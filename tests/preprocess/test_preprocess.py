@@ -287,3 +287,31 @@ def test_workers_end_with_a_killed_parent(tmp_path):
             return
         time.sleep(0.05)
     pytest.fail(f"worker {worker} outlived its parent")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "spoken"),
+    [
+        (
+            "a.srt", "1\n00:00:00,000 --> 00:00:01,000\nHello.\n2\n00:00:01,000 --> 00:00:02,000\n7 days.\n",
+            "Hello. 7 days.",
+        ),
+        ("a.SRT", "1\n00:00:00,000 --> 00:00:01,000\nHello.\n\n", "Hello."),
+        ("a.srt", "", ""),
+        ("a.srt", "\n\n", ""),
+        ("a.vtt", "WEBVTT\n", ""),
+        ("a.vtt", "WEBVTT\n\nNOTE nothing is said\n", ""),
+        (
+            "a.vtt",
+            "WEBVTT\n\n00:01.000 --> 00:02.000\nhello world\n\n00:02.000 --> 00:03.000\nhello world\nhow are you\n\n"
+            "00:03.000 --> 00:03.010\nhow are you\n\n00:03.010 --> 00:04.000\nhow are you\nfine\n",
+            "hello world how are you fine",
+        ),
+        ("a.srt", "1\n00:00:00,000 --> 00:00:01,000\nNo.\n\n2\n00:00:01,000 --> 00:00:02,000\nNo.\n", "No. No."),
+    ],
+)  # fmt: skip
+def test_subtitles_beside_a_clip(tmp_path, name, text, spoken):
+    from affectgpt.preprocess.subtitles import beside
+
+    (tmp_path / name).write_text(text)
+    assert beside(tmp_path / "a.mp4") == spoken
