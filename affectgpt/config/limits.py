@@ -41,6 +41,7 @@ class Limits:
 COUNT = Limits(low=1)
 NOT_NEGATIVE = Limits(low=0)
 POSITIVE = Limits(low=0, open_low=True)
+SEED = Limits(low=0, high=2**32 - 2**16, advice="of 32 bits; ranks and samples add to it")
 SHARE = Limits(low=0, high=1, open_low=True)  # 1 is all
 FRACTION = Limits(low=0, high=1, open_high=True)  # 0 is none
 WARM_UP = Limits(low=0, also=-1, advice="starts at init_lr")

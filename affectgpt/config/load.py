@@ -21,6 +21,7 @@ from affectgpt.core.runtime import logger
 
 _UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
 _SECTION = re.compile(r"(model|datasets|run|grpo|inference|paths|captioning)\.[\w.]+=")  # how another KEY=VALUE begins
+_DECIMAL = re.compile(r"\s*[-+]?(?:0|[1-9][\d_]*|\d*\.\d+|\d+\.\d*|0(?=\.))(?:\.\d*)?(?:[eE][-+]?\d+)?\s*|\$\{.*\}")
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
@@ -42,9 +43,7 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     origins = Origins(str(path))
     tree = read_tree(path, origins=origins, asked_by="--cfg-path")
     items = list(_items(options))
-    for item in items:
-        origins.note(item.partition("=")[0], f"--options {item!r}")
-    plain = lay_options(tree, items, path)
+    plain = lay_options(tree, items, path, origins=origins)
     config = dataclasses.replace(_build(kind, {"name": path.stem, **plain}, "", origins), origins=origins)
     # runs, results and stored features have folders of these names
     check_name(config.name, source=origins.of("name"), what="name", suffix="_YYYYMMDDHHM_999", error=ConfigError)
@@ -65,11 +64,10 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
 def default_config(name: str, options: Iterable[str] = ()) -> Config:
     """The defaults under a name, with options laid over them. Raises ConfigError as ``load_config`` does."""
     origins = Origins(name)
-    items = list(_items(options))
-    for item in items:
-        origins.note(item.partition("=")[0], f"--options {item!r}")
+    plain = lay_options({}, list(_items(options)), Path(name), origins=origins)
     return dataclasses.replace(
-        _build(Config, {"name": name, **lay_options({}, items, Path(name))}, "", origins), origins=origins
+        _build(Config, {"name": name, **plain}, "", origins),
+        origins=origins,
     )
 
 
@@ -185,7 +183,9 @@ def _convert(value: Any, hint: Any, key: str, source: Origins) -> Any:
     if hint is str:
         if isinstance(value, dict | list):
             raise _wrong(source, key, value, "a word")
-        return "" if value is None else str(value)
+        if value is not None and not isinstance(value, str):
+            return source.written(key) or str(value)  # 010, 1e5, no: as it stands there, not what YAML makes of it
+        return "" if value is None else value
     return value
 
 
@@ -193,7 +193,12 @@ def _number(value: Any, kind: type, key: str, source: Origins) -> Any:
     allowed = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _wrong(source, key, value, allowed)
+    written = source.written(key)
+    if written is not None and not _DECIMAL.fullmatch(written):  # YAML reads 010 as 8, 1:30 as 90, 0x10 as 16
+        raise _wrong(source, key, written, f"{allowed} in decimal notation")
     try:
+        if kind is int and re.fullmatch(r"\s*[-+]?\d+\s*", str(value)):
+            return int(value)  # of any size, without rounding
         number = float(value)  # YAML reads 1e-5 as a string
     except ValueError:
         raise _wrong(source, key, value, allowed) from None

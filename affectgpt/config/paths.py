@@ -28,9 +28,14 @@ def recipe_file(given: str | Path, *, folder: Path = Path()) -> Path:
     path = folder / given
     if path.exists() or Path(given).parent != RECIPES:
         return path
-    package = Path(__file__).resolve().parents[1]
-    found = (folder / RECIPES.name / path.name for folder in (package, package.parent))
+    found = (recipes / path.name for recipes in recipe_folders())
     return next((file for file in found if file.is_file()), path)
+
+
+def recipe_folders() -> list[Path]:
+    """Where the recipes that came with the package are: in the installed package, or in the clone."""
+    package = Path(__file__).resolve().parents[1]
+    return [folder / RECIPES.name for folder in (package, package.parent)]
 
 
 class Weights(NamedTuple):
@@ -234,6 +239,12 @@ def select_checkpoints(config: Config) -> list[CheckpointFile]:
         return [by_epoch[epoch] for epoch in wanted]
     if inference.test_epoch is not None:
         chosen = [f for f in files if f.epoch == inference.test_epoch]
+        place = config.where("inference.test_epoch")
+        if chosen and files[-1].epoch > inference.test_epoch and "--options" not in place:
+            logger.warning(
+                "epoch %d answers, as %s says; %s holds later ones, up to %d",
+                inference.test_epoch, place, folder, files[-1].epoch,
+            )  # fmt: skip
         asked = f"inference.test_epoch={inference.test_epoch}"
     else:
         chosen = [f for f in files[-1:] if f.epoch > 10]

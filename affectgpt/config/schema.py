@@ -20,6 +20,7 @@ from affectgpt.config.limits import (
     FRACTION,
     NOT_NEGATIVE,
     POSITIVE,
+    SEED,
     SHARE,
     WARM,
     WARM_UP,
@@ -130,7 +131,7 @@ class RunConfig:
     batch_size_train: int = limited(3, COUNT)  # per GPU
     batch_size_eval: int = limited(3, COUNT)
     guard: Literal["on", "off"] = "on"  # ours: reinforcement learning stops when answers grow and precision falls
-    seed: int = 42  # plus the rank
+    seed: int = limited(42, SEED)  # plus the rank
     num_workers: int = limited(4, NOT_NEGATIVE)  # loader processes
     amp: bool = True  # autocast fp16 with gradient scaling on a GPU (published: False where a file leaves it out)
     accum_grad_iters: int = limited(1, COUNT)
@@ -202,7 +203,9 @@ class InferenceConfig:
     on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
     # Ours: answers of each sample, drawn apart; above 1 they go to a run of their own, RUN_samples (see consensus)
     samples: int = limited(1, COUNT)
-    seed: int = 42  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
+    seed: int = limited(
+        42, SEED
+    )  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
 
 
 @dataclass(frozen=True)

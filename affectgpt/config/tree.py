@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from affectgpt.config.paths import recipe_file
+from affectgpt.config.paths import RECIPES, recipe_file, recipe_folders
 from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.core.runtime import logger
 
 EXTENDS = "extends"
 IMPORTS = "imports"
@@ -27,10 +28,18 @@ class Origins:
     def __init__(self, default: str) -> None:
         self.default = default
         self._places: dict[str, str] = {}
+        self._written: dict[str, str] = {}
 
-    def note(self, key: str, place: str) -> None:
-        """Remember where ``key`` was set."""
+    def note(self, key: str, place: str, *, written: str | None = None) -> None:
+        """Remember where ``key`` was set, and what stands there without quotes (None: a section, a list, quoted)."""
         self._places[key] = place
+        self._written.pop(key, None)
+        if written is not None:
+            self._written[key] = written
+
+    def written(self, key: str) -> str | None:
+        """The value of a key as it stands in the file or option, where that is a single one without quotes."""
+        return self._written.get(key)
 
     def of(self, key: str) -> str:
         """The place of a key, or of the nearest section around it."""
@@ -50,7 +59,10 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
     from omegaconf.errors import OmegaConfBaseException
 
     if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        folders = {path.parent, *recipe_folders()} if len(path.parts) == 1 else {path.parent}
+        others = {
+            p.name if p.parent == path.parent else f"{RECIPES}/{p.name}" for d in folders for p in d.glob("*.yaml")
+        }
         raise ConfigError(f"{asked_by} {path}: no such file.{did_you_mean(path.name, others)}")
     if path.resolve() in above:
         raise ConfigError(f"{asked_by} {path}: the files extend one another in a circle")
@@ -60,7 +72,8 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
         text = path.read_text(encoding="utf-8")
         check_yaml(text, str(path))
         tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        lines = dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
+        places = list(_lines(yaml.compose(text, Loader=yaml.SafeLoader)))
+        lines = {key: line for key, line, _ in places}
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"{path}: {str(error).strip()}") from error
     if not isinstance(tree, dict):
@@ -83,16 +96,25 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
             above=(*above, path.resolve()),
         )
         imports = [*below.pop(IMPORTS, []), *imports]
+        run, inference = tree.get("run"), below.get("inference")
+        if isinstance(run, dict) and "max_epoch" in run and isinstance(inference, dict):
+            # Which epoch answers was chosen for the base's number of epochs.
+            for key in {"test_epoch", "test_epochs", "skip_epoch"} & inference.keys():
+                value = inference.pop(key)
+                logger.info(
+                    "%s: inference.%s=%s of %s does not count here, where run.max_epoch is another; set it here",
+                    path, key, value, base,
+                )  # fmt: skip
         tree = _lay_over(below, tree)
-    for key, line in lines.items():
-        origins.note(key, f"{path}:{line}")
+    for key, line, written in places:
+        origins.note(key, f"{path}:{line}", written=written)
     return {**tree, IMPORTS: imports} if imports else tree
 
 
-def lay_options(tree: dict[str, Any], items: Iterable[str], path: Path) -> dict[str, Any]:
+def lay_options(tree: dict[str, Any], items: Iterable[str], path: Path, *, origins: Origins) -> dict[str, Any]:
     """A file's tree with ``a.b=c`` items over it, and every ``${…}`` replaced by what it refers to.
 
-    Raises ConfigError naming the file or the item.
+    ``origins`` gets the place of each. Raises ConfigError naming the file or the item.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -107,6 +129,12 @@ def lay_options(tree: dict[str, Any], items: Iterable[str], path: Path) -> dict[
         try:
             check_yaml(value, shown)
             yaml.safe_load(value)
+            node = yaml.compose(value, Loader=yaml.SafeLoader)
+            if (text := plain_text(node)) is not None and text != value.strip():
+                raise ConfigError(f"{shown}: would be read as {text!r}, without what follows; leave the # out")
+            origins.note(key, f"--options {item!r}", written=text)
+            for name, _, written in _lines(node, key):
+                origins.note(name, f"--options {item!r}", written=written)
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"{shown}: {str(error).strip()}") from error
     try:
@@ -210,12 +238,23 @@ def _lay_over(base: dict[str, Any], top: dict[str, Any], where: str = "") -> dic
     return merged
 
 
-def _lines(node: Any, where: str = "") -> Iterator[tuple[str, int]]:
-    """``(dotted key, line from 1)`` of every key below a composed YAML node."""
+def _lines(node: Any, where: str = "") -> Iterator[tuple[str, int, str | None]]:
+    """``(dotted key, line from 1, text of a value without quotes)`` of every key below a composed YAML node."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             full = f"{where}.{key.value}" if where else str(key.value)
-            yield full, key.start_mark.line + 1
+            yield full, key.start_mark.line + 1, plain_text(value)
             yield from _lines(value, full)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield f"{where}[{number}]", value.start_mark.line + 1, plain_text(value)
+            yield from _lines(value, f"{where}[{number}]")
+
+
+def plain_text(node: Any) -> str | None:
+    """The text of a YAML node that is a single value without quotes; None for any other."""
+    import yaml
+
+    return node.value if isinstance(node, yaml.ScalarNode) and node.style is None else None

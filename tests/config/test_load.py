@@ -1,5 +1,7 @@
 """Wrong keys and values are told with their place; files may extend one another."""
 
+import re
+
 import pytest
 
 from affectgpt.cli.train import main as train
@@ -104,3 +106,58 @@ def test_results_are_below_the_output_root_where_nothing_else_is_said(tmp_path):
     path = write(tmp_path, "a.yaml", "datasets: {mercaptionplus: {}}\npaths: {output_root: elsewhere}\n")
     assert load_config(path).results_root == "elsewhere/results"
     assert load_config(path, ["inference.base_root=mine"]).results_root == "mine"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "key", "message"),
+    [
+        ("run: {max_epoch: 010}", "max_epoch", "'010'; allowed: a whole number in decimal"),
+        ("run: {max_epoch: 1:30}", "max_epoch", "'1:30'"),
+        ("run: {max_epoch: 0x10}", "max_epoch", "'0x10'"),
+        ("run: {init_lr: 1:30.5}", "init_lr", "1:30.5"),
+        ("run: {seed: -1}", "seed", "0 or more"),
+        ("inference: {seed: -3}", "seed", "0 or more"),
+        ("run: {seed: 99999999999999999999}", "seed", "at most"),
+    ],
+)
+def test_numbers_that_yaml_would_change_are_refused(tmp_path, yaml, key, message):
+    (tmp_path / "a.yaml").write_text(f"# a comment\n{yaml}\n")
+    with pytest.raises(ConfigError, match=rf"a\.yaml:2: \w+\.{key} .*{re.escape(message)}"):
+        load_config(tmp_path / "a.yaml")
+    section, item = yaml.split(": {")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config("train_configs/demo_cpu.yaml", [f"{section}.{item.rstrip('}').replace(': ', '=')}"])
+
+
+def test_values_arrive_as_they_are_written(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "inference: {ckpt_root: 010, ckpt_name: 1e5}\npaths: {output_root: no, models_root: 2026-01-01}\n"
+        "run: {max_epoch: 99999999999999999999, init_lr: 1e-7, seed: 4294901760}\n"
+    )
+    config = load_config(tmp_path / "a.yaml")
+    assert (config.inference.ckpt_root, config.inference.ckpt_name) == ("010", "1e5")
+    assert (config.paths.output_root, config.paths.models_root) == ("no", "2026-01-01")
+    assert (config.run.max_epoch, config.run.init_lr, config.run.seed) == (99999999999999999999, 1e-7, 4294901760)
+    options = ["inference.ckpt_root=007", "paths.output_root=off", "run.weight_decay=.05", "run.max_epoch=3"]
+    config = load_config(tmp_path / "a.yaml", options)
+    assert (config.inference.ckpt_root, config.paths.output_root) == ("007", "off")
+    assert (config.run.weight_decay, config.run.max_epoch) == (0.05, 3)
+    with pytest.raises(ConfigError, match=r"'a', without what follows"):
+        load_config(tmp_path / "a.yaml", ["paths.output_root=a # b"])
+
+
+def test_an_epoch_chosen_for_another_length_is_not_inherited(tmp_path, caplog):
+    (tmp_path / "base.yaml").write_text("run: {max_epoch: 4}\ninference: {test_epoch: 4, top_p: 0.8}\n")
+    (tmp_path / "same.yaml").write_text("extends: base.yaml\n")
+    (tmp_path / "longer.yaml").write_text("extends: base.yaml\nrun: {max_epoch: 6}\n")
+    (tmp_path / "own.yaml").write_text("extends: base.yaml\nrun: {max_epoch: 6}\ninference: {test_epoch: 6}\n")
+    with caplog.at_level("INFO", logger="affectgpt"):
+        found = {name: load_config(tmp_path / f"{name}.yaml").inference for name in ("same", "longer", "own")}
+    assert [found[name].test_epoch for name in ("same", "longer", "own")] == [4, None, 6]
+    assert found["longer"].top_p == 0.8 and "inference.test_epoch=4 of base.yaml does not count here" in caplog.text
+
+
+def test_a_recipe_that_is_not_there_leads_to_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"Did you mean 'train_configs/demo_cpu\.yaml'"):
+        load_config("demo_cp.yaml")
