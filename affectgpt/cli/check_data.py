@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.config.load import load_config
     from affectgpt.config.schema import Config
     from affectgpt.core.errors import ConfigError
+    from affectgpt.core.printable import printable
     from affectgpt.core.registry import import_files
     from affectgpt.core.runtime import setup_logging
 
@@ -70,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(f"--workers {args.workers}: must be 1 or more")
     reports = list(check_all(words, config, args))
     print_table(reports)
+    for report in reports:
+        if report.labels:
+            shown = ", ".join(f"{printable(label)[:60]} {count}" for label, count in report.labels.most_common(12))
+            more = f", … ({len(report.labels)} different)" if len(report.labels) > 12 else ""
+            print(f"labels of {report.dataset} {report.split}: {shown}{more}")
     problems = [problem for report in reports for problem in report.problems]
     if args.csv is not None:
         write_problems(args.csv, reports)
@@ -131,7 +137,9 @@ def check_truth(config: Config, name: str, report: SplitReport) -> None:
     """Into the report: clips to answer whose truth, by which ``task`` scores them, is missing or not valid."""
     from affectgpt.cli.score import scored_row
     from affectgpt.core.errors import DataError
-    from affectgpt.evaluation.score import Truth
+    from affectgpt.evaluation.grouping import grouping_of
+    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.score import Truth, unknown_truths_note
     from affectgpt.processing.check import note_joined_labels
 
     row = scored_row(config, name)
@@ -140,6 +148,10 @@ def check_truth(config: Config, name: str, report: SplitReport) -> None:
     except DataError as error:
         report.add("label", "unreadable", str(error))
         return
+    if isinstance(next(iter(truth.values.values())), tuple):
+        unknown = unknown_truths_note(list(truth.values.values()), grouping_of(find_lexicon(None)))
+        if unknown is not None:
+            report.add("label", "unreadable", unknown)
     note_joined_labels(((name, value) for name, value in truth.values.items() if isinstance(value, tuple)), report)
     for sample in sorted(truth.names - set(truth.values)):
         report.add("label", "missing", f"{row.label_file}: its truth is empty, it will not be scored", sample=sample)

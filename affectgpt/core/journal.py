@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Journal:
     """An append-only file of JSON lines: answers, replies, the index of stored features.
 
     The first line holds ``key``, a hash of everything the items depend on; a journal with another key is begun again.
-    The last entry of a name counts.
+    The last entry of a name counts. Each line has a checksum: one that was damaged is left out, with a log line, and
+    its item is done again.
     Each item is written to the file at once (a killed process loses none) and fsynced in groups (a power cut loses
     the last two seconds). A line torn by the cut is dropped on opening. One process at a time: a lock is held where the
     file system has locks.
@@ -44,7 +46,9 @@ class Journal:
                 raise AffectGPTError(
                     f"{self.path}: another process is writing this file; wait for it or end it, then run again"
                 )
-            self.entries, end, _ = _parse(self.path.read_bytes(), key)
+            self.entries, end, damaged = _parse(self.path.read_bytes(), key)
+            if damaged:
+                logger.warning("%s: line %d is damaged; what it held is done again", self.path, damaged)
             if end == 0 and self.path.stat().st_size:
                 logger.info("%s: begun under other settings, starting again", self.path)
             os.ftruncate(self._fd, end)
@@ -68,22 +72,22 @@ class Journal:
     def read(path: str | os.PathLike[str], *, key: str, strict: bool = False) -> dict[str, Any]:
         """What the journal at ``path`` holds, without a lock; nothing when there is none or it has another key.
 
-        What follows a damaged line is left out; with ``strict`` it raises ValueError naming the line, unless that is
-        the last one, torn by a kill.
+        A damaged line is left out; with ``strict`` it raises ValueError naming the line, unless that is the last one,
+        torn by a kill.
         """
         try:
             data = Path(path).read_bytes()
         except FileNotFoundError:
             return {}
-        entries, end, lines = _parse(data, key)
-        if strict and b"\n" in data[end:]:
-            raise ValueError(f"line {lines + 1}")
+        entries, _, damaged = _parse(data, key)
+        if strict and damaged:
+            raise ValueError(f"line {damaged}")
         return entries
 
     @staticmethod
     def write(path: str | os.PathLike[str], *, key: str, entries: Mapping[str, Any]) -> None:
         """Write a whole journal atomically."""
-        lines = [_header(key), *({"name": name, "value": value} for name, value in entries.items())]
+        lines = [_header(key), *(_record(name, value) for name, value in entries.items())]
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -94,7 +98,7 @@ class Journal:
 
     def add(self, name: str, value: Any) -> None:
         """Keep one finished item (``value``: anything JSON holds)."""
-        self._write({"name": name, "value": value})
+        self._write(_record(name, value))
         self.entries[name] = value
         self._unsynced += 1
         if self._unsynced >= _SYNC_ITEMS or time.monotonic() - self._synced_at > _SYNC_SECONDS:
@@ -131,24 +135,28 @@ def _header(key: str) -> dict[str, Any]:
     return {"journal": 1, "key": key}
 
 
+def _record(name: str, value: Any) -> dict[str, Any]:
+    return {"name": name, "value": value, "crc": zlib.crc32(json.dumps([name, value]).encode())}
+
+
 def _parse(data: bytes, key: str) -> tuple[dict[str, Any], int, int]:
-    """The entries in whole lines, the offset behind the last good one (0: another key, or no journal), its number."""
+    """The entries of the whole lines, the offset behind the last line (0: another key, or no journal), and the number
+    of the first damaged line (0: none; the last one may be torn)."""
     entries: dict[str, Any] = {}
-    end = number = 0
-    for line in data.splitlines(keepends=True):
+    end = damaged = 0
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
         try:
-            record = parse_json(line) if line.endswith(b"\n") else None
+            record = parse_json(line)
         except ValueError:
             record = None
-        if not isinstance(record, dict):
-            break
-        if end == 0:
-            if record.get("journal") != 1 or record.get("key") != key:
+        if number == 1:
+            if not isinstance(record, dict) or record.get("journal") != 1 or record.get("key") != key:
                 return {}, 0, 0
-        elif isinstance(record.get("name"), str) and "value" in record:
+        elif isinstance(record, dict) and record == _record(record.get("name", ""), record.get("value")):
             entries[record["name"]] = record["value"]
         else:
-            break
+            damaged = damaged or number
         end += len(line)
-        number += 1
-    return entries, end, number
+    return entries, end, damaged

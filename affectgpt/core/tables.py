@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import Literal
 
 from affectgpt.core.errors import DataError, did_you_mean
 from affectgpt.core.names import check_name
+from affectgpt.core.runtime import logger
 
 # Cells that pandas' read_csv takes as missing.
 MISSING = frozenset(
@@ -35,15 +37,20 @@ def check_headings(path: Path, headings: list[str], needed: tuple[str, ...] | No
             raise DataError(f"{path}: two columns are called {heading!r}; rename or remove one")
 
 
-def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def read_table(
+    path: Path, *, key: str, columns: tuple[str, ...], doubled: Literal["refuse", "last"] = "refuse"
+) -> dict[str, tuple[str, ...]]:
     """Read a UTF-8 CSV file (with or without a byte order mark): name → cells of ``columns``, in file order.
+
+    ``doubled``: of a name that is there twice, the last row counts (as pandas' users do with published tables; a log
+    line where the rows differ), or it is an error.
 
     Raises DataError naming file, line and sample: no such file, other encoding, missing or doubled column, short or
     long row, doubled name, a name that is not a file stem.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            return _read(csv.reader(handle), path, key, columns)
+            return _read(csv.reader(handle), path, key, columns, doubled)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
@@ -55,8 +62,9 @@ def read_table(path: Path, *, key: str, columns: tuple[str, ...]) -> dict[str, t
         ) from error
 
 
-def _read(reader, path: Path, key: str, columns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def _read(reader, path: Path, key: str, columns: tuple[str, ...], doubled: str) -> dict[str, tuple[str, ...]]:
     table: dict[str, tuple[str, ...]] = {}
+    differing: list[str] = []
     try:
         header = next(reader, None)
         if header is None:
@@ -78,9 +86,15 @@ def _read(reader, path: Path, key: str, columns: tuple[str, ...]) -> dict[str, t
                 )
             # interned: the same names stand in two or three files of a data set
             name = sys.intern(check_name(row[at], source=path, line=reader.line_num))
-            if name in table:
+            cells = tuple([row[i] for i in where])
+            if name in table and doubled == "refuse":
                 raise DataError(f"{path}, line {reader.line_num}: sample {name!r} is there twice; remove one")
-            table[name] = tuple([row[i] for i in where])
+            if table.get(name, cells) != cells:
+                differing.append(name)
+            table[name] = cells
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
+    if differing:
+        names = ", ".join(dict.fromkeys(differing))
+        logger.warning("%s: names that are there twice with different cells, of which the last count: %s", path, names)
     return table

@@ -214,7 +214,7 @@ class _Published(EmotionDataset):
         if row.subtitle_file:
             path = root / row.subtitle_file
             try:
-                table = read_table(path, key="name", columns=(row.subtitle_column,))
+                table = read_table(path, key="name", columns=(row.subtitle_column,), doubled="last")
             except DataError as error:
                 faults.append(Fault.of("subtitle", error))
             else:

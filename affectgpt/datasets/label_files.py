@@ -182,7 +182,7 @@ def _subtitles(row: DatasetRow, root: Path, names: Iterable[str]) -> dict[str, s
     if not row.subtitle_file:
         return {}
     path = root / row.subtitle_file
-    table = read_table(path, key="name", columns=(row.subtitle_column,))
+    table = read_table(path, key="name", columns=(row.subtitle_column,), doubled="last")
     subtitles = {}
     for name in names:
         if name not in table:
@@ -243,7 +243,8 @@ def _npz_label(row: DatasetRow, entry: Any, where: str) -> Labels:
 def _column(root: Path, file: str | None, column: str) -> dict[str, str]:
     if file is None:
         return {}
-    return {name: _present(cell) for name, (cell,) in read_table(root / file, key="name", columns=(column,)).items()}
+    table = read_table(root / file, key="name", columns=(column,), doubled="last")
+    return {name: _present(cell) for name, (cell,) in table.items()}
 
 
 def _ovlabels(root: Path, file: str | None) -> dict[str, tuple[str, ...]]:
@@ -274,7 +275,7 @@ def _csv_labels(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
 
 def _names_of_subtitles(row: DatasetRow, root: Path, labelled: list[str]) -> list[str]:
     subtitle_path = root / row.subtitle_file
-    names = list(read_table(subtitle_path, key="name", columns=(row.subtitle_column,)))
+    names = list(read_table(subtitle_path, key="name", columns=(row.subtitle_column,), doubled="last"))
     known, given = set(names), set(labelled)
     for name in names:
         if name not in given:
@@ -294,7 +295,7 @@ def _candidates(row: DatasetRow, split: str, root: Path) -> dict[str, Labels]:
     path, truth_path = root / str(row.label_file), root / str(row.openset_file)
     if split == "train":  # those that people have labelled
         return {name: Labels(ovlabels=labels) for name, labels in _ovlabels(root, row.openset_file).items()}
-    names = read_table(path, key="name", columns=())
+    names = read_table(path, key="name", columns=(), doubled="last")
     truth = _ovlabels(root, row.openset_file) if row.openset_file and truth_path.exists() else {}
     for name in truth:
         if name not in names:

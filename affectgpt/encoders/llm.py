@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,11 @@ def load_tokenizer(folder: str | Path, row: LLMRow, *, trust_remote_code: bool =
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and tokenizers raise many kinds for damaged files
+        model = Path(folder) / "tokenizer.model"  # the only one that Vicuna and Llama 2 have
+        if model.is_file() and not (Path(folder) / "tokenizer.json").is_file() and not find_spec("sentencepiece"):
+            raise CheckpointError(
+                f"{model} is read by the package sentencepiece, which is not installed: pip install sentencepiece"
+            ) from error
         raise CheckpointError(f"{folder}: no tokenizer could be read ({type(error).__name__}: {error})") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [m.placeholder for m in Modality]})
     for attribute, token in (("bos_token", row.bos_token), ("eos_token", row.eos_token)):

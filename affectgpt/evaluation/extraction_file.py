@@ -93,6 +93,12 @@ def read_items(path: Path) -> dict[str, str]:
     return dict(zip(names, items, strict=True))
 
 
+def checked_items(path: Path, *, answers: Path) -> dict[str, str]:
+    """``read_items``, after ``check_source``."""
+    check_source(path, answers=answers)
+    return read_items(path)
+
+
 def write_items(path: Path, items: Mapping[str, str], *, meta: Mapping[str, Any]) -> None:
     """Write an extraction file and its record.
 
@@ -153,6 +159,29 @@ def describe(path: str | Path) -> str:
     if settings.get("prompt_sha256") in EARLIER_PROMPTS:
         words += ", earlier wording of the prompt"
     return words
+
+
+def check_source(path: Path, *, answers: Path) -> None:
+    """Raise DataError where an extraction file was made from other answers than those that are beside it now.
+
+    A file without a record (published) passes, and so does one whose answers are not there.
+    """
+    meta = read_meta(path)
+    settings = meta["settings"] if meta is not None else {}
+    made_from = {"answers_sha256": answers}
+    if "labels_sha256" in settings:  # polarity words are made from labels, and those from answers
+        labels = path.with_name(path.name.replace("-sentiment.npz", ".npz"))
+        made_from = {"labels_sha256": labels}
+        if labels.exists():
+            check_source(labels, answers=answers)
+    for key, source in made_from.items():
+        if key not in settings or not source.exists():
+            continue
+        if content_sha256(read_answers(source) if source == answers else read_items(source)) != settings[key]:
+            raise DataError(
+                f"{path}: was extracted from other contents than {source.name} has now. Extract again: evaluation.py "
+                "--overwrite (with --extractor direct, no language model is needed)"
+            )
 
 
 def is_reusable(path: Path, *, settings: Mapping[str, Any], names: Mapping[str, Any], overwrite: bool) -> bool:

@@ -160,6 +160,9 @@ def _synonyms(rows: Iterable[tuple[str, Iterable[str]]]) -> dict[str, frozenset[
     return {near: frozenset(words) for near, words in synonyms.items()}
 
 
+_MAX_UNPACKED, _MAX_ROWS, _MAX_COLUMNS = 64 << 20, 50_000, 64  # a wheel has 300 rows, the synonyms some thousand
+
+
 def _read_sheet(path: Path) -> list[list[str]]:
     """The first sheet's cells as text, a blank cell as the empty string."""
     import zipfile
@@ -167,9 +170,26 @@ def _read_sheet(path: Path) -> list[list[str]]:
     from openpyxl import load_workbook
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MAX_UNPACKED:
+            raise DataError(
+                f"{path}: unpacks to {size / 1e6:,.0f} MB; a lexicon has at most {_MAX_UNPACKED / 1e6:.0f} MB"
+            )
         book = load_workbook(path, read_only=True, data_only=True)
-        rows = list(book.worksheets[0].iter_rows(values_only=True))
+        # one more than is allowed: a cell far out would fill everything before it with empty ones
+        sheet = book.worksheets[0].iter_rows(max_row=_MAX_ROWS + 1, max_col=_MAX_COLUMNS + 1, values_only=True)
+        rows = []
+        for number, row in enumerate(sheet, start=1):
+            if number > _MAX_ROWS or (len(row) > _MAX_COLUMNS and row[_MAX_COLUMNS] is not None):
+                raise DataError(
+                    f"{path}: more than {_MAX_ROWS} rows or {_MAX_COLUMNS} columns; delete the cells far below or "
+                    "right of the table"
+                )
+            rows.append(row)
         book.close()
+    except DataError:
+        raise
     except (zipfile.BadZipFile, KeyError, ValueError, OSError, IndexError, EOFError, SyntaxError) as error:
         raise DataError(f"{path}: not a readable xlsx file ({type(error).__name__}: {error})") from error
     return [["" if cell is None else str(cell) for cell in row] for row in rows]

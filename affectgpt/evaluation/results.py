@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
+from affectgpt.core.printable import printable
+from affectgpt.core.runtime import logger
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import extraction_file as files
 
@@ -65,13 +67,26 @@ def list_runs(base_root: str | os.PathLike[str], row: DatasetRow) -> dict[str, l
     folder = results_folder(base_root, row)
     if not folder.is_dir():
         return {}
-    runs = {run.name: _result_files(Path(run.path)) for run in os.scandir(folder) if run.is_dir()}
+    runs = {}
+    for run in os.scandir(folder):
+        if not is_text(run.name):
+            logger.warning("%s: its name is not UTF-8, so it is left out; rename it", printable(run.path))
+        elif run.is_dir():
+            runs[run.name] = _result_files(Path(run.path))
     return {name: found for name, found in sorted(runs.items()) if found}
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8: any other could be written into no report."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _result_files(folder: Path) -> list[ResultFile]:
     kinds: dict[str, set[str]] = {}
     for entry in os.scandir(folder):
+        if not is_text(entry.name):
+            logger.warning("%s: its name is not UTF-8, so it is left out; rename it", printable(entry.path))
+            continue
         match = _FILE.fullmatch(entry.name)
         if match and not entry.name.startswith("."):  # a dot: half of a file, being written
             kinds.setdefault(match["stem"], set()).add(match["kind"] or "")

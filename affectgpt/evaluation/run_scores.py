@@ -8,11 +8,13 @@ from pathlib import Path
 
 from affectgpt.config.paths import beside_answers
 from affectgpt.core.errors import DataError
+from affectgpt.core.runtime import logger
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import published, stats
 from affectgpt.evaluation.floors import DEALS, above, add_floors, floors_of
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import NOT_COMPARABLE, Lexicon
+from affectgpt.evaluation.metrics.base import GroupMetric
 from affectgpt.evaluation.results import (
     DIRECT,
     LLM,
@@ -22,7 +24,7 @@ from affectgpt.evaluation.results import (
     list_runs,
     results_folder,
 )
-from affectgpt.evaluation.score import FIRST, Score, Truth, make_metric, score_file
+from affectgpt.evaluation.score import FIRST, Score, Truth, make_metric, score_file, unknown_truths_note
 from affectgpt.evaluation.selection import Selection, select
 
 SHOWN = 3
@@ -244,6 +246,11 @@ def extraction_of(files: Mapping[str, Sequence[ResultFile]], polarity: Mapping[s
 def sample_notes(row: DatasetRow, truth: Truth, scores: Sequence[Score]) -> list[str]:
     """What was left out of a data set, in words."""
     notes = []
+    if isinstance(scores[0].metric, GroupMetric):
+        unknown = unknown_truths_note(list(truth.values.values()), scores[0].metric.grouping)
+        if unknown is not None:
+            logger.warning("%s: %s", row.name, unknown)
+            notes.append(f"{row.name}: WARNING: {unknown}")
     expected = row.counts.get("test")
     if expected and len(truth.names) != expected:
         notes.append(f"{row.name}: {len(truth.names)} samples; the benchmark has {expected}")

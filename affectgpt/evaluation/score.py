@@ -15,7 +15,7 @@ from affectgpt.datasets.label_files import load_labels
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation.grouping import Grouping
-from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.lexicon import Lexicon, clean
 from affectgpt.evaluation.metrics.base import METRICS, GroupMetric, Metric, summed
 from affectgpt.evaluation.metrics.sentiment import POLARITIES
 from affectgpt.evaluation.results import ResultFile
@@ -87,6 +87,33 @@ class Score:
         return self.values[self.metric.keys[0]]
 
 
+def unknown_truths(truths: Iterable[Any], grouping: Grouping) -> Counter[tuple[str, ...]]:
+    """True label sets that no wheel scores since the lexicon does not know their labels, and how often each is there.
+
+    Labels that it knows and that no wheel holds (neutral) are left out by the published protocol: no fault.
+    """
+    forms = grouping.lexicon.forms
+    return Counter(
+        truth
+        for truth in truths
+        if isinstance(truth, tuple) and not grouping.mask(truth)
+        and any(clean(label) not in forms and clean(label) != "neutral" for label in truth)
+    )  # fmt: skip
+
+
+def unknown_truths_note(truths: Sequence[Any], grouping: Grouping) -> str | None:
+    """A sentence on ``unknown_truths``; None where there are none."""
+    unknown = unknown_truths(truths, grouping)
+    if not unknown:
+        return None
+    listed = [f"{', '.join(labels)[:60]} ({count})" for labels, count in unknown.most_common(FIRST)]
+    more = f" and {len(unknown) - FIRST} others" if len(unknown) > FIRST else ""
+    return (
+        f"{unknown.total()} of {len(truths)} truths are not in the lexicon and are not scored: {', '.join(listed)}"
+        f"{more}. Truths are words of the lexicon, several of them parted by commas"
+    )
+
+
 def check_scored(row: DatasetRow) -> None:
     """DataError for a data set whose task is that of no metric."""
     if row.task not in METRICS:
@@ -103,8 +130,9 @@ def score_file(
 ) -> Score:
     """Score one result file from the labels of one ``extraction`` (results.LLM or DIRECT)."""
     path = file.extracted(extraction, polarity=metric.polarity)
+    items = files.checked_items(path, answers=file.answers)
     score = score_items(
-        files.read_items(path), truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing,
+        items, truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing,
         unreadable=files.unreadable(file.answers),
     )  # fmt: skip
     score.epoch, score.extractor = file.epoch, _made_by(path)

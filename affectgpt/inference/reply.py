@@ -10,6 +10,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.evaluation.labels import NOT_TRAINED_FORM
 from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED
 from affectgpt.media.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
+from affectgpt.processing.prompt import SHORTENED
 
 ODD_DESCRIPTION = "description_not_in_the_text"
 TURNED = "picture_turned"
@@ -19,6 +20,7 @@ NOTES = {
     FIRST_CHANNEL: "the sound has more than two channels; the model heard the first",
     TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
     SEVERAL: "several people's faces are in the picture; the answer is about one of them",
+    SHORTENED: "the subtitle was too long for the prompt; its end was left out",
     EMPTY: "the answer is empty",
     UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
     REPEATING: "the answer repeats itself",

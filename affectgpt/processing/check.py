@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class SplitReport:
     problems: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)  # what may be meant: no error
     media: tuple[str, ...] = MEDIA  # what was looked at
+    labels: Counter[str] = field(default_factory=Counter)  # label, or sign of a valence → samples that have it
 
     def add(self, what: str, kind: str, reason: str, *, sample: str = "") -> None:
         """Note a problem."""
@@ -103,6 +105,12 @@ def check_split(
     note_joined_labels(((sample.name, sample.labels.ovlabels or ()) for sample in samples), report)
     if split == "train":
         check_answers(samples, dataset.learnt_types, report)
+    for sample in samples:
+        labels = sample.labels
+        if labels.ovlabels is not None or labels.emotion is not None:
+            report.labels.update(labels.ovlabels if labels.ovlabels is not None else (str(labels.emotion),))
+        elif labels.valence is not None:
+            report.labels["positive" if labels.valence > 0 else "negative" if labels.valence < 0 else "zero"] += 1
     report.found = len(samples)
     if samples and report.expected not in (None, report.found):
         report.add("count", "wrong", f"expected {report.expected} samples, found {report.found}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,7 @@ from affectgpt.processing.prompt import (
     END_OF_ANSWER,
     GENERATION_LENGTH,
     MAX_NEW_TOKENS,
+    SHORTENED,
     encode_generation,
     encode_training,
     render_prompt,
@@ -275,15 +277,30 @@ class AffectGPTProcessor(ProcessorMixin):
         prompt = render_prompt(mode, subtitle=sample.subtitle, question=question, sample=name)
         shared: dict[str, Any] = {"tokenizer": self.tokenizer, "n_tokens": self.n_tokens, "sample": name}
         labels = None
+        flags: tuple[str, ...] = ()
         if answer is None:
-            input_ids = encode_generation(
-                prompt, max_length=GENERATION_LENGTH, max_new_tokens=self.max_new_tokens, **shared
-            )
+            options = {"max_length": GENERATION_LENGTH, "max_new_tokens": self.max_new_tokens, **shared}
+            try:
+                input_ids = encode_generation(prompt, **options)
+            except DataError:
+                # Too long to keep all media: the end of the subtitle goes (published: the beginning of the prompt).
+                low, high = 0, len(sample.subtitle)
+                while low < high:
+                    middle = (low + high + 1) // 2
+                    try:
+                        shorter = render_prompt(mode, subtitle=sample.subtitle[:middle], question=question, sample=name)
+                        encode_generation(shorter, **options)
+                        low = middle
+                    except DataError:
+                        high = middle - 1
+                prompt = render_prompt(mode, subtitle=sample.subtitle[:low], question=question, sample=name)
+                input_ids, flags = encode_generation(prompt, **options), (SHORTENED,)
         else:
             input_ids, labels = encode_training(prompt, answer, max_length=self.max_length, **shared)
         return Example(
-            name=sample.name, dataset=sample.dataset, mode=mode, prompt=prompt, input_ids=input_ids, labels=labels
-        )
+            name=sample.name, dataset=sample.dataset, mode=mode, prompt=prompt, input_ids=input_ids, labels=labels,
+            flags=flags,
+        )  # fmt: skip
 
     def fill(
         self, example: Example, sample: Sample, *, features: Mapping[Modality, FeatureOf] | None = None
@@ -326,6 +343,9 @@ class AffectGPTProcessor(ProcessorMixin):
             return self.tokenizer.decode(token_ids, **options)
         ids, _ = self.cut([int(i) for i in token_ids])
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        if getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
+            # Llama 3's folder asks for it, and transformers 5 no longer does it.
+            text = re.sub(r" (?=[.?!,])| (?=n't\b|'(?:m|s|ve|re)\b)", "", text).replace(" ' ", "'")
         eos_tokens = self.tokenizer.convert_ids_to_tokens(self.eos_ids)
         return clean_answer(text, bos=self.tokenizer.bos_token, eos_tokens=eos_tokens)
 

@@ -12,6 +12,7 @@ from affectgpt.processing.modes import get_mode
 
 END_OF_ANSWER = "###"
 CHAT_MEDIA = ("face", "video", "audio", "image")  # parts of a chat
+SHORTENED = "subtitle_shortened"  # a flag of an example
 GENERATION_LENGTH = 2000  # tokens, prompt and answer together
 MAX_NEW_TOKENS = 1200
 _QUESTION = "Now, please answer my question based on all the provided information. {question} ###Assistant: "

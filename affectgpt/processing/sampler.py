@@ -8,7 +8,7 @@ from affectgpt.core.errors import ConfigError
 
 
 class MixedBatches:
-    """Batches of keys ``(part, epoch, index)``; each batch comes from one part, drawn by weight.
+    """Batches of keys ``(part, pass, index)``; each batch comes from one part, drawn by weight.
 
     Every part is a stream of reshuffled passes over its samples that goes on from epoch to epoch, so that all samples
     are seen before one returns. The stream's order depends on (seed, part, pass) and the drawn parts on (seed, epoch):
@@ -68,7 +68,7 @@ class MixedBatches:
                 if (part, which) not in orders:
                     orders = {key: order for key, order in orders.items() if key[0] != part or key[1] >= which - 1}
                     orders[part, which] = self._order(part, which)
-                batch.append((part, self.epoch, int(orders[part, which][offset])))
+                batch.append((part, which + 1, int(orders[part, which][offset])))
             yield batch
 
     def _parts(self, epoch: int):

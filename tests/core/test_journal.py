@@ -51,29 +51,31 @@ def test_every_cut_keeps_the_whole_lines_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("junk", [b"\xff\xfe\n", b"[1]\n", b"null\n", b'{"name": 3, "value": 1}\n', b'{"name": "x"}\n'])
-def test_what_follows_a_damaged_line_is_dropped(tmp_path, junk):
+def test_a_damaged_line_is_left_out_and_named(tmp_path, junk, caplog):
     path = tmp_path / "a.jsonl"
     with Journal(path, key="k") as journal:
         journal.add("one", 1)
-    good = path.read_bytes()
-    path.write_bytes(good + junk + b'{"name": "two", "value": 2}\n')
-    with Journal(path, key="k") as journal:
-        assert journal.entries == {"one": 1}
-    assert path.read_bytes() == good
-
-
-def test_a_journal_of_an_earlier_version_is_continued(tmp_path):
-    """Line for line as commit 71ad866 wrote it, with a line that a kill tore."""
-    path = tmp_path / "a.jsonl"
-    text = '{"journal": 1, "key": "k"}\n{"name": "\\u540d", "value": {"answer": "x", "flags": []}}\n{"name": "tor'
-    path.write_text(text)
-    assert Journal.read(path, key="k", strict=True) == {"名": {"answer": "x", "flags": []}}
-    with Journal(path, key="k") as journal:
         journal.add("two", 2)
-    assert Journal.read(path, key="k", strict=True) == {"名": {"answer": "x", "flags": []}, "two": 2}
-    path.write_text(text + "\n")
+    first, one, two = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + one + junk + two)
+    with caplog.at_level("WARNING", logger="affectgpt"), Journal(path, key="k") as journal:
+        assert journal.entries == {"one": 1, "two": 2}
+        journal.add("three", 3)
+    assert "line 3 is damaged" in caplog.text and Journal.read(path, key="k") == {"one": 1, "two": 2, "three": 3}
     with pytest.raises(ValueError, match="line 3"):
         Journal.read(path, key="k", strict=True)
+
+
+def test_no_flipped_bit_gives_another_item(tmp_path):
+    """Each of all bits: the item is there as it was written, or it is not there."""
+    path = tmp_path / "a.jsonl"
+    with Journal(path, key="k") as journal:
+        journal.add("clip", {"answer": "The character's emotional state is happy.", "tokens": 12})
+    whole, entries = path.read_bytes(), Journal.read(path, key="k")
+    for at in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+            assert Journal.read(path, key="k") in ({}, entries)
 
 
 def test_the_last_entry_of_a_name_counts_and_a_journal_is_written_at_once(tmp_path):

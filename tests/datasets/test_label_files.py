@@ -127,7 +127,6 @@ DAMAGE = {
     "missing column": (b"name,chinese\na,b\n", "no column 'english'"),
     "near miss": (b"name,chinese,English\na,b,c\n", "Did you mean 'English'"),
     "empty": (b"", "empty file"),
-    "doubled": (b"name,english\nx,1\nx,2\n", "line 3: sample 'x' is there twice"),
     "gbk": ("name,english\nsample_00000000,你好\n".encode("gbk"), "not UTF-8"),
     "utf-16": ("name,english\nx,1\n".encode("utf-16"), "not UTF-8"),
     "slash": (b"name,english\n../../etc/passwd,1\n", "line 2: sample name '../../etc/passwd'"),

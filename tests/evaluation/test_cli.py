@@ -221,3 +221,50 @@ def test_scripts_are_shims_and_help_is_quick() -> None:
             env={**os.environ, "COLUMNS": "120"},
         )  # fmt: skip
         assert done.returncode == 0 and "--allow-missing" in done.stdout
+
+
+@pytest.mark.parametrize("truth", ["开心", "3", "happy.", "happy; surprised", "The man is happy today."])
+def test_truths_that_the_lexicon_lacks_are_named_in_every_report(bench: Bench, capsys, tmp_path: Path, truth) -> None:
+    names = [f"c{i}" for i in range(6)]
+    rows = "".join(f'{name},"{truth if i else "happy"}"\n' for i, name in enumerate(names))
+    (tmp_path / "mine.csv").write_text("name,ovlabel\n" + rows, encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "datasets: {mine: {path: mine.csv, task: fine-grained, columns: {ovlabel: ovlabel}}}\n"
+        f"paths: {{dataset_root: {tmp_path}}}\n"
+    )
+    (tmp_path / "answers.csv").write_text("name,answer\n" + "".join(f"{name},happy\n" for name in names))
+    files = {kind: tmp_path / f"r.{kind}" for kind in ("json", "html")}
+    status, out, err = run(
+        capsys, score.main, "--cfg-path", str(tmp_path / "mine.yaml"), "--answers", str(tmp_path / "answers.csv"),
+        "--lexicon", str(bench.lexicon), "--json", str(files["json"]), "--html", str(files["html"]),
+        "--datasets", "mine",
+    )  # fmt: skip
+    said = f"5 of 6 truths are not in the lexicon and are not scored: {truth} (5)"
+    assert status == 0 and said in out and said in err, (out, err)
+    assert any(said in note for note in json.loads(files["json"].read_text())["notes"])
+    assert said in files["html"].read_text(encoding="utf-8")
+
+
+def test_labels_of_other_answers_are_not_scored(bench: Bench, capsys) -> None:
+    folder = bench.folder("MER2023", "fresh")
+    answers = {"m1": SENTENCE.format("happy"), "m2": SENTENCE.format("angry"), "m3": SENTENCE.format("sad"), "m4": "-"}
+    write_npz(folder / "checkpoint_000030_loss_0.500.npz", name2reason=answers)
+    arguments = bench.arguments("--datasets", "mer2023", "--run", "fresh")
+    assert run(capsys, evaluate.main, *arguments, "--extractor", "direct")[0] == 0
+    assert run(capsys, score.main, *arguments)[0] == 0
+    answers["m1"] = SENTENCE.format("sad")
+    write_npz(folder / "checkpoint_000030_loss_0.500.npz", name2reason=answers)
+    status, _, err = run(capsys, score.main, *arguments)
+    assert status == 1 and "was extracted from other contents than checkpoint_000030_loss_0.500.npz" in err
+    assert "--overwrite" in err and "--extractor direct" in err
+
+
+def test_result_files_whose_names_are_no_text_are_left_out_by_name(bench: Bench, capsys) -> None:
+    folder = bench.folder("MER2023", "run_a")
+    good = folder / "checkpoint_000030_loss_0.600-openset.npz"
+    odd = os.fsencode(folder) + b"/checkpoint_000031_loss_\xff-openset.npz"
+    Path(os.fsdecode(odd)).write_bytes(good.read_bytes())
+    Path(os.fsdecode(os.fsencode(folder.parent) + b"/run_\xff")).mkdir()
+    status, out, err = run(capsys, score.main, *bench.arguments("--datasets", "mer2023", "--run", "run_a"))
+    assert status == 0 and "checkpoint_000030" in out and err.count("is not UTF-8, so it is left out") == 2
+    assert "\\udcff" in err

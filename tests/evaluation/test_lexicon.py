@@ -178,3 +178,30 @@ class TestBuiltin:
             for wheel in lexicon.wheels:
                 groups = wheel.groups(1)
                 assert len({groups[word] for word in words if word in groups}) <= 1, (label, wheel.name)
+
+
+def test_workbooks_are_bounded_before_they_are_read(tmp_path):
+    """A cell at the far corner of a sheet, a cell of a gigabyte, an archive that unpacks to one."""
+    import zipfile
+
+    from openpyxl import Workbook
+    from small_benchmark import write_lexicon
+
+    folder = write_lexicon(tmp_path / "far")
+    book = Workbook()
+    book.active.append(["level1", "level2", "level3"])
+    book.active["XFD1048576"] = "x"
+    book.save(folder / "wheel2.xlsx")
+    with pytest.raises(DataError, match=r"wheel2\.xlsx: more than 50000 rows or 64 columns"):
+        load_folder(folder)
+    folder = write_lexicon(tmp_path / "right")
+    book = Workbook()
+    book.active.append(["level1", "level2", "level3", *["x"] * 100])
+    book.save(folder / "wheel2.xlsx")
+    with pytest.raises(DataError, match=r"wheel2\.xlsx: more than"):
+        load_folder(folder)
+    folder = write_lexicon(tmp_path / "bomb")
+    with zipfile.ZipFile(folder / "wheel2.xlsx", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/more.xml", b"\0" * (80 << 20))
+    with pytest.raises(DataError, match=r"wheel2\.xlsx: unpacks to 8\d MB"):
+        load_folder(folder)

@@ -239,8 +239,11 @@ def test_labels_that_another_sign_parts_are_noted(make, tmp_path, capsys):
     told = "ovlabel 'neutral;calm' holds ';': labels are parted by commas (1 more like it)"
     assert f"stage train y: label note: {told}" in shown and "everything is there; notes: 1" in shown
     assert told in table.read_text()
-    assert main(own(tmp_path, path="", test_path="a.csv", task="fine-grained")) == 0
-    assert f"stage test y: label note: {told}" in capsys.readouterr().out
+    assert main(own(tmp_path, path="", test_path="a.csv", task="fine-grained")) == 1
+    shown = capsys.readouterr().out
+    assert f"stage test y: label note: {told}" in shown
+    assert "2 of 3 truths are not in the lexicon and are not scored: neutral;calm (1), sad、angry (1)" in shown
+    assert "labels of stage test: calm 1, neutral;calm 1, sad、angry 1" in shown
 
 
 def test_a_row_of_ones_own_is_checked_without_a_configuration(make, tmp_path, monkeypatch, capsys):
