@@ -149,6 +149,8 @@ def check_truth(config: Config, name: str, report: SplitReport) -> None:
         report.add("label", "unreadable", str(error))
         return
     if isinstance(next(iter(truth.values.values())), tuple):
+        if not report.labels:
+            report.labels.update(label for labels in truth.values.values() for label in labels)
         unknown = unknown_truths_note(list(truth.values.values()), grouping_of(find_lexicon(None)))
         if unknown is not None:
             report.add("label", "unreadable", unknown)
