@@ -207,13 +207,15 @@ class StopSequences:
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], *, prompt_length: int = 0) -> None:
-        self.sequences = [tuple(sequence) for sequence in sequences]
+        self.sequences = [torch.tensor(tuple(sequence)) for sequence in sequences]
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: Any = None, **_: Any) -> torch.Tensor:
+        if self.sequences and self.sequences[0].device != input_ids.device:  # copied once: a copy waits for the device
+            self.sequences = [sequence.to(input_ids.device) for sequence in self.sequences]
         stop = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for sequence in self.sequences:
             if input_ids.shape[1] - self.prompt_length >= len(sequence):
                 ending = input_ids[:, input_ids.shape[1] - len(sequence) :]
-                stop |= (ending == torch.tensor(sequence, device=input_ids.device)).all(dim=1)
+                stop |= (ending == sequence).all(dim=1)
         return stop

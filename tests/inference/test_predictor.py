@@ -316,10 +316,15 @@ def test_two_people_get_a_note_that_says_whom_the_answer_is_about(world, predict
     assert not any(SEVERAL in flag for flag in predictors[FACES](alone).flags)
 
 
-def test_a_subtitle_that_is_too_long_names_the_key(world, predictors, clips):
+def test_a_question_that_is_too_long_names_the_key(world, predictors, clips):
     with pytest.raises(DataError, match=r"inference\.max_new_tokens: prompt and answer share 2000 tokens") as raised:
-        predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad. " * 2000)
+        predictors[FRAMES](clips / "no_face.mp4", question="Is she glad? " * 2000)
     assert "no_face" in str(raised.value)
+
+
+def test_a_subtitle_that_is_too_long_loses_its_end_and_says_so(world, predictors, clips):
+    reply = predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad. " * 2000)
+    assert reply.answer and any("subtitle" in note for note in reply.notes)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])

@@ -57,10 +57,12 @@ def test_the_published_recipes_have_one_precision(path):
         [],
         ["run.amp_dtype=bfloat16", "model.llm_dtype=bfloat16"],
         ["run.amp_dtype=bfloat16", "model.llm_dtype=float32"],
-        ["run.amp=False", "run.amp_dtype=bfloat16"],
+        ["run.amp=False", "model.llm_dtype=bfloat16"],
     ):
         check_precision(load_config(path, options), GPU)
     check_precision(load_config(path, ["run.amp_dtype=bfloat16"]), CPU)  # where everything is float32
+    with pytest.raises(ConfigError, match=r"run\.amp is False, but model\.llm_dtype is float16"):
+        check_precision(load_config(path, ["run.amp=False"]), GPU)  # nothing would scale the loss
 
 
 def test_a_gpu_with_a_number_is_the_current_one(gpu):
