@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 WORDS_FILE = Path(__file__).with_name("polarity_words.toml")
-RULES_VERSION = 2  # part of a result's settings: raise it when the rules below read an answer in another way
+RULES_VERSION = 3  # part of a result's settings: raise it when the rules below read an answer in another way
 POLARITIES = ("positive", "negative", "neutral")
 NOT_TRAINED_FORM = "answer not of the trained form"
 
@@ -35,18 +35,28 @@ def _pattern(*parts: str, flags: int = 0) -> re.Pattern[str]:
 
 
 # Characters that mean the same as an ASCII one.
-_ASCII = str.maketrans("，、；：（）［］｛｝＂’‘“”＝", ',,;:()[]{}"\'\'""=')
+_ASCII = str.maketrans("，、；：（）［］｛｝＂’‘“”＝「」『』【】《》", ',,;:()[]{}"\'\'""=' + '"' * 8)
 _ASCII |= {ord("。"): ". ", ord("！"): "! ", ord("？"): "? "}
 _BLANKS = re.compile(r"\s{32,}")
-_MARKUP = re.compile(r"```\w*|[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}|^\s*[#>]+\s*", re.MULTILINE)
-_BULLET = r"(?:^|\s+|(?<=\[))(?:\(?\d{1,2}[.)]|[-•‣·–][ \t]|[①-⑳])\s*(?=[^\W\d])"
+_CONTRACTIONS = {"'s": " is", "'re": " are", "'d": " would"}
+_CONTRACTION = _pattern(r"\b(it|he|she|that|they|we|i)('s|'re|'d)\b")
+_MARKUP = re.compile(r"~~[^~\n]{0,200}~~|```\w*|[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}|^\s*[#>]+\s*", re.MULTILINE)
+_BULLET = r"(?:^|\s+|(?<=\[))(?:\(?(?:\d{1,2}[.)]|[a-h]\))|[-•‣·–][ \t]|[①-⑳])\s*(?=[^\W\d])"
 _PARENTHESES = re.compile(r"\s*\([^()]{0,200}\)")  # a confidence, a gloss, an aside
 _PERCENT = _pattern(
     r"\s*(?:,?\s*\b(?:with|at|confidence|probability|score)\b[^,;.]{0,40}?)?[:=~-]?\s*(\d+(?:\.\d+)?)\s*%?",
     r"(?:\s*(?:confidence|sure|certain)\b)?\s*$",
 )
+_GLOSS = re.compile(r"\s*\(\s*([^\W\d_][^()\d]{0,40})\)")  # in "calm (sad)" both are claimed
+_NO = _pattern(r"[^,;\n:=]{1,60}[:=]\s*(?:no|false|absent)\b")  # "angry: no"
+_YES = _pattern(r"\s*[:=]\s*(?:yes|true|present)\b")
+_REPEATED = _pattern(r"(.)\1{3,}|^(.{1,20}?)(?:\s*\2){2,}$")
 _CONFIDENCE = _pattern(r"^(?:confidence|probability|certainty|intensity|score|valence|arousal)\b")
 _TAG = _pattern(r"</?[a-z_]{1,20}>")
+_THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflections?|analysis|rationale|scratchpad)"
+_THOUGHT_START = _pattern(rf"<{_THOUGHT}>|<\|begin_of_thought\|>")
+_THOUGHT_END = _pattern(rf"</{_THOUGHT}>|<\|end_of_thought\|>")
+_BOXED = _pattern(r"\\boxed\s*\{(?:\\text\s*\{)?([^{}]*)\}")
 _ANSWER_TAG = _pattern(r"<answer>(.*?)(?:</answer>|$)", flags=re.DOTALL)
 _LABEL_TAG = _pattern(r"<(?:emotions?|labels?|sentiment|emotional_states?)>([^<>]*)</")
 _LABEL_KEY = _pattern(
@@ -74,16 +84,22 @@ _VERB = (
 # "The character's emotional state is …", "Her sentiment states are: …", "The most likely label is …", "Emotion: …"
 _STATEMENT = _pattern(
     rf"\b{_SUBJECT}(?:\s+(?:of|in|for)\s+(?:the|this|that)\s+\w+(?:\s+in\s+(?:the|this)\s+\w+)?)?",
-    rf"\s*(?:{_VERB}\s*:?|[:=])\s*",
+    rf"\s*(?:{_VERB}\s*:?|[:=→])\s*|(?:情绪|情感|心情|答案|标签)(?:状态|标签)?\s*(?:是|为|[:=])\s*",
 )
+_TRAINED = _pattern(rf"\bcharacter's (?:emotional|sentiment) state {_VERB}|\bmost likely label is\b")
 # "The man in the video seems …": read in short answers, and only words whose polarity is known
 _PERSON = _pattern(
-    r"\b(?:he|she|they|(?:the|this|that)\s+(?:\w+\s+)?(?:person|character|speaker|subject|individual|protagonist|man",
+    r"\b(?:he|she|they|^(?:it|this)(?!\s+\w+\s+that\b)|(?:the|this|that)\s+(?:(?!other|second)\w+\s+)?(?:person|character|speaker|subject|individual|protagonist|man",
     r"|woman|boy|girl|child|lady|guy))(?:\s+in\s+(?:the|this)\s+\w+)?\s+(?:is|are|was|feels?|felt|seems?|appears?|looks?",
-    r"|sounds?|isn't|(?:may|might|could|must)\s+be)\b(?:\s*(?:to\s+be|feeling|likely|probably|clearly))*\s+",
+    r"|sounds?|shows?|expresses|displays|exhibits|conveys|experiences|isn't|(?:may|might|could|must)\s+be)\b(?:\s*(?:to\s+be|feeling|likely|probably|clearly))*\s+",
 )
 _REVERSED = _pattern(  # "Sadness is the dominant emotion."
     rf"^\s*(.{{1,80}}?)\s+(?:is|are|seems?\s+to\s+be)\s+(?:the|his|her|their)\s+(?:\w+\s+){{0,3}}{_SUBJECT}\b"
+)
+_LEAD_IN = _pattern(  # "Sure, here is the answer: sad", "I think sad"
+    r"^(?:(?:sure|ok(?:ay)?|certainly|of course|overall|in my opinion|in conclusion)\b[,.!:]?\s*",
+    r"|(?:here is|here are|this is|it is|it (?:could|may|might|must|would) be)\b\s*(?:the answer|the list)?:?\s*",
+    r"|i (?:think|believe|guess|would say)(?: that)?\b\s*(?:it is\b)?:?\s*)+",
 )
 _VALENCE = _pattern(r"\bvalence\s+score\s+is\s*:?\s*([-+\u2212]?\d+(?:\.\d+)?)")
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|[!?\n]")
@@ -91,30 +107,32 @@ _CLAUSE_START = _pattern(r"[.!?,;:\n]|\b(?:so|thus|hence|therefore|and|but)\b")
 # before a statement in its clause: it is denied, asked or unknown
 _HYPOTHETICAL = _pattern(
     r"\b(?:not|no|never|cannot|can't|couldn't|don't|doesn't|didn't|isn't|unable|hard|difficult|impossible|unclear",
-    r"|whether|if|doubt|deny|denies|unlikely|is\s+the|are\s+the)\b(?!\s+only)",
+    r"|whether|if|as\s+though|(?:might|may|could|would)\s+(?:think|believe|expect)|false|wrong|doubt|deny|denies|unlikely|is\s+the|are\s+the)\b(?!\s+only)",
 )
 _REASON = _pattern(  # what follows a list and is none of its items
     r"\s*(?:\b(?:because|since|due to|as a result|which|while|when|whereas|based on|however|although|though|despite",
     r"|given|judging)\b|\b(?:indicat|suggest)\w+|\bas (?:he|she|they|the)\b)",
 )
 _SEPARATOR = _pattern(
-    r"\s*([,;:/|&]|\b(?:and(?:\s+also)?|or|nor|but(?:\s+(?:also|rather|instead))?|as well as|along with",
-    r"|with (?:an? )?(?:hint|touch|trace|bit|mix|mixture|element|undertone)s? of|mixed with|accompanied by|yet)\b)\s*",
+    r"\s*((?:,\s*|\bbut\s+)(?:it|he|she|they)\s+(?:is|are|seems?|appears?|looks?|feels?)\b|[,;:/|&+]|\b(?:and(?:\s+also)?|or|nor|but(?:\s+(?:also|rather|instead))?|as well as|along with",
+    r"|with (?:an? )?(?:hint|touch|trace|bit|mix|mixture|element|undertone|degree)s? of|with (?:some|traces? of|hints? of|a bit of|a little)|mixed with|accompanied by|yet)\b)\s*",
 )
 _CLOSING = ("or", "nor", "but", "and", "yet")  # separators that end a list
+_PRONOUNS = ("it ", "he ", "she ", "they ")  # "not sad, it is angry"
 _DENIAL = _pattern(
     r"\b(?:(?P<one>not)|no(?:t any)?|never|neither|without(?: any)?|with no|lacks?(?: any)?|lacking|devoid",
     r"|free (?:of|from)|absence of|lack of|rather than|instead of|far from|no longer|isn't|aren't|wasn't|hardly",
-    r"|unlike|as opposed to|except)\b",
+    r"|unlike|as opposed to|except)\b|不是|没有|并非",
 )
 _LEADING = _pattern(
     r"^(?:(?:also|both|either|mainly|primarily|mostly|probably|possibly|likely|perhaps|maybe|potentially|feeling|feels",
-    r"|very|slightly|somewhat|quite|rather|extremely|mildly|deeply|highly|a bit(?: of)?|a little|an?|the|some",
+    r"|very|being|slightly|somewhat|quite|rather|extremely|mildly|deeply|highly|a bit(?: of)?|a little|an?|the|some",
     r"|most likely|to be|as",
     r"|(?:a |some )?(?:sense|feeling|feelings|mix|mixture|combination|hint|touch|degree|state|one|that) of)\s+)+",
 )
 _NO_LABEL = _pattern(
-    r"^(?:unknown|unclear|none|n/?a|nothing|not (?:clear|known|specified|mentioned|sure)|(?:can)?not (?:be )?",
+    r"^(?:unknown|unclear|none|null|nan|undefined|error|n/?a|nothing",
+    r"|not (?:clear|known|specified|mentioned|sure|certain)\b.*|(?:can)?not (?:be )?",
     r"(?:determined|identified|recogni[sz]ed)|cannot .*|difficult to .*|hard to .*|unable to .*determine.*|)$",
 )
 _QUOTES = "'\"`*[](){}<>#. "
@@ -163,11 +181,12 @@ def read_labels(answer: str) -> list[str] | None:
 
 def _without_thoughts(text: str) -> str | None:
     """The part behind ``</think>`` and inside ``<answer>``; None where there is none."""
-    lowered = text.lower()
-    if "</think>" in lowered:
-        text = text[lowered.rindex("</think>") + len("</think>") :]
-    elif "<think>" in lowered:
-        return None
+    *_, end = None, *_THOUGHT_END.finditer(text)
+    text = text[end.end() :] if end else text
+    if start := _THOUGHT_START.search(text):  # a thought that never ends
+        text = text[: start.start()]
+    if boxed := _BOXED.findall(text):
+        text = boxed[-1]
     if parts := _ANSWER_TAG.findall(text):
         text = parts[-1]
     tagged = _LABEL_TAG.findall(text)
@@ -225,11 +244,11 @@ def _confidence(entry: Any) -> float | None:
 
 
 def _read_text(text: str) -> list[str] | None:
-    text = _MARKUP.sub("", text)
+    text = _CONTRACTION.sub(lambda found: found[1] + _CONTRACTIONS[found[2].lower()], _MARKUP.sub("", text))
     # the points of a list become items; behind a whole sentence, sentences
     text = re.sub(rf"([.!]){_BULLET}", "\\1\n", text, flags=re.MULTILINE)
     text = re.sub(_BULLET, ", ", text, flags=re.MULTILINE).strip().lstrip(", ")
-    if _REFUSAL.match(text):
+    if _REFUSAL.match(text) and not _TRAINED.search(text):
         return None
     labels: list[str] = []
     readable = False
@@ -251,7 +270,7 @@ def _read_text(text: str) -> list[str] | None:
         labels.append("positive" if value > 0 else "negative" if value < 0 else "neutral")
     if readable:
         return labels
-    bare = _bare_list(text)
+    bare = _bare_list(_LEAD_IN.sub("", text))
     if bare is not None or len(text.split()) > _SHORT_ANSWER:
         return bare
     for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
@@ -291,10 +310,9 @@ def _claims(text: str) -> list[str] | None:
     """
     if reason := _REASON.search(text):
         text = text[: reason.start()]
-    text = _PARENTHESES.sub("", text)
+    text = _plain_scores(text)
     text = re.sub(r"\bnot (?:only|just|merely)\b", "", text, flags=re.IGNORECASE)
     text = re.sub(r"\banything but\b", "without", text, flags=re.IGNORECASE)
-    text = re.sub(r"\s*[:=]\s*(?=\d)", " ", text)  # a label's confidence stays with it
     pieces = _SEPARATOR.split(text)  # item, separator, item …
     items, separators = pieces[::2], ["", *(separator.lower() for separator in pieces[1::2])]
     labels: list[tuple[str, float | None]] = []
@@ -302,12 +320,12 @@ def _claims(text: str) -> list[str] | None:
     says_nothing = False
     closings = [""]  # of each item: the next separator behind it that ends a list
     for separator in reversed(separators[1:]):
-        closings.append(separator if separator.startswith((*_CLOSING, ";")) else closings[-1])
+        closings.append(separator if separator.lstrip(", ").startswith((*_CLOSING, ";", *_PRONOUNS)) else closings[-1])
     followers = [*separators[1:], ""]
     for item, separator, following, closing in zip(items, separators, followers, reversed(closings), strict=True):
         # "not interested, bored" denies one, "not surprised, angry or sad" all three
         goes_on = separator.startswith(("or", "nor", "and")) or closing.startswith(("or", "nor"))
-        if separator.startswith(("but", "yet", ";")) or (denied == "one" and not goes_on):
+        if separator.startswith(("but", "yet", ";")) or separator.lstrip(", ").startswith(_PRONOUNS) or (denied == "one" and not goes_on):
             denied = ""
         denial = _DENIAL.search(item)
         before, after = (item[: denial.start()], item[denial.end() :]) if denial else (item, "")
@@ -319,15 +337,24 @@ def _claims(text: str) -> list[str] | None:
         if denial and not nothing:
             if not denied and denial["one"] and not before.strip() and following != "and":
                 label, score = _label(after)
-                if label and not closing.startswith(("or", "nor", "but", "yet")):
+                if label and not closing.startswith(("or", "nor", "but", "yet", *_PRONOUNS)):
                     labels.append((f"not {label}", score))
             denied = "all" if denied == "all" or not denial["one"] else "one"
+    labels = [(label, score) for label, score in labels if score != 0]
     scores = [score for _, score in labels if score is not None]
     if len(scores) > 1:  # a distribution over labels: those at least half as likely as the likeliest
         labels = [(label, score) for label, score in labels if score is None or score >= max(scores) / 2]
     if labels:
         return [label for label, _ in labels]
     return [] if says_nothing or not any(item.strip(_QUOTES) for item in items) else None
+
+
+def _plain_scores(text: str) -> str:
+    """Write confidences of labels in one form (``sad (90%)`` and ``sad: 90%`` → ``sad 90%``) and take asides away."""
+    text = _GLOSS.sub(lambda found: f", {found[1]}" if found[1].strip().lower() in polarity_words() else "", text)
+    text = _PARENTHESES.sub("", re.sub(r"\s*\(\s*(\d+(?:\.\d+)?\s*%?)\s*\)", r" \1", text))
+    text = re.sub(r"\s*[:=]\s*(?=\d)", " ", _YES.sub("", _NO.sub("", text)))
+    return re.sub(r"(?<=[\d%])\s+(?=[^\W\d_])(?!confiden|sure|certain)", ", ", text)  # "sad 0.9 calm 0.4"
 
 
 def _label(item: str) -> tuple[str, float | None]:
@@ -338,7 +365,7 @@ def _label(item: str) -> tuple[str, float | None]:
         score, item = float(percent[1]), item[: percent.start()].strip(_QUOTES)
     item = _LEADING.sub("", item).strip(_QUOTES + "!")
     item = re.sub(r"\s+(?:emotions?|emotional states?)$", "", item, flags=re.IGNORECASE)
-    if _NO_LABEL.match(item) or _CONFIDENCE.match(item) or not _LETTERS.search(item):
+    if _NO_LABEL.match(item) or _CONFIDENCE.match(item) or not _LETTERS.search(item) or _REPEATED.search(item[:100]):
         return "", score
     if item.lower() not in polarity_words():
         # "angry at his boss" is angry; "fear of success" is one label
@@ -349,13 +376,13 @@ def _label(item: str) -> tuple[str, float | None]:
 
 def _bare_list(text: str) -> list[str] | None:
     """Labels of an answer that is nothing but a list: in brackets, or short items, or a single word."""
-    body = _PARENTHESES.sub("", text).strip().rstrip(".!").strip(_QUOTES)
+    body = _plain_scores(text).strip().rstrip(".!").strip(_QUOTES)
     if text.startswith("[") and text.rstrip(".").endswith("]"):
         return _claims(body) if body else []
     body = ", ".join(line for line in body.splitlines() if line.strip())
     if re.search(r"[.!?]\s", body):
         return None
-    for piece in _SEPARATOR.split(re.sub(r"\s*[:=]\s*(?=\d)", " ", body))[::2]:
+    for piece in _SEPARATOR.split(body)[::2]:
         item = _PERCENT.sub("", _DENIAL.sub("", piece)).strip()
         if len(item.split()) > 2 and _LEADING.sub("", item).lower() not in polarity_words():
             return None
