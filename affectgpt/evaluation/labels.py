@@ -62,7 +62,11 @@ _LABEL_TAG = _pattern(r"<(?:emotions?|labels?|sentiment|emotional_states?)>([^<>
 _LABEL_KEY = _pattern(
     r"emotion|label|sentiment|feeling|mood|\bstate|affect|answer|class|category|predict|result|output"
 )
+_PLACE_KEY = _pattern(
+    r"(?:primary|secondary|main|dominant|name|value|type|first|second|text|word)\b"
+)  # in a label's value
 _OTHER_KEY = _pattern(
+    r"^(?:not?|non|other)[_ -]|^not?$|exclu|ruled|absent|alternativ|question|"
     r"confiden|probab|score|reason|expla|intens|evidence|analysis|descri|thought|negative_?label|reject"
 )
 
@@ -86,12 +90,16 @@ _STATEMENT = _pattern(
     rf"\b{_SUBJECT}(?:\s+(?:of|in|for)\s+(?:the|this|that)\s+\w+(?:\s+in\s+(?:the|this)\s+\w+)?)?",
     rf"\s*(?:{_VERB}\s*:?|[:=→])\s*|(?:情绪|情感|心情|答案|标签)(?:状态|标签)?\s*(?:是|为|[:=])\s*",
 )
-_TRAINED = _pattern(rf"\bcharacter's (?:emotional|sentiment) state {_VERB}|\bmost likely label is\b")
+_TRAINED = _pattern(
+    rf"\b(?:character's|but|however,?)\s+(?:the\s+|his\s+|her\s+)?{_SUBJECT}\s+{_VERB}|\bmost likely label is\b"
+)
 # "The man in the video seems …": read in short answers, and only words whose polarity is known
 _PERSON = _pattern(
-    r"\b(?:he|she|they|^(?:it|this)(?!\s+\w+\s+that\b)|(?:the|this|that)\s+(?:(?!other|second)\w+\s+)?(?:person|character|speaker|subject|individual|protagonist|man",
+    r"\b(?:he|she|they|^(?:it|this)(?!\s+\w+\s+that\b)|(?:the|this|that)\s+(?:(?!other|second)\w+\s+)?(?:person|character|speaker|subject"
+    r"|individual|protagonist|man",
     r"|woman|boy|girl|child|lady|guy))(?:\s+in\s+(?:the|this)\s+\w+)?\s+(?:is|are|was|feels?|felt|seems?|appears?|looks?",
-    r"|sounds?|shows?|expresses|displays|exhibits|conveys|experiences|isn't|(?:may|might|could|must)\s+be)\b(?:\s*(?:to\s+be|feeling|likely|probably|clearly))*\s+",
+    r"|sounds?|shows?|expresses|displays|exhibits|conveys|experiences"
+    r"|isn't|(?:may|might|could|must)\s+be)\b(?:\s*(?:to\s+be|feeling|likely|probably|clearly))*\s+",
 )
 _REVERSED = _pattern(  # "Sadness is the dominant emotion."
     rf"^\s*(.{{1,80}}?)\s+(?:is|are|seems?\s+to\s+be)\s+(?:the|his|her|their)\s+(?:\w+\s+){{0,3}}{_SUBJECT}\b"
@@ -107,15 +115,18 @@ _CLAUSE_START = _pattern(r"[.!?,;:\n]|\b(?:so|thus|hence|therefore|and|but)\b")
 # before a statement in its clause: it is denied, asked or unknown
 _HYPOTHETICAL = _pattern(
     r"\b(?:not|no|never|cannot|can't|couldn't|don't|doesn't|didn't|isn't|unable|hard|difficult|impossible|unclear",
-    r"|whether|if|as\s+though|(?:might|may|could|would)\s+(?:think|believe|expect)|false|wrong|doubt|deny|denies|unlikely|is\s+the|are\s+the)\b(?!\s+only)",
+    r"|whether|if|as\s+though|(?:might|may|could|would)\s+(?:think|believe|expect)|false|wrong"
+    r"|doubt|deny|denies|unlikely|is\s+the|are\s+the)\b(?!\s+only)",
 )
 _REASON = _pattern(  # what follows a list and is none of its items
     r"\s*(?:\b(?:because|since|due to|as a result|which|while|when|whereas|based on|however|although|though|despite",
     r"|given|judging)\b|\b(?:indicat|suggest)\w+|\bas (?:he|she|they|the)\b)",
 )
 _SEPARATOR = _pattern(
-    r"\s*((?:,\s*|\bbut\s+)(?:it|he|she|they)\s+(?:is|are|seems?|appears?|looks?|feels?)\b|[,;:/|&+]|\b(?:and(?:\s+also)?|or|nor|but(?:\s+(?:also|rather|instead))?|as well as|along with",
-    r"|with (?:an? )?(?:hint|touch|trace|bit|mix|mixture|element|undertone|degree)s? of|with (?:some|traces? of|hints? of|a bit of|a little)|mixed with|accompanied by|yet)\b)\s*",
+    r"\s*((?:,\s*|\bbut\s+)(?:it|he|she|they)\s+(?:is|are|seems?|appears?|looks?|feels?)\b|[,;:/|&+]",
+    r"|\b(?:and(?:\s+also)?|or|nor|but(?:\s+(?:also|rather|instead))?|as well as|along with",
+    r"|with (?:an? )?(?:hint|touch|trace|bit|mix|mixture|element|undertone|degree)s? of",
+    r"|with (?:some|traces? of|hints? of|a bit of|a little)|mixed with|accompanied by|yet)\b)\s*",
 )
 _CLOSING = ("or", "nor", "but", "and", "yet")  # separators that end a list
 _PRONOUNS = ("it ", "he ", "she ", "they ")  # "not sad, it is angry"
@@ -126,14 +137,21 @@ _DENIAL = _pattern(
 )
 _LEADING = _pattern(
     r"^(?:(?:also|both|either|mainly|primarily|mostly|probably|possibly|likely|perhaps|maybe|potentially|feeling|feels",
-    r"|very|being|slightly|somewhat|quite|rather|extremely|mildly|deeply|highly|a bit(?: of)?|a little|an?|the|some",
+    r"|very|being|so|too|really|truly|fairly|pretty|moderately|predominantly|chiefly|largely|increasingly|definitely",
+    r"|certainly|clearly|visibly|apparently|undoubtedly|strongly|absolutely|completely|totally|kind of|sort of",
+    r"|slightly|somewhat|quite|rather|extremely|mildly|deeply|highly|a (?:little )?bit(?: of)?|a little|an?|the|some",
     r"|most likely|to be|as",
     r"|(?:a |some )?(?:sense|feeling|feelings|mix|mixture|combination|hint|touch|degree|state|one|that) of)\s+)+",
 )
 _NO_LABEL = _pattern(
     r"^(?:unknown|unclear|none|null|nan|undefined|error|n/?a|nothing",
     r"|not (?:clear|known|specified|mentioned|sure|certain)\b.*|(?:can)?not (?:be )?",
-    r"(?:determined|identified|recogni[sz]ed)|cannot .*|difficult to .*|hard to .*|unable to .*determine.*|)$",
+    r"(?:determined|identified|recogni[sz]ed)|cannot .*",
+    r"|(?:not enough|insufficient) .*|difficult to .*|hard to .*|unable to .*determine.*|)$",
+)
+_NOT_A_LABEL = _pattern(  # words that begin no label, and those that are none by themselves
+    r"^(?:i|we|you|there|what|who|why|how|this|that|it|please|hello|hi|hey|thanks?|the|and|of|to|user|assistant)\b",
+    rf"|^(?:very|yes|no|{_SUBJECT})$",
 )
 _QUOTES = "'\"`*[](){}<>#. "
 _NEGATOR = _pattern(r"\b(?:not|no|never|without|lack of|lacks?|lacking|isn't|didn't|doesn't|free of)\b")
@@ -174,6 +192,8 @@ def read_labels(answer: str) -> list[str] | None:
     labels = _read_json(answered)
     if labels is None:
         labels = _read_text(answered)
+    elif not labels and answered[0] == "{":
+        return None
     if labels is None:
         return None
     return list({label.lower(): label for label in reversed(labels)}.values())[::-1]
@@ -208,7 +228,9 @@ def _read_json(text: str) -> list[str] | None:
             continue
     if isinstance(value, list) and value and all(isinstance(entry, (str, dict)) for entry in value):
         return list(_json_labels(value, named=True))
-    return list(_json_labels(value, named=False)) or None if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return list(_json_labels(value, named=False)) or ([] if text[0] == "{" and text[-1] == "}" else None)
+    return None
 
 
 def _json_labels(value: Any, *, named: bool, depth: int = 0) -> Iterator[str]:
@@ -231,7 +253,9 @@ def _json_labels(value: Any, *, named: bool, depth: int = 0) -> Iterator[str]:
             yield from (key for key in keys if value[key] and value[key] >= best / 2)
             return
         for key in keys:
-            inside = bool(_LABEL_KEY.search(key)) or (named and not isinstance(value[key], str))
+            inside = bool(_LABEL_KEY.search(key)) or (
+                named and (not isinstance(value[key], str) or _PLACE_KEY.match(key) is not None)
+            )
             yield from _json_labels(value[key], named=inside, depth=depth + 1)
 
 
@@ -311,6 +335,7 @@ def _claims(text: str) -> list[str] | None:
     if reason := _REASON.search(text):
         text = text[: reason.start()]
     text = _plain_scores(text)
+    text = re.sub(r"\bn/a\b", "none", text, flags=re.IGNORECASE)
     text = re.sub(r"\bnot (?:only|just|merely)\b", "", text, flags=re.IGNORECASE)
     text = re.sub(r"\banything but\b", "without", text, flags=re.IGNORECASE)
     pieces = _SEPARATOR.split(text)  # item, separator, item …
@@ -325,7 +350,11 @@ def _claims(text: str) -> list[str] | None:
     for item, separator, following, closing in zip(items, separators, followers, reversed(closings), strict=True):
         # "not interested, bored" denies one, "not surprised, angry or sad" all three
         goes_on = separator.startswith(("or", "nor", "and")) or closing.startswith(("or", "nor"))
-        if separator.startswith(("but", "yet", ";")) or separator.lstrip(", ").startswith(_PRONOUNS) or (denied == "one" and not goes_on):
+        if (
+            separator.startswith(("but", "yet", ";"))
+            or separator.lstrip(", ").startswith(_PRONOUNS)
+            or (denied == "one" and not goes_on)
+        ):
             denied = ""
         denial = _DENIAL.search(item)
         before, after = (item[: denial.start()], item[denial.end() :]) if denial else (item, "")
@@ -365,7 +394,13 @@ def _label(item: str) -> tuple[str, float | None]:
         score, item = float(percent[1]), item[: percent.start()].strip(_QUOTES)
     item = _LEADING.sub("", item).strip(_QUOTES + "!")
     item = re.sub(r"\s+(?:emotions?|emotional states?)$", "", item, flags=re.IGNORECASE)
-    if _NO_LABEL.match(item) or _CONFIDENCE.match(item) or not _LETTERS.search(item) or _REPEATED.search(item[:100]):
+    if (
+        _NO_LABEL.match(item)
+        or _CONFIDENCE.match(item)
+        or _NOT_A_LABEL.match(item)
+        or not _LETTERS.search(item)
+        or _REPEATED.search(item[:100])
+    ):
         return "", score
     if item.lower() not in polarity_words():
         # "angry at his boss" is angry; "fear of success" is one label
@@ -389,15 +424,34 @@ def _bare_list(text: str) -> list[str] | None:
     return _claims(body)
 
 
+_BRACKETED = re.compile(r"\[([^\[\]]*)\]")
+_CHINESE_POLARITIES = {
+    "积极": "positive", "正面": "positive", "消极": "negative", "负面": "negative", "中性": "neutral",
+}  # fmt: skip
+
+
+def _after_output(text: str) -> str:
+    """The part behind the last ``Output:`` of a reply that repeats the prompt's form."""
+    return re.split(r"\boutput\s*:|输出\s*:", text, flags=re.IGNORECASE)[-1]
+
+
 def read_reply_labels(reply: str, cleaned: str) -> tuple[str, bool]:
     """The item of a language model's reply to the published label prompt, and whether it had to be read tolerantly.
 
     ``cleaned``: the reply after the published cleaning, which stands where it is a plain list. Else thoughts, bold
     text, bullets, numbers, sentences and other punctuation are read as ``read_labels`` does; a refusal gives ``[]``.
     """
-    if re.fullmatch(r"\[[^\[\]<>*`#，、；|:;]*\]", cleaned) and not re.search(r"\d[.)]\s", cleaned):
+    plain = re.fullmatch(r"\[([^\[\]<>*`#，、；|:;]*)\]", cleaned)
+    if plain and not re.search(r"\d[.)]\s", cleaned) and not _REFUSAL.match(plain[1].removeprefix("sorry")):
         return cleaned, False
-    labels = read_labels(reply)
+    answered = _without_thoughts(reply.translate(_ASCII)[:MAX_ANSWER]) or ""
+    output = _after_output(answered)
+    inside = _BRACKETED.findall(output) if "{" not in output and not re.search(r"\]\s*,\s*[^\s\[]", output) else []
+    refused = _REFUSAL.match(answered.lstrip("[")) is not None or len(reply) > MAX_ANSWER
+    # what was asked for is a list: words around it are none of it ("Here are the labels: [happy, calm]")
+    labels = read_labels(f"[{', '.join(inside)}]") if inside and not refused else read_labels(reply)
+    if refused and answered.startswith("["):
+        labels = None
     if labels is not None and [w.lower() for w in labels] == [w.lower() for w in parse_item(cleaned)]:
         return cleaned, False
     return f"[{', '.join(label.replace(',', ' ') for label in labels or [])}]", True
@@ -413,11 +467,11 @@ def read_reply_polarity(reply: str, cleaned: str) -> tuple[str, bool]:
         return cleaned, False
     claimed = [label.lower() for label in read_labels(reply) or []]
     words = {word for word in POLARITIES if word in claimed}
-    text = (_without_thoughts(reply.translate(_ASCII)) or "")[:MAX_ANSWER]
+    text = _after_output(_without_thoughts(reply.translate(_ASCII)[:MAX_ANSWER]) or "")
     if not words and not _REFUSAL.match(text):  # a sentence of another form
-        for match in re.finditer(r"\b(positive|negative|neutral)\b", text, re.IGNORECASE):
+        for match in re.finditer(r"\b(positive|negative|neutral)\b|积极|正面|消极|负面|中性", text, re.IGNORECASE):
             if not _DENIAL.search(_clause_before(text, match.start())):
-                words.add(match[1].lower())
+                words.add(_CHINESE_POLARITIES.get(match[0], match[0].lower()))
     return (words.pop(), True) if len(words) == 1 else (cleaned, True)
 
 
