@@ -35,7 +35,8 @@ def _pattern(*parts: str, flags: int = 0) -> re.Pattern[str]:
 
 
 # Characters that mean the same as an ASCII one.
-_ASCII = str.maketrans("，、；：（）［］｛｝＂’‘“”＝「」『』【】《》", ',,;:()[]{}"\'\'""=' + '"' * 8)
+_ASCII: dict[int, int | str] = dict(str.maketrans("，、；：（）［］｛｝＂’‘“”＝", ',,;:()[]{}"\'\'""='))
+_ASCII |= {ord(quote): '"' for quote in "「」『』【】《》"}
 _ASCII |= {ord("。"): ". ", ord("！"): "! ", ord("？"): "? "}
 _BLANKS = re.compile(r"\s{32,}")
 _CONTRACTIONS = {"'s": " is", "'re": " are", "'d": " would"}
