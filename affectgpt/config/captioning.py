@@ -65,7 +65,7 @@ class AskConfig:
     top_p: float = limited(0.8, SHARE)
     repetition_penalty: float = 1.0  # not 1: only vLLM and SGLang know it
     max_tokens: int = limited(512, COUNT)  # of the reply
-    seed: int = 42
+    seed: int = limited(42, NOT_NEGATIVE)
     frames: int = limited(8, COUNT)  # visual clues: uniformly sampled frames of the video
     longest_side: int = limited(448, COUNT)  # pixels of such a frame
     price_prompt: float = limited(0.0, NOT_NEGATIVE)  # of a million prompt tokens, in any currency
@@ -104,7 +104,7 @@ class ExtractorConfig:
     key_variable: str = "OPENAI_API_KEY"
     concurrency: int = limited(16, COUNT)
     requests_per_minute: float | None = limited(None, POSITIVE)
-    seed: int = 42
+    seed: int = limited(42, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class EnsembleConfig:
     weight_decay: float = limited(1e-4, NOT_NEGATIVE)
     held_back: float = limited(0.1, SHARE)  # of every training split: picks each classifier's best epoch
     neutral_band: float = 0.1  # of a set's largest |valence|: within it a predicted valence is neutral
-    seed: int = 42
+    seed: int = limited(42, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)

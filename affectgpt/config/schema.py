@@ -130,7 +130,7 @@ class RunConfig:
     batch_size_train: int = limited(3, COUNT)  # per GPU
     batch_size_eval: int = limited(3, COUNT)
     guard: Literal["on", "off"] = "on"  # ours: reinforcement learning stops when answers grow and precision falls
-    seed: int = 42  # plus the rank
+    seed: int = limited(42, NOT_NEGATIVE)  # plus the rank
     num_workers: int = limited(4, NOT_NEGATIVE)  # loader processes
     amp: bool = True  # autocast fp16 with gradient scaling on a GPU (published: False where a file leaves it out)
     accum_grad_iters: int = limited(1, COUNT)
@@ -189,7 +189,7 @@ class InferenceConfig:
     test_epoch: int | None = None  # of the folder
     test_epochs: str | None = None  # "A-B": all of them must be there
     skip_epoch: int = limited(1, COUNT)  # of A-B, those divisible by this
-    gpu: int = 0
+    gpu: int = limited(0, NOT_NEGATIVE)
     engine: str = "transformers"  # ours: what decodes: transformers, vllm
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
     temperature: float = limited(1.0, WARM)  # ours: of sampling
@@ -202,7 +202,9 @@ class InferenceConfig:
     on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
     # Ours: answers of each sample, drawn apart; above 1 they go to a run of their own, RUN_samples (see consensus)
     samples: int = limited(1, COUNT)
-    seed: int = 42  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
+    seed: int = limited(
+        42, NOT_NEGATIVE
+    )  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,89 @@ def test_the_word_off_is_a_word_where_words_are_asked_for(tmp_path):
     assert load_config(path).datasets["mercaptionplus"].features == "off"
 
 
+NUMBERS = {  # as they are written; YAML 1.1 reads other numbers in some of them
+    "run.seed": ["010", "1:30", "1_000", "0x10", "0o17", "0b11", ".inf", "-5", "99999999999999999999", "1e-400",
+                 "1e400", "2026-01-01", "yes", "1.5", "٣", "--1", "1e99999999"],
+    "run.init_lr": ["010", "1_0.5", "1:30.5", ".nan", "-.inf", "1e-400", "1e-320", "1e400", "0x1", "True"],
+    "run.amp": ["1", "0", "y", "none", "tRUE"],
+    "inference.seed": ["-1"],
+    "inference.gpu": ["-1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_value_that_would_become_another_is_an_error(tmp_path, key):
+    section, _, name = key.partition(".")
+    for value in NUMBERS[key]:
+        path = write(tmp_path, "a.yaml", f"model: {{}}\n{section}:\n  {name}: {value}\n")
+        with pytest.raises(ConfigError) as error:
+            load_config(path)
+        assert str(error.value).startswith(f"{path}:3: {key} is ") and value in str(error.value)
+        with pytest.raises(ConfigError) as error:
+            load_config(write(tmp_path, "a.yaml", "model: {}\n"), [f"{key}={value}"])
+        assert str(error.value).startswith(f"--options '{key}={value}': {key} is ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["010", "1:30", "1_000", "0x10", "1e3", "0.10", "yes", "off", "True", "2026-01-01", "2026-01-01 10:20:30", ".nan",
+     "99999999999999999999", "NO", "=", "<<", "-", "- x"],
+)  # fmt: skip
+def test_text_arrives_as_it_is_written(tmp_path, text):
+    quoted = write(tmp_path, "a.yaml", f"paths:\n  folders: {{ '{text}': '{text}' }}\n")
+    assert load_config(quoted).paths.folders == {text: text}
+    if text not in ("=", "<<", "- x", "-"):  # these are YAML's own
+        plain = write(tmp_path, "a.yaml", f"paths:\n  models_root: {text}\n  folders: {{ {text.split()[0]}: x }}\n")
+        assert load_config(plain).paths.models_root == text
+        assert load_config(plain).paths.folders == {text.split()[0]: "x"}
+    assert load_config(quoted, [f"paths.models_root={text}"]).paths.models_root == text
+    assert load_config(quoted, [f"paths.models_root='{text}'"]).paths.models_root == text
+
+
+def test_options_keep_what_yaml_would_drop_or_refuse(tmp_path):
+    path = write(tmp_path, "a.yaml", "run: {valid_splits: [off, 010]}\n")
+    assert load_config(path).run.valid_splits == ("off", "010")
+    for text in ("a # b", "a: b", "@x", "*x", "&x y", "!x", "x, y", "%x", "# x", "x]", 'x"y', "a\\tb"):
+        assert load_config(path, [f"paths.models_root={text}"]).paths.models_root == text
+    assert load_config(path, ["run.valid_splits=[010, 'a # b']"]).run.valid_splits == ("010", "a # b")
+    assert load_config(path, ["run.seed=9007199254740993"]).run.seed == 9007199254740993
+    assert load_config(path, ["run.clip_grad_norm=null", "run.seed=+7", "run.amp=no"]).run.amp is False
+    with pytest.raises(ConfigError, match=r"what follows the list or section would be ignored: ' # b'"):
+        load_config(path, ["run.valid_splits=[a] # b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run:\n  seed: 1\n  seed: 2\n", r"a\.yaml:3: run\.seed is given twice, here as '2'"),
+        ("run: {seed: 1}\nmodel: {}\nrun: {seed: 1}\n", r"a\.yaml:3: run is given twice"),
+        ("run:\n  seed: !!int '010'\n", r"a\.yaml, line 2: the tag .*int of '010' is not read"),
+        ("run: !!python/object:os.system {}\n", r"a\.yaml, line 1: the tag .* is not read"),
+        ("run: {? [a] : 1}\n", "must be a word"),
+        ("run: {seed: 1}\n---\nrun: {seed: 2}\n", "a single document"),
+    ],
+)
+def test_what_yaml_would_choose_between_or_convert_is_an_error(tmp_path, text, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path, "a.yaml", text))
+
+
+def test_what_names_a_checkpoint_of_the_base_is_not_taken_over(tmp_path, caplog):
+    write(
+        tmp_path, "base.yaml",
+        "inference: {test_epoch: 4, ckpt_root: runs/a, decoding: greedy}\nrun: {resume_ckpt_path: a.pth}\n",
+    )  # fmt: skip
+    write(tmp_path, "middle.yaml", "extends: base.yaml\ninference: {test_epochs: 30-60, skip_epoch: 5}\n")
+    with caplog.at_level("INFO"):
+        config = load_config(write(tmp_path, "a.yaml", "extends: middle.yaml\ninference: {skip_epoch: 2}\n"))
+    inference = config.inference
+    assert (inference.test_epoch, inference.test_epochs, inference.ckpt_root, inference.ckpt_name) == (None,) * 4
+    assert inference.skip_epoch == 2 and inference.decoding == "greedy" and config.run.resume_ckpt_path is None
+    assert f"inference.test_epoch of {tmp_path}/base.yaml:1 is not taken over" in caplog.text
+    middle = load_config(tmp_path / "middle.yaml").inference
+    assert (middle.test_epochs, middle.skip_epoch) == ("30-60", 5)
+
+
 def test_weights_that_are_not_where_the_working_folder_is(tmp_path, monkeypatch):
     """As outside the clone: the message says where it looked, where they are, and what to set."""
     clone, elsewhere = tmp_path / "clone", tmp_path / "elsewhere"
