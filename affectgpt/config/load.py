@@ -67,13 +67,17 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
 
 
 def default_config(name: str, options: Iterable[str] = ()) -> Config:
-    """The defaults under a name, with options laid over them. Raises ConfigError as ``load_config`` does."""
+    """The defaults under a name, with options laid over them; without a file ``run.device`` is the GPU if there is one.
+
+    Raises ConfigError as ``load_config`` does.
+    """
     origins = Origins(name)
     items = list(_items(options))
     for item in items:
         origins.note(item.partition("=")[0], f"--options {shortened(item, 200)}")
     return dataclasses.replace(
-        _build(Config, {"name": name, **lay_options({}, items, Path(name))}, "", origins), origins=origins
+        _build(Config, {"name": name, **lay_options({"run": {"device": "auto"}}, items, Path(name))}, "", origins),
+        origins=origins,
     )
 
 

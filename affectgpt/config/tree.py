@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from affectgpt.config.paths import recipe_file
+from affectgpt.config.paths import recipe_file, shipped_recipes
 from affectgpt.core.errors import ConfigError, did_you_mean
 from affectgpt.core.runtime import logger
 
@@ -58,6 +58,7 @@ def read_tree(path: Path, *, origins: Origins, asked_by: str, above: tuple[Path,
 
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        others = sorted({*others, *shipped_recipes()})
         raise ConfigError(f"{asked_by} {path}: no such file.{did_you_mean(path.name, others)}")
     if path.resolve() in above:
         raise ConfigError(f"{asked_by} {path}: the files extend one another in a circle")

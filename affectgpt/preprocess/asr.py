@@ -34,6 +34,9 @@ class Transcriber:
 
     def __init__(self, folder: Path | str, *, device: str = "auto", language: str | None = None) -> None:
         folder, language = Path(folder), language.lower() if language else None
+        if not folder.is_dir():
+            near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
+            raise ConfigError(f"--asr {folder}: no such folder.{near}")
         load = _faster_whisper if (folder / "model.bin").is_file() else _transformers
         if load is _transformers and _model_type(folder) != "whisper":
             raise ConfigError(
@@ -84,10 +87,10 @@ def _transformers(folder: Path, device: str, language: str | None) -> tuple[_Hea
     from transformers.utils import logging as hf_logging
 
     dtype = torch.float16 if device == "cuda" else torch.float32
-    processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
+    processor = WhisperProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
-    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if bars:
         hf_logging.enable_progress_bar()
     model = model.to(device, dtype).eval()
