@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         default="vllm" if importlib.util.find_spec("vllm") else "transformers",
         help="a language model through vllm (default where installed), transformers or an OpenAI-compatible server; "
-        "direct: no model, for answers of the trained form (files …-openset-direct.npz); or one of your own (--imports)",
+        "direct: no model, for answers of the trained form (files …-openset-direct.npz); or your own (--imports)",
     )
     extraction.add_argument(
         "--model-path",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def recipe_file(given: str | Path, *, folder: Path = Path()) -> Path:
     """The configuration file that is called ``given`` in ``folder``; where there is none and the name is that of a
-    recipe, ``train_configs/NAME.yaml`` or ``NAME.yaml`` alone, the one of the folder's train_configs/ or of the package.
+    recipe, ``train_configs/NAME.yaml`` or ``NAME.yaml`` alone, that of train_configs/ there or in the package.
 
     So that every command with a shipped recipe works in any folder, also without a clone. Any other path that is not
     there comes back as it is.
