@@ -187,3 +187,15 @@ def test_results_are_below_the_output_root_where_nothing_else_is_said(tmp_path):
     path = write(tmp_path, "a.yaml", "datasets: {mercaptionplus: {}}\npaths: {output_root: elsewhere}\n")
     assert load_config(path).results_root == "elsewhere/results"
     assert load_config(path, ["inference.base_root=mine"]).results_root == "mine"
+
+
+def test_a_recipe_that_is_not_there_is_looked_for_among_train_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("demo_cpu.yaml").name == "demo_cpu"
+    with pytest.raises(ConfigError, match=r"--cfg-path demo_cpu_fac\.yaml: no such file\. Did you mean 'demo_cpu_face"):
+        load_config("demo_cpu_fac.yaml")
+    (tmp_path / "train_configs").mkdir()
+    write(tmp_path / "train_configs", "my_own_recipe.yaml", "run: {seed: 5}\n")
+    assert load_config("my_own_recipe.yaml").run.seed == 5
+    with pytest.raises(ConfigError, match=r"Did you mean 'my_own_recipe\.yaml'"):
+        load_config("my_own_recip.yaml")

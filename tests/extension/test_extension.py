@@ -280,13 +280,8 @@ class Weighted(SupervisedObjective):
         self.weight = nn.Parameter(torch.ones(3))
 
 OBJECTIVES.register("weighted")(Weighted)
-for name, sentence in {
-    "pose": "The pose is: <Pose><PoseHere></Pose>. ", "lower": "<facehere>", "bare": "The gaze is <Gaze>. ",
-    "braces": "{gaze} ", "spaced": "< FaceHere >",
-}.items():
-    MODES.register(name)(Mode(name, (AUDIO, sentence, SUBTITLE)))
+MODES.register("pose")(Mode("pose", (AUDIO, "The pose is: <Pose><PoseHere></Pose>. ", SUBTITLE)))
 MODES.register("pictured")(Mode("pictured", (IMAGE, AUDIO, SUBTITLE)))
-MODES.register("tagged")(Mode("tagged", ("<Scene>The sound: <Audio><AudioHere></Audio></Scene>. ",)))
 """
 
 
@@ -312,9 +307,21 @@ def test_what_would_be_ignored_is_an_error(lab):
         "infer", "--dataset", "mymoods", "--zeroshot", "--options", f"inference.ckpt_name={lab / 'any.pth'}"
     )
     assert "a question of its own (mood)" in asked
-    for mode, token in {"pose": "<PoseHere>", "lower": "<facehere>", "bare": "<Gaze>", "braces": "{gaze}",
-                        "spaced": "< FaceHere >"}.items():  # fmt: skip
-        found = error_of("train", "--dry-run", "--options", f"datasets.mymoods.face_or_frame={mode}")
-        assert f"its sentences hold {token}, which stands for no medium" in found and "wrong.py:" in found
+    found = error_of("train", "--dry-run", "--options", "datasets.mymoods.face_or_frame=pose")
+    assert "its sentences hold <PoseHere>, which stands for no medium" in found and "wrong.py:" in found
     found = error_of("train", "--dry-run", "--options", "datasets.mymoods.face_or_frame=pictured", "run.num_workers=0")
     assert "input mode pictured shows an image, and no image file of it is known" in found
+
+
+@pytest.mark.parametrize("sentence", ["<Pose><PoseHere></Pose>", "<facehere>", "< FaceHere >", "<Gaze>", "{gaze}"])
+def test_a_token_of_no_medium_is_refused(sentence, monkeypatch):
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.processing.modes import AUDIO, MODES, SUBTITLE, Mode, get_mode
+
+    for name in ("_entries", "_places"):
+        monkeypatch.setattr(MODES, name, dict(getattr(MODES, name)))
+    MODES.register("odd")(Mode("odd", (AUDIO, f"It is: {sentence}. ", SUBTITLE)))
+    with pytest.raises(ConfigError, match="which stands for no medium and would be plain text"):
+        get_mode("odd")
+    MODES.register("tagged")(Mode("tagged", ("<Scene>The sound: <Audio><AudioHere></Audio></Scene>. ",)))
+    assert get_mode("tagged").placeholders == ("audio",)
