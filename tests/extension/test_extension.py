@@ -169,7 +169,7 @@ def test_one_of_each_kind_trains_resumes_answers_scores_and_is_exported(lab):
     [
         ("imports: [nowhere.py]\n", "nowhere.py: no such Python file"),
         ("imports: [broken.py]\n", "broken.py does not import: ZeroDivisionError"),
-        ("imports: 3\n", "imports is 3; allowed: a list of Python files"),
+        ("imports: {a: b}\n", "imports is {'a': 'b'}; allowed: a list of Python files"),
         ("model: {video_fusion_type: lats}\n", "mine2.yaml:1: model.video_fusion_type: unknown"),
     ],
 )
