@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from affectgpt.config.load import default_config
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import logger, pick_device
@@ -32,6 +33,8 @@ _MODE_FROM = ("mercaptionplus", "ovmerd")  # of several training sets, those who
 def inference_device(config: Config) -> torch.device:
     """``run.device``, with ``inference.gpu`` where that names no GPU."""
     wanted = config.run.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return pick_device(f"cuda:{config.inference.gpu}" if wanted == "cuda" and config.inference.gpu else wanted)
 
 
@@ -101,7 +104,7 @@ class GenerationSession:
             model,
             processor=processor,
             decoding=Decoding.from_config(config.inference),
-            defaults=folder_generation_config(folder),
+            defaults=folder_generation_config(folder, trust_remote_code=config.model.trust_remote_code),
             llm_folder=folder,
             tensor_parallel_size=config.inference.tensor_parallel_size,
         )
@@ -122,11 +125,11 @@ class GenerationSession:
         """
         folder = Path(folder)
         read_settings(folder)
-        config = config or Config(name=folder.resolve().name)
+        config = config or default_config(folder.resolve().name)
         device = device or inference_device(config)
         with config.naming("inference.engine"):
             engine = ENGINES.get(config.inference.engine)
-        processor = AffectGPTProcessor.from_pretrained(folder)
+        processor = AffectGPTProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         processor.mode = get_mode(mode or processor.mode).name
         processor.max_new_tokens = config.inference.max_new_tokens
         dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.model.llm_dtype)

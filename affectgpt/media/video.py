@@ -338,8 +338,8 @@ def _pyav_frames(path: Path, width: int, height: int, pick: Pick) -> tuple[np.nd
     import numpy as np
 
     with av.open(local(path)) as container:
-        kind = container.format.name
-        if kind.endswith("_pipe"):  # FFmpeg's word for single pictures
+        if container.format.name.endswith("_pipe"):  # FFmpeg's word for single pictures
+            kind = probe_video(path).format  # says what cannot be read at all
             raise DataError(f"{path}: a picture ({kind.removesuffix('_pipe')}), expected a video")
         stream = picture_stream(container)
         if stream is None:

@@ -107,8 +107,8 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
     settings = hf_config(config, text_config=text_config(config))
     with torch.device(device):
         encoders = _empty_encoders(config)
-        trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
-        llm = AutoModelForCausalLM.from_config(settings.text_config, **trusted)
+        trust = config.model.trust_remote_code
+        llm = AutoModelForCausalLM.from_config(settings.text_config, trust_remote_code=trust)
         llm = add_lora(llm, row=row, rank=config.model.lora_r)
         return _assemble(config, settings, llm=llm, encoders=encoders)
 
@@ -155,9 +155,9 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 
 def empty_llm(config: Config, numbers: Any, *, dtype: torch.dtype, attention: str) -> Any:
     """The LLM of such numbers with LoRA, without weights, on the meta device."""
-    trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
+    trust = config.model.trust_remote_code
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        llm = AutoModelForCausalLM.from_config(numbers, attn_implementation=attention, **trusted)
+        llm = AutoModelForCausalLM.from_config(numbers, attn_implementation=attention, trust_remote_code=trust)
         return add_lora(llm.to(dtype), row=allowed_llm(config), rank=config.model.lora_r)
 
 

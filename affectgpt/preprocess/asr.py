@@ -35,12 +35,13 @@ class Transcriber:
 
     def __init__(self, folder: Path | str, *, device: str = "auto", language: str | None = None) -> None:
         folder, language = Path(folder), language.lower() if language else None
-        load = _faster_whisper if (folder / "model.bin").is_file() else _transformers
         if not folder.is_dir():
+            near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
             raise ConfigError(
-                f"--asr {folder}: no such folder. Download a Whisper model there (for example whisper-large-v3, or one "
-                "for faster-whisper), or leave --asr out"
+                f"--asr {folder}: no such folder.{near} Download a Whisper model there (for example whisper-large-v3, "
+                "or one for faster-whisper), or leave --asr out"
             )
+        load = _faster_whisper if (folder / "model.bin").is_file() else _transformers
         if load is _transformers and _model_type(folder) != "whisper":
             raise ConfigError(
                 f"--asr {folder}: no Whisper folder: neither a config.json of model_type whisper (as Hugging Face has "
@@ -90,10 +91,10 @@ def _transformers(folder: Path, device: torch.device, language: str | None) -> t
     from transformers.utils import logging as hf_logging
 
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
+    processor = WhisperProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
-    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if bars:
         hf_logging.enable_progress_bar()
     model = model.to(device, dtype).eval()

@@ -175,6 +175,21 @@ class BatchStream:
             yield from batches or [None]
 
 
+def trained_sets(config: Config) -> list[EmotionDataset]:
+    """The data sets of ``datasets:`` that training learns from; one with test clips alone is said and left out.
+
+    Raises ConfigError where none is left.
+    """
+    found = [open_dataset(config, name) for name in config.datasets]
+    for dataset in found:
+        if dataset.splits and "train" not in dataset.splits:
+            logger.info("datasets.%s: has no training split, so it is not trained on", dataset.key)
+    found = [dataset for dataset in found if "train" in dataset.splits or not dataset.splits]
+    if not found:
+        raise ConfigError(f"{config.name}: no data set under datasets: has a training split")
+    return found
+
+
 def training_batches(
     config: Config,
     *,
@@ -186,8 +201,8 @@ def training_batches(
     Raises ConfigError and DataError naming the key, data set or file.
     """
     parts, weights = {}, []
-    for name, block in config.datasets.items():
-        dataset = open_dataset(config, name)
+    for dataset in trained_sets(config):
+        name, block = dataset.key, dataset.block
         samples, _ = hold_out(dataset.samples("train"), config)
         if not samples:
             raise DataError(f"datasets.{name}: the training split of {dataset.name} is empty")

@@ -139,6 +139,17 @@ def build_train_step(
     prepare_llm(model, run)
     with config.naming("run.objective"):
         objective = OBJECTIVES.get(run.objective).from_config(model, config)
+    own = [
+        name
+        for name, parameter in objective.named_parameters()
+        if parameter.requires_grad and not name.startswith("model.")
+    ]
+    if own:
+        raise ConfigError(
+            f"{config.where('run.objective')}: {run.objective} has parameters of its own ({', '.join(own[:3])}), which "
+            "are neither trained nor saved: an objective can train the model's parameters alone. Make them constants "
+            "(requires_grad=False, or register_buffer)"
+        )
     if run.parallel == "fsdp2":
         shard(objective, layers=model.get_decoder().layers, run=run, device=device)
     optimizer = build_optimizer(trained_parameters(model), run=run)
