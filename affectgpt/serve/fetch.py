@@ -64,8 +64,7 @@ def _checked(url: str, hosts: Sequence[str]) -> tuple[str, dict[str, str], dict[
         raise DataError("the media URL, or one that it redirects to, is not a plain http(s) URL")
     if host not in hosts:
         raise DataError(
-            "http(s) media are taken from hosts only that the server was started with (--allow-media-host); send the "
-            "content as a data: URL"
+            "http(s) media are taken from hosts only that the server's operator allows; send the content as a data: URL"
         )
     try:
         found = socket.getaddrinfo(host, port or parts.scheme, type=socket.SOCK_STREAM)

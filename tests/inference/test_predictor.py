@@ -257,7 +257,7 @@ def test_a_video_of_two_hours_is_answered(predictors, tmp_path):
 
 
 def test_a_video_without_a_face_is_named(predictors, clips):
-    with pytest.raises(DataError, match=r"no_face\.mp4: no face found in 20 frames; give crops with --face_npy"):
+    with pytest.raises(DataError, match=r"no_face\.mp4: no face found in 20 frames; give its face crops"):
         predictors[FACES](clips / "no_face.mp4")
 
 
@@ -388,13 +388,10 @@ def test_an_empty_folder_is_named(world, tmp_path):
         command.main(["--video_path", str(tmp_path), f"--cfg-path={world.yaml}"])
 
 
-def test_imports_of_a_single_answer_are_quick():
-    code = (
-        "import torch, transformers.modeling_utils, transformers.generation.utils, time; u = time.perf_counter(); "
-        "import affectgpt.inference.predictor; print(time.perf_counter() - u)"
-    )
+def test_imports_of_a_single_answer_are_those_it_needs():
+    code = "import sys, affectgpt.inference.predictor; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 2.0  # beside torch and transformers
+    assert not {"matplotlib", "vllm", "gradio", "openai", "fastapi"} & set(result.stdout.split())
 
 
 class Stopped(Exception):  # noqa: N818

@@ -288,5 +288,5 @@ def test_whose_face_the_answer_is_about_can_be_said(world, tmp_path, capsys):
     with pytest.raises(ConfigError, match="person 'up': expected left, middle, right"):
         command.main([*arguments, "--person", "up"])
     np.save(tmp_path / "face.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(ConfigError, match="goes without --face_npy"):
+    with pytest.raises(ConfigError, match="goes without face crops"):
         predictor(video, face=tmp_path / "face.npy", person="left")

@@ -108,7 +108,7 @@ def test_hosts_by_name_or_address_where_others_may_come(predictor):
 )  # fmt: skip
 def test_other_media_are_off(server, url):
     status, _, answer = ask(server, url)
-    assert status == 400 and ("--allow-media-host" in answer["error"]["message"] or "begins with" in str(answer))
+    assert status == 400 and ("operator allows" in answer["error"]["message"] or "begins with" in str(answer))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_media_of_an_allowed_host_are_fetched_and_each_redirect_is_looked_at(pre
         assert media_host.asked == [(f"media.example:{port}", "/clip")]  # by address, under its name
         assert ask(server, f"{base}/to/{base}/clip")[0] == 200
         assert "no public address" in words(ask(server, f"{base}/to/http://inside.example:{port}/clip"))
-        assert "--allow-media-host" in words(ask(server, f"{base}/to/http://127.0.0.1:{port}/clip"))
+        assert "operator allows" in words(ask(server, f"{base}/to/http://127.0.0.1:{port}/clip"))
         assert "plain http(s)" in words(ask(server, f"{base}/to/file:///etc/passwd"))
         assert "status 404" in words(ask(server, f"{base}/other"))
         loop = f"{base}/to/{base}/to/{base}/to/{base}/to/{base}/clip"
@@ -198,7 +198,7 @@ def test_files_below_the_media_root_alone(predictor, tmp_path):
             status, _, answer = ask(server, url)
             assert status == 400 and str(tmp_path) not in json.dumps(answer), url
     with running(predictor) as server:
-        assert "--media-root" in words(ask(server, f"file://{root}/in.mp4"))
+        assert "media folder" in words(ask(server, f"file://{root}/in.mp4"))
 
 
 @pytest.mark.parametrize(
@@ -462,3 +462,47 @@ def test_logs_hold_neither_media_nor_keys(predictor, clips, log_lines):
     for secret in ("correct horse", "battery staple", "private", url[40:80], "base64"):
         assert secret not in text
     assert logging.getLogger("uvicorn.access").handlers == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([{"type": "text", "text": "How?"}, {"type": "image_url"}], "part 1 has type 'image_url'"),
+        ([{"type": "video", "video": "x"}], "part 0 has type 'video'"),
+        ([{"type": "file", "file": {}}], "part 0 has type 'file'"),
+        ([{"text": "How?"}], "part 0 has no type"),
+        ([{"type": 3}], "part 0 has no type"),
+        (["How?"], "part 0 has a bare string"),
+        ([None], "part 0 has null"),
+        (None, "found null"),
+        ({"type": "text", "text": "How?"}, "found an object"),
+        (7, "found a number"),
+    ],
+)  # fmt: skip
+def test_a_part_of_another_type_is_named_with_what_is_taken(server, content, words):
+    status, _, answer = post(server, {"messages": [{"role": "user", "content": content}]})
+    message = answer["error"]["message"]
+    assert status == 400 and message.startswith("messages[0].content: ") and words in message
+    assert "text, video_url, audio_url and input_audio" in message and answer["error"]["param"] == "messages[0].content"
+
+
+def test_what_is_wrong_within_a_part_has_its_place(server):
+    part = {"type": "video_url", "video_url": {"href": "x"}}
+    answer = post(server, {"messages": [{"role": "user", "content": [part]}]})[2]
+    assert (
+        answer["error"]["message"].startswith("messages[0].content[0].video_url")
+        and "url" in answer["error"]["message"]
+    )
+
+
+def test_no_message_to_a_caller_speaks_of_the_command_line(server):
+    """A face recipe without a clip, a person that is no one, a file below no folder: words of the API alone."""
+    asked = [
+        {"messages": [{"role": "user", "content": "How?"}]},
+        {"messages": [{"role": "user", "content": "How?"}], "person": "nobody"},
+        {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "file:///a.mp4"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "https://a.b/c.mp4"}}]}]},
+    ]
+    for request in asked:
+        status, _, answer = post(server, request)
+        assert status == 400 and "--" not in answer["error"]["message"], answer
