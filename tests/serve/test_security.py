@@ -506,3 +506,37 @@ def test_no_message_to_a_caller_speaks_of_the_command_line(server):
     for request in asked:
         status, _, answer = post(server, request)
         assert status == 400 and "--" not in answer["error"]["message"], answer
+
+
+def health(server) -> tuple[int, dict]:
+    connection = http.client.HTTPConnection(*urlsplit(server.address).netloc.split(":"), timeout=30)
+    connection.request("GET", "/health")
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+@pytest.mark.parametrize("what", ["the device", "a row"])
+def test_a_lost_gpu_is_not_healthy_and_ends_the_server(predictor, monkeypatch, what):
+    """As CUDA says it: the first error, and every call after it. An error of a row alone ends nothing."""
+    words = "CUDA error: an illegal memory access was encountered" if what == "the device" else "a shape is wrong"
+    with running(predictor) as server:
+        assert health(server)[0] == 200
+        broken = {"left": 10**6 if what == "the device" else 3}
+        generate = server.service.batcher.session.generate
+
+        def fail(*arguments, **options):
+            broken["left"] -= 1
+            if broken["left"] >= 0:
+                raise RuntimeError(words)
+            return generate(*arguments, **options)
+
+        ended = threading.Event()
+        monkeypatch.setattr(server.service.batcher.session, "generate", fail)
+        monkeypatch.setattr(server.service.batcher, "on_lost", ended.set)
+        assert post(server, {"messages": message(write_clip(server.service.folders.root / "a.mp4"), "How?")})[0] == 500
+        if what == "the device":
+            assert ended.wait(30)
+            status, state = health(server)
+            assert status == 503 and "lost" in state["status"]
+        else:
+            assert not ended.is_set() and health(server)[0] == 200
