@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
@@ -165,7 +166,7 @@ class BatchStream:
         return (batch for batch in self._drawn() if batch is not None)
 
     def _drawn(self) -> Iterator[Batch | None]:
-        for batches, failures, fatal in self._loader:
+        for batches, failures, fatal in self._read():
             if fatal is not None:
                 raise fatal
             for failure in failures:
@@ -174,19 +175,32 @@ class BatchStream:
                 self.failures.add(failure)
             yield from batches or [None]
 
+    def _read(self) -> Iterator[Any]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise AffectGPTError(
+                "a process that reads samples was ended from outside, as by a system whose memory is full "
+                f"({str(error).splitlines()[0]}). Lower run.num_workers or run.batch_size_train; a training run goes "
+                "on with --options run.resume_ckpt_path=auto"
+            ) from error
+
 
 def trained_sets(config: Config) -> list[EmotionDataset]:
     """The data sets of ``datasets:`` that training learns from; one with test clips alone is said and left out.
 
     Raises ConfigError where none is left.
     """
-    found = [open_dataset(config, name) for name in config.datasets]
-    for dataset in found:
+    listed = [open_dataset(config, name) for name in config.datasets]
+    for dataset in listed:
         if dataset.splits and "train" not in dataset.splits:
             logger.info("datasets.%s: has no training split, so it is not trained on", dataset.key)
-    found = [dataset for dataset in found if "train" in dataset.splits or not dataset.splits]
+    found = [dataset for dataset in listed if "train" in dataset.splits or not dataset.splits]
     if not found:
-        raise ConfigError(f"{config.name}: no data set under datasets: has a training split")
+        names = ", ".join(dataset.name for dataset in listed)
+        raise ConfigError(f"datasets: {names} has no training split, so there is nothing to train on")
     return found
 
 
