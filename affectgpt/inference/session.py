@@ -23,7 +23,7 @@ from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine, 
 from affectgpt.inference.flags import answer_flags
 from affectgpt.inference.memory import enough_memory, find_batch_size
 from affectgpt.inference.sampling import sample_seed
-from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings
+from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings, use_attention
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example, FeatureOf
 
@@ -99,6 +99,7 @@ class GenerationSession:
         processor = AffectGPTProcessor.from_config(config, mode=mode or training_mode(config))
         with enough_memory(config, device, encoders=encoders):
             model = build_model(config, device=device, tokenizer=processor.tokenizer, encoders=encoders)
+        use_attention(model, config.run)
         folder = llm_folder(config)
         made = engine(
             model,

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from affectgpt.config.paths import qformer_config
-from affectgpt.config.schema import Config
-from affectgpt.core.errors import CheckpointError
+from affectgpt.config.schema import Config, RunConfig
+from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, load_encoder, read_preprocessor
 from affectgpt.encoders.llm import LLMRow, allowed_llm, loading, placeholder_ids, stop_sequences, weights_folder
@@ -138,6 +138,20 @@ def weight_dtype(config: Config, name: str, parameter: nn.Parameter, device: tor
 def text_config(config: Config) -> Any:
     """The LLM's transformers configuration: of its folder, else of the published model."""
     return _architecture(config, "llama_model", allowed_llm(config).architecture)
+
+
+def use_attention(model: AffectGPTForConditionalGeneration, run: RunConfig) -> None:
+    """Compute the LLM's attention with the kernel ``run.attention``. Raises ConfigError when it is not installed."""
+    if run.attention == "sdpa":
+        return
+    decoder: Any = model.get_decoder()
+    try:
+        if hasattr(decoder, "set_attn_implementation"):
+            decoder.set_attn_implementation(run.attention)
+        else:  # transformers before 4.54 reads it at every call, unchecked
+            decoder.config._attn_implementation = run.attention
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"run.attention: {run.attention} cannot be used here: {error}") from error
 
 
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:

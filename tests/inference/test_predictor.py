@@ -463,3 +463,11 @@ def test_threads_get_the_answers_that_one_gets_alone(world, tmp_path, mode, coun
 def test_what_is_no_model_is_told():
     with pytest.raises(ConfigError, match=r"Predictor\(None\): expected a GenerationSession; Predictor\.from_config"):
         Predictor(None)
+
+
+def test_the_attention_kernel_of_a_recipe_counts_for_answers(world, clips):
+    predictor = Predictor.from_config(world.yaml, mode=FRAMES, options=["run.attention=eager"])
+    assert predictor.session.model.get_decoder().config._attn_implementation == "eager"
+    assert predictor(clips / "no_face.mp4", subtitle="x").answer
+    with pytest.raises(ConfigError, match=r"run\.attention: flash_attention_2 cannot be used here"):
+        Predictor.from_config(world.yaml, mode=FRAMES, options=["run.attention=flash_attention_2"])
