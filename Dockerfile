@@ -1,6 +1,7 @@
 # The server in a container. CPU:  docker build -t affectgpt .
-#                            GPU:  docker build -t affectgpt:gpu --build-arg BASE=nvidia/cuda:12.9.1-runtime-ubuntu24.04
-#                                    --build-arg EXTRAS=web,asr,vllm --build-arg CONSTRAINTS=constraints/vllm.txt .
+#                            GPU:  docker build -t affectgpt:gpu --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
+#                                    --build-arg EXTRAS=web,asr,vllm --build-arg CONSTRAINTS=constraints/vllm.txt
+#                                    --build-arg TORCH_INDEX= --build-arg COMPILER="gcc libc6-dev python3-dev" .
 # Weights are not part of it: mount models/ and output/.
 ARG BASE=ubuntu:24.04
 FROM ${BASE}
@@ -10,10 +11,13 @@ ARG CONSTRAINTS=constraints/ci.txt
 # where the CPU build of torch is; empty: PyPI, whose build is for CUDA
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
+# of a GPU's image: Triton compiles its launchers against Python.h when it starts
+ARG COMPILER=
+
 # The base image says which versions there are.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends python3 python3-venv libglib2.0-0 ca-certificates \
+    && apt-get install -y --no-install-recommends python3 python3-venv libglib2.0-0 ca-certificates ${COMPILER} \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 affectgpt
 

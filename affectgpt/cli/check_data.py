@@ -14,6 +14,7 @@ from affectgpt.cli.common import add_imports_argument, run_cli
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import Config
+    from affectgpt.datasets.base import EmotionDataset
     from affectgpt.processing.check import SplitReport
 
 
@@ -128,9 +129,63 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
                 ),
             )
             report = check_split(dataset, split=split, counts=not args.any_count, options=options)
+            if split == "train" and report.found and args.cfg_path:
+                check_lengths(config, dataset, report)
             if split == "test" and dataset.block.task and report.found:  # what cannot be read is in the report already
                 check_truth(config, name, report)
             yield report
+
+
+def check_lengths(config: Config, dataset: EmotionDataset, report: SplitReport) -> None:
+    """Into the report: training samples whose prompt and answer are more tokens than ``model.max_length``.
+
+    Counted by the tokenizer of the configuration's LLM; without its folder a note says that nothing was counted.
+    """
+    from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+    from affectgpt.core.types import Modality
+    from affectgpt.encoders.llm import configured_llm, llm_folder, load_tokenizer
+    from affectgpt.processing.check import Problem
+    from affectgpt.processing.prompt import encode_training, render_prompt
+    from affectgpt.processing.questions import get_label_type, question_context, render_answer, render_question
+
+    model, mode = config.model, dataset.block.face_or_frame
+    n_tokens = {
+        Modality.FACE: model.num_video_query_token, Modality.FRAME: model.num_video_query_token,
+        Modality.AUDIO: model.num_audio_query_token, Modality.MULTI: model.num_multi_query_token,
+        Modality.IMAGE: model.num_image_query_token,
+    }  # fmt: skip
+    try:
+        row = configured_llm(config)
+        tokenizer = load_tokenizer(llm_folder(config), row, trust_remote_code=model.trust_remote_code)
+    except AffectGPTError as error:
+        reason = f"lengths are not compared with model.max_length, there is no tokenizer: {error}"
+        report.notes.append(Problem(report.dataset, report.split, "", "length", "note", reason))
+        return
+    try:
+        samples = dataset.samples("train")  # with subtitles, which a survey of a published set leaves out
+        context = question_context(dataset, dataset.learnt_types)
+    except (ConfigError, DataError):
+        return  # reported already
+    for sample in samples:
+        for name in dataset.learnt_types:
+            if not get_label_type(name).answer(sample.labels):
+                continue  # reported already, where that is a fault
+            try:
+                question = render_question(name, context, sample.labels)
+                answer = render_answer(name, sample)
+                prompt = render_prompt(mode, subtitle=sample.subtitle, question=question, sample=sample.name)
+            except (ConfigError, DataError):
+                continue
+            if len((prompt + answer).encode()) + sum(n_tokens.values()) + 3 <= model.max_length:
+                continue  # a token is a byte at least
+            try:
+                encode_training(
+                    prompt, answer, tokenizer=tokenizer, n_tokens=n_tokens, max_length=model.max_length,
+                    sample=sample.name,
+                )  # fmt: skip
+            except DataError as error:
+                report.add("length", "wrong", f"{error} (label type {name})", sample=sample.name)
+                break
 
 
 def check_truth(config: Config, name: str, report: SplitReport) -> None:

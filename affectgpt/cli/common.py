@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -10,6 +11,7 @@ import select
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,6 +54,29 @@ def run_cli(command: Callable[[list[str] | None], int], argv: list[str] | None =
     if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", _CUDA_MEMORY}:
         # Batches differ in length: without it, blocks of memory that fit none of the next ones stay reserved on a GPU.
         os.environ[_CUDA_MEMORY] = "expandable_segments:True"
+    status = 1
+    try:
+        status = _run(command, argv)
+        return status
+    finally:
+        _leave_group(status)
+
+
+def _leave_group(status: int) -> None:
+    """End a process whose group of ranks was not ended in order: at its normal end NCCL would wait for the others."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    error = sys.exc_info()[1]
+    if error is not None:
+        traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _run(command: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
     try:
         try:
             return command(argv)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from affectgpt.evaluation.results import ResultFile
     from affectgpt.evaluation.run_scores import ScoringPaths
 
-EXTRACTORS = ("vllm", "transformers", "openai", "direct")
 DIRECT = "direct"
 
 
@@ -33,10 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     extraction = parser.add_argument_group("extraction")
     extraction.add_argument(
         "--extractor",
-        choices=EXTRACTORS,
+        metavar="NAME",
         default="vllm" if importlib.util.find_spec("vllm") else "transformers",
         help="a language model through vllm (default where installed), transformers or an OpenAI-compatible server; "
-        "direct: no model, for answers of the trained form (files …-openset-direct.npz)",
+        "direct: no model, for answers of the trained form (files …-openset-direct.npz); or your own (--imports)",
     )
     extraction.add_argument(
         "--model-path",
@@ -78,7 +77,7 @@ def open_extractor(args: argparse.Namespace) -> Extractor:
     """The extractor that the arguments name; no model is loaded yet."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.evaluation.extract import get_extractor
-    from affectgpt.textllm.base import Sampling
+    from affectgpt.textllm.base import CLIENTS, Sampling
 
     at_once = {"openai": "concurrency", "transformers": "batch_size", "vllm": "max_num_seqs"}
     settings = {}
@@ -86,9 +85,9 @@ def open_extractor(args: argparse.Namespace) -> Extractor:
         if not (args.base_url and args.model):
             raise ConfigError("--extractor openai needs --base-url URL and --model NAME, as the server calls it")
         settings = {"base_url": args.base_url, "model": args.model}
-    elif args.extractor != DIRECT:
+    elif args.extractor in CLIENTS:
         settings = {"model": args.model_path}
-    if args.batch_size is not None and args.extractor != DIRECT:
+    if args.batch_size is not None and args.extractor in at_once:
         settings[at_once[args.extractor]] = args.batch_size
     return get_extractor(args.extractor, sampling=Sampling(seed=args.seed), **settings)
 

@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.inference.benchmark import Benchmark
     from affectgpt.inference.session import inference_device
-    from affectgpt.processing.questions import render_question
+    from affectgpt.processing.questions import check_asked, render_question
     from affectgpt.results.files import export
 
     if args.hf:
@@ -135,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     logger.info("%d checkpoints, data sets: %s", len(checkpoints), ", ".join(names))
     for name in names:
+        if not args.outside_user_message:
+            check_asked(config, name)
         benchmark.samples(name)  # what is missing shows before the model is loaded
     for checkpoint in checkpoints:
         for name in names:

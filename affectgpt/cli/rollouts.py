@@ -130,7 +130,6 @@ def plan_rollouts(config: Config, *, lazy: bool) -> RolloutPlan:
     Raises ConfigError and DataError naming key, data set, or the clips that are tested on.
     """
     from affectgpt.core.runtime import logger
-    from affectgpt.datasets.base import open_dataset
     from affectgpt.datasets.overlap import refuse_test_clips
     from affectgpt.datasets.splits import hold_out, keep_fraction
     from affectgpt.evaluation.grouping import grouping_of
@@ -138,7 +137,7 @@ def plan_rollouts(config: Config, *, lazy: bool) -> RolloutPlan:
     from affectgpt.evaluation.rewards import Grader
     from affectgpt.inference.rollout import Part
     from affectgpt.inference.session import training_mode
-    from affectgpt.processing.loader import FailureLog
+    from affectgpt.processing.loader import FailureLog, trained_sets
     from affectgpt.processing.processor import AffectGPTProcessor
     from affectgpt.processing.questions import get_label_type
 
@@ -159,8 +158,8 @@ def plan_rollouts(config: Config, *, lazy: bool) -> RolloutPlan:
         answered, mode=training_mode(config) if len(config.datasets) == 1 else None
     )
     failures, parts = FailureLog(), []
-    for name, block in config.datasets.items():
-        dataset = open_dataset(config, name)
+    for dataset in trained_sets(config):
+        name, block = dataset.key, dataset.block
         samples, _ = hold_out(dataset.samples("train"), config)
         samples = keep_fraction(samples, ratio=block.ratio, seed=run.seed) if samples else []
         truths = _truths(samples, grader, failures)

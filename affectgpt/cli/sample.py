@@ -8,11 +8,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.cli.common import run_cli
 from affectgpt.cli.infer import add_inference_arguments, load_inference_config
 from affectgpt.core.printable import printable
+
+if TYPE_CHECKING:
+    from affectgpt.config.schema import Config
+    from affectgpt.preprocess.asr import Transcriber
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,6 +91,17 @@ def find_videos(paths: Sequence[str]) -> list[Path]:
     return videos
 
 
+def transcriber(args: argparse.Namespace, config: Config) -> Transcriber | None:
+    """The speech recognition of ``--asr``, on the device of the model."""
+    if not args.asr:
+        return None
+
+    from affectgpt.inference.session import inference_device
+    from affectgpt.preprocess.asr import Transcriber
+
+    return Transcriber(args.asr, device=str(inference_device(config)), language=args.asr_language)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse, answer, print. Exit status 1 when a video of several could not be answered."""
     args = build_parser().parse_args(argv)
@@ -116,10 +131,9 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.inference.predictor import Predictor
     from affectgpt.inference.session import training_mode
     from affectgpt.modeling.build import exported_config, exported_weights
-    from affectgpt.preprocess.asr import Transcriber
 
     shared = {
-        "recognise": Transcriber(args.asr, language=args.asr_language) if args.asr else None,
+        "recognise": transcriber(args, config),
         "face_framing": args.face_framing,
     }
     if args.hf:

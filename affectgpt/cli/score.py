@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from affectgpt.evaluation.run_scores import RunScores, ScoringPaths
 
 ALL = "all"
+ANSWERS_HELP = (
+    "score the answers of any model on one data set (--datasets NAME): a .csv with the columns name,answer, a .jsonl "
+    'with lines {"name": …, "answer": …}, or an .npz with name2reason or extracted labels; name: of the clip. '
+    'evaluation-scoreonly.py reads labels directly (answers such as "happy, calm" or "The character\'s emotional state '
+    'is happy."); evaluation.py with its --extractor, a language model unless it is direct'
+)
 FEWEST_DEALS = 20  # below, the floor depends on luck
 
 
@@ -68,7 +74,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that both evaluation commands have."""
     add_place_arguments(parser)
     what = add_selection_arguments(parser, "what is scored")
-    what.add_argument("--answers", metavar="FILE", help="score this .csv, .jsonl or .npz of any model (one data set)")
+    what.add_argument("--answers", metavar="FILE", help=ANSWERS_HELP)
     what.add_argument(
         "--compare", nargs=2, metavar=("RUN_A", "RUN_B"),
         help="paired test; RUN (its best checkpoint), RUN/CHECKPOINT, or RUN/mean (the mean of its checkpoints)",
@@ -236,7 +242,8 @@ def score_answers(
         if unread:
             notes.append(
                 f"{len(unread)} of {len(answers)} answers have no form that can be read directly and count as no "
-                f"label (first: {', '.join(unread[:3])}); evaluation.py --answers … --extractor reads them with an LLM"
+                f"label (first: {', '.join(unread[:3])}); evaluation.py --answers … "
+                "--model-path DIR reads them with a language model"
             )
     found = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
     found.extractor, found.answers = extractor, answers

@@ -106,17 +106,17 @@ def settings_of(args: argparse.Namespace) -> ServeSettings:
 def load(args: argparse.Namespace) -> tuple[Predictor, str]:
     """The model, and what clients call it. Raises ConfigError and CheckpointError."""
     from affectgpt.cli.infer import load_inference_config
+    from affectgpt.cli.sample import transcriber
     from affectgpt.core.errors import ConfigError
     from affectgpt.inference.predictor import Predictor
     from affectgpt.modeling.build import exported_config
-    from affectgpt.preprocess.asr import Transcriber
 
     if args.hf and args.checkpoint:
         raise ConfigError("--checkpoint goes with --cfg-path; --hf has weights of its own")
     if args.asr_language and not args.asr:
         raise ConfigError("--asr-language goes with --asr FOLDER")
     config = load_inference_config(args, args.options)
-    shared: dict[str, Any] = {"recognise": Transcriber(args.asr, language=args.asr_language) if args.asr else None}
+    shared: dict[str, Any] = {"recognise": transcriber(args, config)}
     if args.hf:
         config, mode = exported_config(args.hf, config, mode=args.mode)
         predictor = Predictor.from_pretrained(args.hf, config=config, mode=mode, **shared)

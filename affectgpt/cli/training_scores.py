@@ -37,7 +37,7 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
     from affectgpt.inference.encode import DatasetFeatures
     from affectgpt.inference.engines.base import ENGINES, Decoding
     from affectgpt.inference.session import GenerationSession, training_mode
-    from affectgpt.processing.questions import render_question
+    from affectgpt.processing.questions import check_asked, render_question
     from affectgpt.training.distributed import gather
 
     run = config.run
@@ -54,6 +54,8 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
     mode = processor.mode = training_mode(config)
     sets = []
     for name in parse_names(",".join(run.score_datasets), custom=config.datasets):
+        with config.naming("run.score_datasets"):
+            check_asked(config, name)
         row = scored_row(config, name)
         truth = Truth.load(row, dataset_root=config.paths.dataset_root)
         samples = open_dataset(config, name).samples("test", labels=False)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from affectgpt.config.paths import recipe_file
 from affectgpt.config.schema import Config
-from affectgpt.config.tree import Origins, lay_options, read_tree
-from affectgpt.core.errors import ConfigError, did_you_mean
+from affectgpt.config.tree import UNSET, Origins, lay_options, read_tree
+from affectgpt.core.errors import ConfigError, did_you_mean, shortened
 from affectgpt.core.names import check_name
 from affectgpt.core.registry import import_files
 from affectgpt.core.runtime import logger
 
-_UNSET = {"xxx", "xxx-xxx", "", None}  # how released files write "not set"
 _SECTION = re.compile(r"(model|datasets|run|grpo|inference|paths|captioning)\.[\w.]+=")  # how another KEY=VALUE begins
-_DECIMAL = re.compile(r"\s*[-+]?(?:0|[1-9][\d_]*|\d*\.\d+|\d+\.\d*|0(?=\.))(?:\.\d*)?(?:[eE][-+]?\d+)?\s*|\$\{.*\}")
+_DECIMAL = re.compile(r"[+-]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+_DIGITS = 400  # characters of a number
+_LARGEST = 2**63 - 1
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
@@ -43,7 +46,9 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
     origins = Origins(str(path))
     tree = read_tree(path, origins=origins, asked_by="--cfg-path")
     items = list(_items(options))
-    plain = lay_options(tree, items, path, origins=origins)
+    for item in items:
+        origins.note(item.partition("=")[0], f"--options {shortened(item, 200)}")
+    plain = lay_options(tree, items, path)
     config = dataclasses.replace(_build(kind, {"name": path.stem, **plain}, "", origins), origins=origins)
     # runs, results and stored features have folders of these names
     check_name(config.name, source=origins.of("name"), what="name", suffix="_YYYYMMDDHHM_999", error=ConfigError)
@@ -62,11 +67,16 @@ def load_config(path: str | Path, options: Iterable[str] = (), *, kind: type[Any
 
 
 def default_config(name: str, options: Iterable[str] = ()) -> Config:
-    """The defaults under a name, with options laid over them. Raises ConfigError as ``load_config`` does."""
+    """The defaults under a name, with options laid over them; without a file ``run.device`` is the GPU if there is one.
+
+    Raises ConfigError as ``load_config`` does.
+    """
     origins = Origins(name)
-    plain = lay_options({}, list(_items(options)), Path(name), origins=origins)
+    items = list(_items(options))
+    for item in items:
+        origins.note(item.partition("=")[0], f"--options {shortened(item, 200)}")
     return dataclasses.replace(
-        _build(Config, {"name": name, **plain}, "", origins),
+        _build(Config, {"name": name, **lay_options({"run": {"device": "auto"}}, items, Path(name))}, "", origins),
         origins=origins,
     )
 
@@ -150,14 +160,15 @@ def _build(cls: type, values: Any, where: str, source: Origins) -> Any:
 def _convert(value: Any, hint: Any, key: str, source: Origins) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):  # "X | None"
-        if value in _UNSET if isinstance(value, str | None) else False:
+        if value in UNSET if isinstance(value, str | None) else False:
             return None
         return _convert(value, next(a for a in args if a is not type(None)), key, source)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _build(hint, value, key, source)
     if origin is typing.Literal:
-        if isinstance(value, bool) and value not in args:  # YAML reads the words on and off as True and False
-            value = "on" if value else "off"
+        if value not in args:  # the words on and off may also be written as another truth value; a number as a text
+            word = "on" if _truth(value) is True else "off" if _truth(value) is False else value
+            value = {str(arg): arg for arg in args}.get(str(word), value)
         if value not in args:
             raise _wrong(source, key, value, "one of " + ", ".join(map(str, args)))
         return value
@@ -175,36 +186,49 @@ def _convert(value: Any, hint: Any, key: str, source: Origins) -> Any:
             raise _wrong(source, key, value, "a list")
         return tuple(_convert(v, args[0], f"{key}[{i}]", source) for i, v in enumerate(items))
     if hint is bool:
-        if isinstance(value, bool):
-            return value
-        raise _wrong(source, key, value, "True or False")
+        truth = _truth(value)
+        if truth is None:
+            raise _wrong(source, key, value, "True or False")
+        return truth
     if hint in (int, float):
         return _number(value, hint, key, source)
     if hint is str:
         if isinstance(value, dict | list):
             raise _wrong(source, key, value, "a word")
-        if value is not None and not isinstance(value, str):
-            return source.written(key) or str(value)  # 010, 1e5, no: as it stands there, not what YAML makes of it
-        return "" if value is None else value
+        return "" if value is None else str(value)
     return value
 
 
+def _truth(value: Any) -> bool | None:
+    """The truth value that YAML 1.1 reads in a text; None for any other value."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in (value.lower(), value.capitalize(), value.upper()):
+        return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.get(value.lower())
+    return None
+
+
 def _number(value: Any, kind: type, key: str, source: Origins) -> Any:
+    """The decimal number that a text says, exactly; ConfigError for every other notation and what does not fit."""
     allowed = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _wrong(source, key, value, allowed)
-    written = source.written(key)
-    if written is not None and not _DECIMAL.fullmatch(written):  # YAML reads 010 as 8, 1:30 as 90, 0x10 as 16
-        raise _wrong(source, key, written, f"{allowed} in decimal notation")
-    try:
-        if kind is int and re.fullmatch(r"\s*[-+]?\d+\s*", str(value)):
-            return int(value)  # of any size, without rounding
-        number = float(value)  # YAML reads 1e-5 as a string
-    except ValueError:
-        raise _wrong(source, key, value, allowed) from None
-    if not math.isfinite(number) or (kind is int and number != int(number)):
-        raise _wrong(source, key, value, allowed)
-    return kind(number)
+    if isinstance(value, int) and abs(value) > _LARGEST:  # Python refuses to print the largest of them
+        raise _wrong(source, key, "too large", f"{allowed} up to {_LARGEST}")
+    text = str(value).strip()
+    if len(text) > _DIGITS or not _DECIMAL.fullmatch(text):
+        raise _wrong(source, key, value, f"{allowed}, in plain decimal digits (no leading zeros, no underscores)")
+    exact = Decimal(text)
+    if kind is int:
+        if abs(exact) > _LARGEST or exact != exact.to_integral_value():
+            raise _wrong(source, key, value, f"{allowed} up to {_LARGEST}" if abs(exact) > _LARGEST else allowed)
+        return int(exact)
+    number = float(exact)
+    if not math.isfinite(number) or (exact and abs(number) < sys.float_info.min):
+        raise _wrong(
+            source, key, value, f"0, or a number between {sys.float_info.min:.1e} and {sys.float_info.max:.1e}"
+        )
+    return number
 
 
 def _near_key(key: str, where: str, known: Mapping[str, Any]) -> str:
@@ -219,4 +243,5 @@ def _near_key(key: str, where: str, known: Mapping[str, Any]) -> str:
 
 
 def _wrong(source: Origins, key: str, value: Any, allowed: str) -> ConfigError:
-    return ConfigError(f"{source.of(key)}: {key} is {value!r}; allowed: {allowed}")
+    found = shortened(value) if isinstance(value, str) else repr(value)
+    return ConfigError(f"{source.of(key)}: {key} is {found}; allowed: {allowed}")

@@ -20,22 +20,26 @@ if TYPE_CHECKING:
 
 def recipe_file(given: str | Path, *, folder: Path = Path()) -> Path:
     """The configuration file that is called ``given`` in ``folder``; where there is none and the name is that of a
-    shipped recipe, just ``train_configs/NAME.yaml``, the one that came with the package.
+    recipe, ``train_configs/NAME.yaml`` or ``NAME.yaml`` alone, that of train_configs/ there or in the package.
 
     So that every command with a shipped recipe works in any folder, also without a clone. Any other path that is not
     there comes back as it is.
     """
     path = folder / given
-    if path.exists() or Path(given).parent != RECIPES:
+    if path.exists() or Path(given).parent not in (RECIPES, Path()):
         return path
-    found = (recipes / path.name for recipes in recipe_folders())
-    return next((file for file in found if file.is_file()), path)
+    beside = folder / RECIPES / path.name
+    return next((file for file in (beside, *(root / path.name for root in _recipe_folders())) if file.is_file()), path)
 
 
-def recipe_folders() -> list[Path]:
-    """Where the recipes that came with the package are: in the installed package, or in the clone."""
+def _recipe_folders() -> tuple[Path, ...]:
     package = Path(__file__).resolve().parents[1]
-    return [folder / RECIPES.name for folder in (package, package.parent)]
+    return package / RECIPES, package.parent / RECIPES
+
+
+def shipped_recipes() -> list[str]:
+    """File names of the recipes in train_configs/ here and in the package; each can be given as it is."""
+    return sorted({file.name for folder in (RECIPES, *_recipe_folders()) for file in folder.glob("*.yaml")})
 
 
 class Weights(NamedTuple):

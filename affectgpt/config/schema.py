@@ -190,7 +190,7 @@ class InferenceConfig:
     test_epoch: int | None = None  # of the folder
     test_epochs: str | None = None  # "A-B": all of them must be there
     skip_epoch: int = limited(1, COUNT)  # of A-B, those divisible by this
-    gpu: int = 0
+    gpu: int = limited(0, NOT_NEGATIVE)
     engine: str = "transformers"  # ours: what decodes: transformers, vllm
     decoding: Literal["sampling", "greedy"] = "sampling"  # ours: the published way samples
     temperature: float = limited(1.0, WARM)  # ours: of sampling
@@ -203,9 +203,7 @@ class InferenceConfig:
     on_error: Literal["raise", "skip"] = "raise"  # ours: as run.on_error
     # Ours: answers of each sample, drawn apart; above 1 they go to a run of their own, RUN_samples (see consensus)
     samples: int = limited(1, COUNT)
-    seed: int = limited(
-        42, SEED
-    )  # ours: sampling depends on this, the data set, the sample, the question and the checkpoint alone
+    seed: int = limited(42, SEED)  # ours: sampling depends on it, data set, sample, question and checkpoint alone
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,13 @@ def _undone() -> Iterator[None]:
 
     before, threads = dict(os.environ), torch.set_num_threads
     os.environ.update(_IN_PROCESS)
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        # Workers of tensor parallelism share memory between processes, which such segments cannot.
+        if "expandable_segments" in os.environ.get(name, ""):
+            kept = [item for item in os.environ[name].split(",") if not item.startswith("expandable_segments")]
+            os.environ[name] = ",".join(kept)
+            if not kept:
+                del os.environ[name]
     try:
         yield
     finally:

@@ -26,6 +26,7 @@ REVISIONS = {
     "sound_channels": 2,  # of three and more the first, which were averaged
     "top_k": 2,  # 50 where the LLM's folder names none, which was all tokens
     "EVA_CLIP_G": 2,  # ln_vision with an eps of 1e-5, which was that of the folder
+    "drawings": 2,  # label_type hybird and EVA's crops by the pass over a data set, which were by the epoch
     "EVA_CLIP_G_NO_QFORMER": 2,  # the mean after a fresh ln_vision, which was that before it
 }
 _PACKAGES = (

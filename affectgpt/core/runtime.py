@@ -142,6 +142,14 @@ def pick_device(wanted: str):
         )
     if device.type == "cuda" and device.index is None and world_size() > 1:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda" and device.index is not None:
+        there = torch.cuda.device_count()
+        if device.index >= there:
+            names = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(there))
+            raise ConfigError(
+                f"{device} is not there; there {'is' if there == 1 else 'are'} {names}. Set run.device or inference.gpu"
+            )
+        torch.cuda.set_device(device)  # kernels of other libraries run on the current device
     return device
 
 

@@ -121,13 +121,14 @@ def parse_names(text: str, *, custom: Iterable[str] = ()) -> list[str]:
 
     ``custom``: names that the table lacks and that are taken as they are. Raises DataError with the nearest name.
     """
+    custom = list(custom)
     others = {name.lower(): name for name in custom if name.lower() not in DATASETS}
     names: list[str] = []
     for part in (p.strip() for p in text.split(",")):
         if part.lower() in ("inferencedata", "all"):
             names += [n for n in MER_UNIBENCH if n not in names]
         elif part:
-            name = others.get(part.lower()) or get_row(part, others=others.values()).name
+            name = others.get(part.lower()) or get_row(part, others=custom).name
             names += [n for n in [name] if n not in names]
     if not names:
         raise DataError("no data set named; give names separated by commas, or inferenceData")

@@ -20,6 +20,7 @@ from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Modality
 from affectgpt.encoders.base import ENCODERS, encoder_class, encoder_folder
+from affectgpt.encoders.pretrained import read_config
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -185,17 +186,17 @@ def stop_sequences(tokenizer: Any) -> list[tuple[int, ...]]:
     return [(three,), (two, one), (one, two)]
 
 
-def folder_generation_config(folder: str | Path) -> Any:
+def folder_generation_config(folder: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The generation settings of an LLM folder: of generation_config.json, else of config.json.
 
     Raises CheckpointError when neither can be read.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         if (Path(folder) / "generation_config.json").is_file():
             return GenerationConfig.from_pretrained(folder, local_files_only=True)
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        return GenerationConfig.from_model_config(read_config(folder, trust_remote_code=trust_remote_code))
     except Exception as error:  # transformers raises many kinds for damaged files
         raise CheckpointError(f"{folder}: its generation settings cannot be read ({error})") from error
 
@@ -207,13 +208,15 @@ class StopSequences:
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], *, prompt_length: int = 0) -> None:
-        self.sequences = [tuple(sequence) for sequence in sequences]
+        self.sequences = [torch.tensor(tuple(sequence)) for sequence in sequences]
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: Any = None, **_: Any) -> torch.Tensor:
+        if self.sequences and self.sequences[0].device != input_ids.device:  # copied once: a copy waits for the device
+            self.sequences = [sequence.to(input_ids.device) for sequence in self.sequences]
         stop = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for sequence in self.sequences:
             if input_ids.shape[1] - self.prompt_length >= len(sequence):
                 ending = input_ids[:, input_ids.shape[1] - len(sequence) :]
-                stop |= (ending == torch.tensor(sequence, device=input_ids.device)).all(dim=1)
+                stop |= (ending == sequence).all(dim=1)
         return stop

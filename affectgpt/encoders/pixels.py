@@ -104,14 +104,15 @@ class PixelNormalizer:
         self.mean, self.std = ([float(x) for x in values] for values in (mean, std))
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"image_mean and image_std need three numbers each; found {self.mean} and {self.std}")
+        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}  # copied once: a copy waits
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.is_floating_point():
             return pixels
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        if pixels.device not in self._on_device:
+            mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (self.mean, self.std))
+            self._on_device[pixels.device] = mean.to(pixels.device), std.to(pixels.device)
+        mean, std = self._on_device[pixels.device]
         return pixels.double().mul_(self.scale).float().sub_(mean).div_(std)
 
 

@@ -46,11 +46,10 @@ def load_pretrained(
     options: dict[str, Any] = {
         argument: "auto" if dtype is None else dtype, "device_map": {"": device}, "local_files_only": True,
         "output_loading_info": True,
+        "trust_remote_code": trust_remote_code,  # left out, transformers asks on the terminal
     }  # fmt: skip
     if config is not None:
         options["config"] = config
-    if trust_remote_code:
-        options["trust_remote_code"] = True
     try:
         with _quiet():
             model, info = cls.from_pretrained(folder, **options)

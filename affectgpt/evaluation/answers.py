@@ -82,8 +82,6 @@ def direct_items(answers: Mapping[str, str], *, polarity: bool) -> tuple[dict[st
         labels = read_labels(answer)
         if labels is None:
             unread.append(name)
-        if not answer.strip():
-            items[name] = ""
-        else:
+        if answer.strip():  # an empty answer is a missing one
             items[name] = polarity_of(labels or []) if polarity else f"[{', '.join(labels or [])}]"
     return items, unread

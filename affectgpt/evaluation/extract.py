@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt import __version__
-from affectgpt.core.errors import ConfigError, DataError, did_you_mean
+from affectgpt.core.errors import DataError
 from affectgpt.core.journal import Journal
 from affectgpt.core.printable import printable
+from affectgpt.core.registry import Registry
 from affectgpt.core.runtime import logger
 from affectgpt.evaluation import extract_llm
 from affectgpt.evaluation import extraction_file as files
@@ -59,6 +60,10 @@ class Extractor(ABC):
         self.close()
 
 
+EXTRACTORS = Registry("extractor", words=CLIENTS.names())  # without any text client; those are found in textllm/
+
+
+@EXTRACTORS.register("direct")
 class DirectExtractor(Extractor):
     """Reads answers of the trained form, see ``labels.read_labels``; another form gives ``[]`` and is counted."""
 
@@ -131,19 +136,18 @@ _PROMPTS = {LABELS: extract_llm.LABELS_PROMPT, POLARITY: extract_llm.POLARITY_PR
 
 def extractor_names() -> list[str]:
     """What ``get_extractor`` knows."""
-    return [DirectExtractor.name, *CLIENTS.names()]
+    return [*EXTRACTORS.names(), *CLIENTS.names()]
 
 
 def get_extractor(name: str, *, sampling: Sampling | None = None, **client_settings: Any) -> Extractor:
     """The extractor called ``name``; nothing is loaded before it has something to do.
 
     ``client_settings`` go to the text LLM client: ``model`` for transformers and vllm (a folder), ``model``,
-    ``base_url``, ``concurrency`` … for openai. ``direct`` takes none. Raises ConfigError for an unknown name.
+    ``base_url``, ``concurrency`` … for openai. Those of ``EXTRACTORS`` take none. Raises ConfigError for an
+    unknown name.
     """
-    if name == DirectExtractor.name:
-        return DirectExtractor()
-    if name not in CLIENTS.names():
-        raise ConfigError(f"unknown extractor {name!r}.{did_you_mean(name, extractor_names())}")
+    if name not in CLIENTS:
+        return EXTRACTORS.get(name)()
     return LLMExtractor(open_client(name, **client_settings), sampling=sampling)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 WORDS_FILE = Path(__file__).with_name("polarity_words.toml")
-RULES_VERSION = 2  # part of a result's settings: raise it when the rules below read an answer in another way
+RULES_VERSION = 3  # part of a result's settings: raise it when the rules below read an answer in another way
 POLARITIES = ("positive", "negative", "neutral")
 NOT_TRAINED_FORM = "answer not of the trained form"
 
@@ -35,28 +35,39 @@ def _pattern(*parts: str, flags: int = 0) -> re.Pattern[str]:
 
 
 # Characters that mean the same as an ASCII one.
-_ASCII: dict[int, int | str] = {
-    **str.maketrans("，、；：（）［］｛｝＂’‘“”＝", ',,;:()[]{}"\'\'""='),
-    ord("。"): ". ",
-    ord("！"): "! ",
-    ord("？"): "? ",
-}
+_ASCII: dict[int, int | str] = dict(str.maketrans("，、；：（）［］｛｝＂’‘“”＝", ',,;:()[]{}"\'\'""='))
+_ASCII |= {ord(quote): '"' for quote in "「」『』【】《》"}
+_ASCII |= {ord("。"): ". ", ord("！"): "! ", ord("？"): "? "}
 _BLANKS = re.compile(r"\s{32,}")
-_MARKUP = re.compile(r"```\w*|[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}|^\s*[#>]+\s*", re.MULTILINE)
-_BULLET = r"(?:^|\s+|(?<=\[))(?:\(?\d{1,2}[.)]|[-•‣·–][ \t]|[①-⑳])\s*(?=[^\W\d])"
+_CONTRACTIONS = {"'s": " is", "'re": " are", "'d": " would"}
+_CONTRACTION = _pattern(r"\b(it|he|she|that|they|we|i)('s|'re|'d)\b")
+_MARKUP = re.compile(r"~~[^~\n]{0,200}~~|```\w*|[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}|^\s*[#>]+\s*", re.MULTILINE)
+_BULLET = r"(?:^|\s+|(?<=\[))(?:\(?(?:\d{1,2}[.)]|[a-h]\))|[-•‣·–][ \t]|[①-⑳])\s*(?=[^\W\d])"
 _PARENTHESES = re.compile(r"\s*\([^()]{0,200}\)")  # a confidence, a gloss, an aside
 _PERCENT = _pattern(
     r"\s*(?:,?\s*\b(?:with|at|confidence|probability|score)\b[^,;.]{0,40}?)?[:=~-]?\s*(\d+(?:\.\d+)?)\s*%?",
     r"(?:\s*(?:confidence|sure|certain)\b)?\s*$",
 )
+_GLOSS = re.compile(r"\s*\(\s*([^\W\d_][^()\d]{0,40})\)")  # in "calm (sad)" both are claimed
+_NO = _pattern(r"[^,;\n:=]{1,60}[:=]\s*(?:no|false|absent)\b")  # "angry: no"
+_YES = _pattern(r"\s*[:=]\s*(?:yes|true|present)\b")
+_REPEATED = _pattern(r"(.)\1{3,}|^(.{1,20}?)(?:\s*\2){2,}$")
 _CONFIDENCE = _pattern(r"^(?:confidence|probability|certainty|intensity|score|valence|arousal)\b")
 _TAG = _pattern(r"</?[a-z_]{1,20}>")
+_THOUGHT = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflections?|analysis|rationale|scratchpad)"
+_THOUGHT_START = _pattern(rf"<{_THOUGHT}>|<\|begin_of_thought\|>")
+_THOUGHT_END = _pattern(rf"</{_THOUGHT}>|<\|end_of_thought\|>")
+_BOXED = _pattern(r"\\boxed\s*\{(?:\\text\s*\{)?([^{}]*)\}")
 _ANSWER_TAG = _pattern(r"<answer>(.*?)(?:</answer>|$)", flags=re.DOTALL)
 _LABEL_TAG = _pattern(r"<(?:emotions?|labels?|sentiment|emotional_states?)>([^<>]*)</")
 _LABEL_KEY = _pattern(
     r"emotion|label|sentiment|feeling|mood|\bstate|affect|answer|class|category|predict|result|output"
 )
+_PLACE_KEY = _pattern(
+    r"(?:primary|secondary|main|dominant|name|value|type|first|second|text|word)\b"
+)  # in a label's value
 _OTHER_KEY = _pattern(
+    r"^(?:not?|non|other)[_ -]|^not?$|exclu|ruled|absent|alternativ|question|"
     r"confiden|probab|score|reason|expla|intens|evidence|analysis|descri|thought|negative_?label|reject"
 )
 
@@ -78,16 +89,26 @@ _VERB = (
 # "The character's emotional state is …", "Her sentiment states are: …", "The most likely label is …", "Emotion: …"
 _STATEMENT = _pattern(
     rf"\b{_SUBJECT}(?:\s+(?:of|in|for)\s+(?:the|this|that)\s+\w+(?:\s+in\s+(?:the|this)\s+\w+)?)?",
-    rf"\s*(?:{_VERB}\s*:?|[:=])\s*",
+    rf"\s*(?:{_VERB}\s*:?|[:=→])\s*|(?:情绪|情感|心情|答案|标签)(?:状态|标签)?\s*(?:是|为|[:=])\s*",
+)
+_TRAINED = _pattern(
+    rf"\b(?:character's|but|however,?)\s+(?:the\s+|his\s+|her\s+)?{_SUBJECT}\s+{_VERB}|\bmost likely label is\b"
 )
 # "The man in the video seems …": read in short answers, and only words whose polarity is known
 _PERSON = _pattern(
-    r"\b(?:he|she|they|(?:the|this|that)\s+(?:\w+\s+)?(?:person|character|speaker|subject|individual|protagonist|man",
+    r"\b(?:he|she|they|^(?:it|this)(?!\s+\w+\s+that\b)|(?:the|this|that)\s+(?:(?!other|second)\w+\s+)?(?:person|character|speaker|subject"
+    r"|individual|protagonist|man",
     r"|woman|boy|girl|child|lady|guy))(?:\s+in\s+(?:the|this)\s+\w+)?\s+(?:is|are|was|feels?|felt|seems?|appears?|looks?",
-    r"|sounds?|isn't|(?:may|might|could|must)\s+be)\b(?:\s*(?:to\s+be|feeling|likely|probably|clearly))*\s+",
+    r"|sounds?|shows?|expresses|displays|exhibits|conveys|experiences"
+    r"|isn't|(?:may|might|could|must)\s+be)\b(?:\s*(?:to\s+be|feeling|likely|probably|clearly))*\s+",
 )
 _REVERSED = _pattern(  # "Sadness is the dominant emotion."
     rf"^\s*(.{{1,80}}?)\s+(?:is|are|seems?\s+to\s+be)\s+(?:the|his|her|their)\s+(?:\w+\s+){{0,3}}{_SUBJECT}\b"
+)
+_LEAD_IN = _pattern(  # "Sure, here is the answer: sad", "I think sad"
+    r"^(?:(?:sure|ok(?:ay)?|certainly|of course|overall|in my opinion|in conclusion)\b[,.!:]?\s*",
+    r"|(?:here is|here are|this is|it is|it (?:could|may|might|must|would) be)\b\s*(?:the answer|the list)?:?\s*",
+    r"|i (?:think|believe|guess|would say)(?: that)?\b\s*(?:it is\b)?:?\s*)+",
 )
 _VALENCE = _pattern(r"\bvalence\s+score\s+is\s*:?\s*([-+\u2212]?\d+(?:\.\d+)?)")
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|[!?\n]")
@@ -95,31 +116,43 @@ _CLAUSE_START = _pattern(r"[.!?,;:\n]|\b(?:so|thus|hence|therefore|and|but)\b")
 # before a statement in its clause: it is denied, asked or unknown
 _HYPOTHETICAL = _pattern(
     r"\b(?:not|no|never|cannot|can't|couldn't|don't|doesn't|didn't|isn't|unable|hard|difficult|impossible|unclear",
-    r"|whether|if|doubt|deny|denies|unlikely|is\s+the|are\s+the)\b(?!\s+only)",
+    r"|whether|if|as\s+though|(?:might|may|could|would)\s+(?:think|believe|expect)|false|wrong"
+    r"|doubt|deny|denies|unlikely|is\s+the|are\s+the)\b(?!\s+only)",
 )
 _REASON = _pattern(  # what follows a list and is none of its items
     r"\s*(?:\b(?:because|since|due to|as a result|which|while|when|whereas|based on|however|although|though|despite",
     r"|given|judging)\b|\b(?:indicat|suggest)\w+|\bas (?:he|she|they|the)\b)",
 )
 _SEPARATOR = _pattern(
-    r"\s*([,;:/|&]|\b(?:and(?:\s+also)?|or|nor|but(?:\s+(?:also|rather|instead))?|as well as|along with",
-    r"|with (?:an? )?(?:hint|touch|trace|bit|mix|mixture|element|undertone)s? of|mixed with|accompanied by|yet)\b)\s*",
+    r"\s*((?:,\s*|\bbut\s+)(?:it|he|she|they)\s+(?:is|are|seems?|appears?|looks?|feels?)\b|[,;:/|&+]",
+    r"|\b(?:and(?:\s+also)?|or|nor|but(?:\s+(?:also|rather|instead))?|as well as|along with",
+    r"|with (?:an? )?(?:hint|touch|trace|bit|mix|mixture|element|undertone|degree)s? of",
+    r"|with (?:some|traces? of|hints? of|a bit of|a little)|mixed with|accompanied by|yet)\b)\s*",
 )
 _CLOSING = ("or", "nor", "but", "and", "yet")  # separators that end a list
+_PRONOUNS = ("it ", "he ", "she ", "they ")  # "not sad, it is angry"
 _DENIAL = _pattern(
     r"\b(?:(?P<one>not)|no(?:t any)?|never|neither|without(?: any)?|with no|lacks?(?: any)?|lacking|devoid",
     r"|free (?:of|from)|absence of|lack of|rather than|instead of|far from|no longer|isn't|aren't|wasn't|hardly",
-    r"|unlike|as opposed to|except)\b",
+    r"|unlike|as opposed to|except)\b|不是|没有|并非",
 )
 _LEADING = _pattern(
     r"^(?:(?:also|both|either|mainly|primarily|mostly|probably|possibly|likely|perhaps|maybe|potentially|feeling|feels",
-    r"|very|slightly|somewhat|quite|rather|extremely|mildly|deeply|highly|a bit(?: of)?|a little|an?|the|some",
+    r"|very|being|so|too|really|truly|fairly|pretty|moderately|predominantly|chiefly|largely|increasingly|definitely",
+    r"|certainly|clearly|visibly|apparently|undoubtedly|strongly|absolutely|completely|totally|kind of|sort of",
+    r"|slightly|somewhat|quite|rather|extremely|mildly|deeply|highly|a (?:little )?bit(?: of)?|a little|an?|the|some",
     r"|most likely|to be|as",
     r"|(?:a |some )?(?:sense|feeling|feelings|mix|mixture|combination|hint|touch|degree|state|one|that) of)\s+)+",
 )
 _NO_LABEL = _pattern(
-    r"^(?:unknown|unclear|none|n/?a|nothing|not (?:clear|known|specified|mentioned|sure)|(?:can)?not (?:be )?",
-    r"(?:determined|identified|recogni[sz]ed)|cannot .*|difficult to .*|hard to .*|unable to .*determine.*|)$",
+    r"^(?:unknown|unclear|none|null|nan|undefined|error|n/?a|nothing",
+    r"|not (?:clear|known|specified|mentioned|sure|certain)\b.*|(?:can)?not (?:be )?",
+    r"(?:determined|identified|recogni[sz]ed)|cannot .*",
+    r"|(?:not enough|insufficient) .*|difficult to .*|hard to .*|unable to .*determine.*|)$",
+)
+_NOT_A_LABEL = _pattern(  # words that begin no label, and those that are none by themselves
+    r"^(?:i|we|you|there|what|who|why|how|this|that|it|please|hello|hi|hey|thanks?|the|and|of|to|user|assistant)\b",
+    rf"|^(?:very|yes|no|{_SUBJECT})$",
 )
 _QUOTES = "'\"`*[](){}<>#. "
 _NEGATOR = _pattern(r"\b(?:not|no|never|without|lack of|lacks?|lacking|isn't|didn't|doesn't|free of)\b")
@@ -160,6 +193,8 @@ def read_labels(answer: str) -> list[str] | None:
     labels = _read_json(answered)
     if labels is None:
         labels = _read_text(answered)
+    elif not labels and answered[0] == "{":
+        return None
     if labels is None:
         return None
     return list({label.lower(): label for label in reversed(labels)}.values())[::-1]
@@ -167,11 +202,12 @@ def read_labels(answer: str) -> list[str] | None:
 
 def _without_thoughts(text: str) -> str | None:
     """The part behind ``</think>`` and inside ``<answer>``; None where there is none."""
-    lowered = text.lower()
-    if "</think>" in lowered:
-        text = text[lowered.rindex("</think>") + len("</think>") :]
-    elif "<think>" in lowered:
-        return None
+    *_, end = None, *_THOUGHT_END.finditer(text)
+    text = text[end.end() :] if end else text
+    if start := _THOUGHT_START.search(text):  # a thought that never ends
+        text = text[: start.start()]
+    if boxed := _BOXED.findall(text):
+        text = boxed[-1]
     if parts := _ANSWER_TAG.findall(text):
         text = parts[-1]
     tagged = _LABEL_TAG.findall(text)
@@ -193,7 +229,9 @@ def _read_json(text: str) -> list[str] | None:
             continue
     if isinstance(value, list) and value and all(isinstance(entry, (str, dict)) for entry in value):
         return list(_json_labels(value, named=True))
-    return list(_json_labels(value, named=False)) or None if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return list(_json_labels(value, named=False)) or ([] if text[0] == "{" and text[-1] == "}" else None)
+    return None
 
 
 def _json_labels(value: Any, *, named: bool, depth: int = 0) -> Iterator[str]:
@@ -216,7 +254,9 @@ def _json_labels(value: Any, *, named: bool, depth: int = 0) -> Iterator[str]:
             yield from (key for key in keys if value[key] and value[key] >= best / 2)
             return
         for key in keys:
-            inside = bool(_LABEL_KEY.search(key)) or (named and not isinstance(value[key], str))
+            inside = bool(_LABEL_KEY.search(key)) or (
+                named and (not isinstance(value[key], str) or _PLACE_KEY.match(key) is not None)
+            )
             yield from _json_labels(value[key], named=inside, depth=depth + 1)
 
 
@@ -229,11 +269,11 @@ def _confidence(entry: Any) -> float | None:
 
 
 def _read_text(text: str) -> list[str] | None:
-    text = _MARKUP.sub("", text)
+    text = _CONTRACTION.sub(lambda found: found[1] + _CONTRACTIONS[found[2].lower()], _MARKUP.sub("", text))
     # the points of a list become items; behind a whole sentence, sentences
     text = re.sub(rf"([.!]){_BULLET}", "\\1\n", text, flags=re.MULTILINE)
     text = re.sub(_BULLET, ", ", text, flags=re.MULTILINE).strip().lstrip(", ")
-    if _REFUSAL.match(text):
+    if _REFUSAL.match(text) and not _TRAINED.search(text):
         return None
     labels: list[str] = []
     readable = False
@@ -255,7 +295,7 @@ def _read_text(text: str) -> list[str] | None:
         labels.append("positive" if value > 0 else "negative" if value < 0 else "neutral")
     if readable:
         return labels
-    bare = _bare_list(text)
+    bare = _bare_list(_LEAD_IN.sub("", text))
     if bare is not None or len(text.split()) > _SHORT_ANSWER:
         return bare
     for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
@@ -295,10 +335,10 @@ def _claims(text: str) -> list[str] | None:
     """
     if reason := _REASON.search(text):
         text = text[: reason.start()]
-    text = _PARENTHESES.sub("", text)
+    text = _plain_scores(text)
+    text = re.sub(r"\bn/a\b", "none", text, flags=re.IGNORECASE)
     text = re.sub(r"\bnot (?:only|just|merely)\b", "", text, flags=re.IGNORECASE)
     text = re.sub(r"\banything but\b", "without", text, flags=re.IGNORECASE)
-    text = re.sub(r"\s*[:=]\s*(?=\d)", " ", text)  # a label's confidence stays with it
     pieces = _SEPARATOR.split(text)  # item, separator, item …
     items, separators = pieces[::2], ["", *(separator.lower() for separator in pieces[1::2])]
     labels: list[tuple[str, float | None]] = []
@@ -306,12 +346,16 @@ def _claims(text: str) -> list[str] | None:
     says_nothing = False
     closings = [""]  # of each item: the next separator behind it that ends a list
     for separator in reversed(separators[1:]):
-        closings.append(separator if separator.startswith((*_CLOSING, ";")) else closings[-1])
+        closings.append(separator if separator.lstrip(", ").startswith((*_CLOSING, ";", *_PRONOUNS)) else closings[-1])
     followers = [*separators[1:], ""]
     for item, separator, following, closing in zip(items, separators, followers, reversed(closings), strict=True):
         # "not interested, bored" denies one, "not surprised, angry or sad" all three
         goes_on = separator.startswith(("or", "nor", "and")) or closing.startswith(("or", "nor"))
-        if separator.startswith(("but", "yet", ";")) or (denied == "one" and not goes_on):
+        if (
+            separator.startswith(("but", "yet", ";"))
+            or separator.lstrip(", ").startswith(_PRONOUNS)
+            or (denied == "one" and not goes_on)
+        ):
             denied = ""
         denial = _DENIAL.search(item)
         before, after = (item[: denial.start()], item[denial.end() :]) if denial else (item, "")
@@ -323,15 +367,24 @@ def _claims(text: str) -> list[str] | None:
         if denial and not nothing:
             if not denied and denial["one"] and not before.strip() and following != "and":
                 label, score = _label(after)
-                if label and not closing.startswith(("or", "nor", "but", "yet")):
+                if label and not closing.startswith(("or", "nor", "but", "yet", *_PRONOUNS)):
                     labels.append((f"not {label}", score))
             denied = "all" if denied == "all" or not denial["one"] else "one"
+    labels = [(label, score) for label, score in labels if score != 0]
     scores = [score for _, score in labels if score is not None]
     if len(scores) > 1:  # a distribution over labels: those at least half as likely as the likeliest
         labels = [(label, score) for label, score in labels if score is None or score >= max(scores) / 2]
     if labels:
         return [label for label, _ in labels]
     return [] if says_nothing or not any(item.strip(_QUOTES) for item in items) else None
+
+
+def _plain_scores(text: str) -> str:
+    """Write confidences of labels in one form (``sad (90%)`` and ``sad: 90%`` → ``sad 90%``) and take asides away."""
+    text = _GLOSS.sub(lambda found: f", {found[1]}" if found[1].strip().lower() in polarity_words() else "", text)
+    text = _PARENTHESES.sub("", re.sub(r"\s*\(\s*(\d+(?:\.\d+)?\s*%?)\s*\)", r" \1", text))
+    text = re.sub(r"\s*[:=]\s*(?=\d)", " ", _YES.sub("", _NO.sub("", text)))
+    return re.sub(r"(?<=[\d%])\s+(?=[^\W\d_])(?!confiden|sure|certain)", ", ", text)  # "sad 0.9 calm 0.4"
 
 
 def _label(item: str) -> tuple[str, float | None]:
@@ -342,7 +395,13 @@ def _label(item: str) -> tuple[str, float | None]:
         score, item = float(percent[1]), item[: percent.start()].strip(_QUOTES)
     item = _LEADING.sub("", item).strip(_QUOTES + "!")
     item = re.sub(r"\s+(?:emotions?|emotional states?)$", "", item, flags=re.IGNORECASE)
-    if _NO_LABEL.match(item) or _CONFIDENCE.match(item) or not _LETTERS.search(item):
+    if (
+        _NO_LABEL.match(item)
+        or _CONFIDENCE.match(item)
+        or _NOT_A_LABEL.match(item)
+        or not _LETTERS.search(item)
+        or _REPEATED.search(item[:100])
+    ):
         return "", score
     if item.lower() not in polarity_words():
         # "angry at his boss" is angry; "fear of success" is one label
@@ -353,17 +412,28 @@ def _label(item: str) -> tuple[str, float | None]:
 
 def _bare_list(text: str) -> list[str] | None:
     """Labels of an answer that is nothing but a list: in brackets, or short items, or a single word."""
-    body = _PARENTHESES.sub("", text).strip().rstrip(".!").strip(_QUOTES)
+    body = _plain_scores(text).strip().rstrip(".!").strip(_QUOTES)
     if text.startswith("[") and text.rstrip(".").endswith("]"):
         return _claims(body) if body else []
     body = ", ".join(line for line in body.splitlines() if line.strip())
     if re.search(r"[.!?]\s", body):
         return None
-    for piece in _SEPARATOR.split(re.sub(r"\s*[:=]\s*(?=\d)", " ", body))[::2]:
+    for piece in _SEPARATOR.split(body)[::2]:
         item = _PERCENT.sub("", _DENIAL.sub("", piece)).strip()
         if len(item.split()) > 2 and _LEADING.sub("", item).lower() not in polarity_words():
             return None
     return _claims(body)
+
+
+_BRACKETED = re.compile(r"\[([^\[\]]*)\]")
+_CHINESE_POLARITIES = {
+    "积极": "positive", "正面": "positive", "消极": "negative", "负面": "negative", "中性": "neutral",
+}  # fmt: skip
+
+
+def _after_output(text: str) -> str:
+    """The part behind the last ``Output:`` of a reply that repeats the prompt's form."""
+    return re.split(r"\boutput\s*:|输出\s*:", text, flags=re.IGNORECASE)[-1]
 
 
 def read_reply_labels(reply: str, cleaned: str) -> tuple[str, bool]:
@@ -372,9 +442,17 @@ def read_reply_labels(reply: str, cleaned: str) -> tuple[str, bool]:
     ``cleaned``: the reply after the published cleaning, which stands where it is a plain list. Else thoughts, bold
     text, bullets, numbers, sentences and other punctuation are read as ``read_labels`` does; a refusal gives ``[]``.
     """
-    if re.fullmatch(r"\[[^\[\]<>*`#，、；|:;]*\]", cleaned) and not re.search(r"\d[.)]\s", cleaned):
+    plain = re.fullmatch(r"\[([^\[\]<>*`#，、；|:;]*)\]", cleaned)
+    if plain and not re.search(r"\d[.)]\s", cleaned) and not _REFUSAL.match(plain[1].removeprefix("sorry")):
         return cleaned, False
-    labels = read_labels(reply)
+    answered = _without_thoughts(reply.translate(_ASCII)[:MAX_ANSWER]) or ""
+    output = _after_output(answered)
+    inside = _BRACKETED.findall(output) if "{" not in output and not re.search(r"\]\s*,\s*[^\s\[]", output) else []
+    refused = _REFUSAL.match(answered.lstrip("[")) is not None or len(reply) > MAX_ANSWER
+    # what was asked for is a list: words around it are none of it ("Here are the labels: [happy, calm]")
+    labels = read_labels(f"[{', '.join(inside)}]") if inside and not refused else read_labels(reply)
+    if refused and answered.startswith("["):
+        labels = None
     if labels is not None and [w.lower() for w in labels] == [w.lower() for w in parse_item(cleaned)]:
         return cleaned, False
     return f"[{', '.join(label.replace(',', ' ') for label in labels or [])}]", True
@@ -390,11 +468,11 @@ def read_reply_polarity(reply: str, cleaned: str) -> tuple[str, bool]:
         return cleaned, False
     claimed = [label.lower() for label in read_labels(reply) or []]
     words = {word for word in POLARITIES if word in claimed}
-    text = (_without_thoughts(reply.translate(_ASCII)) or "")[:MAX_ANSWER]
+    text = _after_output(_without_thoughts(reply.translate(_ASCII)[:MAX_ANSWER]) or "")
     if not words and not _REFUSAL.match(text):  # a sentence of another form
-        for match in re.finditer(r"\b(positive|negative|neutral)\b", text, re.IGNORECASE):
+        for match in re.finditer(r"\b(positive|negative|neutral)\b|积极|正面|消极|负面|中性", text, re.IGNORECASE):
             if not _DENIAL.search(_clause_before(text, match.start())):
-                words.add(match[1].lower())
+                words.add(_CHINESE_POLARITIES.get(match[0], match[0].lower()))
     return (words.pop(), True) if len(words) == 1 else (cleaned, True)
 
 

@@ -212,7 +212,7 @@ def score_run(
             run_scores.notes.append(
                 f"{row.name}: {len(names)} of {len(files[row.name])} checkpoints have no labels extracted "
                 f"({_EXTRACTED[extraction]}): {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}; "
-                "evaluation.py extracts them"
+                "evaluation.py extracts them, with --extractor direct without a language model"
             )
         if not ready:
             continue
@@ -226,7 +226,8 @@ def score_run(
     if not run_scores.scores:
         raise DataError(
             f"run {name}: no labels extracted yet ({_EXTRACTED[extraction]}). "
-            "Run evaluation.py, which extracts and scores"
+            "Run evaluation.py, which extracts and scores: with --extractor direct for answers of the trained form, "
+            "which needs no language model, else with the folder of one (--model-path)"
         )
     return run_scores
 

@@ -165,12 +165,12 @@ def score_items(
     """
     skipped = [name for name in truth.values if name not in items and name in unreadable]
     missing = [name for name in truth.values if name not in items and name not in unreadable]
-    empty = [name for name in truth.values if items.get(name, "[]").strip().lower() in ("", "nan")]
+    empty = [name for name in truth.values if items.get(name, "").strip().lower() == "nan"]
     foreign = [name for name in items if name not in truth.names]
     if not allow_missing:
         wrong = [
             _problem(missing, "samples of the test split are missing"),
-            _problem(empty, "items are empty or NaN"),
+            _problem(empty, "items are NaN"),
             _problem(foreign if truth.complete else [], f"names are not in the test split of {truth.row.name}"),
         ]
         if any(wrong):

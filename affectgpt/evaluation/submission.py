@@ -47,7 +47,9 @@ def write_submission(
         if "-openset" not in result.stem:
             source = files.labels_path(result, SUFFIXES[extraction])
             if not source.exists():
-                raise DataError(f"{source}: no such file; evaluation.py extracts the labels of {result.name}")
+                raise DataError(
+                    f"{source}: no such file; evaluation.py extracts the labels (--extractor direct: without an LLM)"
+                )
         cells = {name: _label_cell(item) for name, item in files.read_items(source).items()}
     else:
         cells = {name: " ".join(answer.split()) for name, answer in files.read_answers(result).items()}

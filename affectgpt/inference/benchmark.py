@@ -26,7 +26,7 @@ from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.media.video import video_reader
 from affectgpt.modeling.build import exported_config
-from affectgpt.processing.modes import get_mode
+from affectgpt.processing.modes import check_image, get_mode
 from affectgpt.processing.questions import render_question
 from affectgpt.results.files import meta_path, read_meta, result_path
 from affectgpt.results.shard import ResultShard
@@ -66,6 +66,8 @@ class Benchmark:
             found = open_dataset(self.config, dataset).samples("test", labels=False)
             if not found:
                 raise DataError(f"{dataset}: the test split is empty, there is nothing to answer")
+            for sample in found:
+                check_image(self.mode, sample)
             self._samples[dataset] = found
         return self._samples[dataset]
 

@@ -65,8 +65,8 @@ def check_inputs(mode: str, *, video: Any, audio: Any, face: Any) -> None:
     lacking = [medium.value for medium in get_mode(mode).media if given.get(medium, video) is None]
     if lacking:
         raise DataError(
-            f"input mode {mode} takes {' and '.join(lacking)}, which nothing gives: give --video_path, or an input "
-            "mode that does without, e.g. --outside_face_or_frame=audio_text with --audio_path"
+            f"input mode {mode} takes {' and '.join(lacking)}, which nothing gives: give a video, or take an input "
+            "mode (face_or_frame) that does without it, e.g. audio_text with a sound file"
         )
 
 
@@ -119,16 +119,16 @@ class ClipReader:
         """What can be wrong with a call, whatever is in the files. Raises ConfigError."""
         if clip.face_channels is not None and (clip.face is None or clip.face_channels not in CHANNELS):
             raise ConfigError(
-                f"--face_channels {clip.face_channels}: "
-                + ("goes with --face_npy" if clip.face is None else f"allowed: {', '.join(CHANNELS)}")
+                f"face_channels {clip.face_channels}: "
+                + ("goes with face crops" if clip.face is None else f"allowed: {', '.join(CHANNELS)}")
             )
         if check_person(clip.person) is None:
             return
         if clip.face is not None or Modality.FACE not in get_mode(self.session.mode).media:
             why = (
-                "goes without --face_npy" if clip.face is not None else f"input mode {self.session.mode} takes no face"
+                "goes without face crops" if clip.face is not None else f"input mode {self.session.mode} takes no face"
             )
-            raise ConfigError(f"--person {clip.person}: {why}")
+            raise ConfigError(f"person {clip.person}: {why}")
 
     @contextmanager
     def files(self, clip: GivenClip, parent: Path | None = None) -> Iterator[tuple[Sample, Path, bool]]:
@@ -147,9 +147,9 @@ class ClipReader:
     def _sample(self, clip: GivenClip, *, video: Path | None, audio: Path | None, face: Path | None) -> Sample:
         mode = get_mode(self.session.mode)
         check_inputs(mode.name, video=video, audio=audio, face=face)
-        for option, path in (("--video_path", video), ("--audio_path", audio), ("--face_npy", face)):
+        for what, path in (("video", video), ("audio", audio), ("face crops", face)):
             if path is not None and not path.is_file():
-                raise DataError(f"{option} {path}: no such file")
+                raise DataError(f"{what} {path}: no such file")
         crops = AS_PUBLISHED
         if face is not None:
             crops = file_crops(face, claimed=clip.face_channels, claimed_by="--face_channels")
@@ -205,7 +205,7 @@ class ClipReader:
             hint = (
                 f"there is one when the picture is turned by {turned} degrees: turn the video first"
                 if turned
-                else "give crops with --face_npy, or use a recipe that takes frames"
+                else "give its face crops, or use a recipe that takes frames"
             )
             raise DataError(f"{error}; {hint}") from error
         odd = tuple(f"{SEVERAL}: {which}" for which in taken)

@@ -78,11 +78,14 @@ def export_hf(
     model.config.lora_r = 0
     defaults = folder_generation_config(folder)
     inference = config.inference
+    sampling: dict[str, Any] = {"do_sample": False}  # transformers refuses to save sampling's numbers with it
+    if inference.decoding == "sampling":
+        sampling = {
+            "do_sample": True, "temperature": inference.temperature, "top_p": inference.top_p,
+            "top_k": top_k_of(inference.top_k, defaults),
+        }  # fmt: skip
     model.generation_config = GenerationConfig(
-        do_sample=inference.decoding == "sampling",
-        temperature=inference.temperature,
-        top_p=inference.top_p,
-        top_k=top_k_of(inference.top_k, defaults),
+        **sampling,
         max_new_tokens=inference.max_new_tokens,
         eos_token_id=processor.eos_ids,
         bos_token_id=processor.tokenizer.bos_token_id,
@@ -107,7 +110,7 @@ def export_hf(
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     found = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
     return getattr(torch, found) if isinstance(found, str) else found
 

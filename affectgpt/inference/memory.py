@@ -13,9 +13,10 @@ from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import available_memory
 from affectgpt.modeling.build import weight_bytes
 
-# Past these a batch waits longer for its last row than it gains. A GPU reads all weights and starts a thousand kernels
-# for each token of a batch, whatever its size: memory decides there, up to a batch that keeps it busy with arithmetic.
-LARGEST_BATCH = {"cuda": 512, "cpu": 16}
+# Past these a batch waits longer for its last row than it gains: rows that have ended stay in it, and are computed,
+# until all have. A GPU reads all weights and starts a thousand kernels for each token of a batch, whatever its size, so
+# that memory decides there below this.
+LARGEST_BATCH = {"cuda": 128, "cpu": 16}
 _SHARE = 0.8  # of the free memory
 
 

@@ -41,7 +41,9 @@ class SampleByRow:
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)  # the first is always kept
         cumulative = probabilities.cumsum(dim=-1)
-        draw = self.uniform[:, self.step, None].to(scores.device) * cumulative[:, -1:]  # [B, 1]
+        if self.uniform.device != scores.device:  # copied once, not for every token: a copy waits for the device
+            self.uniform = self.uniform.to(scores.device)
+        draw = self.uniform[:, self.step, None] * cumulative[:, -1:]  # [B, 1]
         choice = (cumulative <= draw).sum(dim=-1, keepdim=True).clamp(max=k - 1)
         self.step += 1
         if self.keep:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from affectgpt.config.load import default_config
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import logger, pick_device
@@ -22,7 +23,7 @@ from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine, 
 from affectgpt.inference.flags import answer_flags
 from affectgpt.inference.memory import enough_memory, find_batch_size
 from affectgpt.inference.sampling import sample_seed
-from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings
+from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings, use_attention
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example, FeatureOf
 
@@ -32,6 +33,8 @@ _MODE_FROM = ("mercaptionplus", "ovmerd")  # of several training sets, those who
 def inference_device(config: Config) -> torch.device:
     """``run.device``, with ``inference.gpu`` where that names no GPU."""
     wanted = config.run.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return pick_device(f"cuda:{config.inference.gpu}" if wanted == "cuda" and config.inference.gpu else wanted)
 
 
@@ -96,12 +99,13 @@ class GenerationSession:
         processor = AffectGPTProcessor.from_config(config, mode=mode or training_mode(config))
         with enough_memory(config, device, encoders=encoders):
             model = build_model(config, device=device, tokenizer=processor.tokenizer, encoders=encoders)
+        use_attention(model, config.run)
         folder = llm_folder(config)
         made = engine(
             model,
             processor=processor,
             decoding=Decoding.from_config(config.inference),
-            defaults=folder_generation_config(folder),
+            defaults=folder_generation_config(folder, trust_remote_code=config.model.trust_remote_code),
             llm_folder=folder,
             tensor_parallel_size=config.inference.tensor_parallel_size,
         )
@@ -122,11 +126,11 @@ class GenerationSession:
         """
         folder = Path(folder)
         read_settings(folder)
-        config = config or Config(name=folder.resolve().name)
+        config = config or default_config(folder.resolve().name)
         device = device or inference_device(config)
         with config.naming("inference.engine"):
             engine = ENGINES.get(config.inference.engine)
-        processor = AffectGPTProcessor.from_pretrained(folder)
+        processor = AffectGPTProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         processor.mode = get_mode(mode or processor.mode).name
         processor.max_new_tokens = config.inference.max_new_tokens
         dtype = torch.float32 if device.type == "cpu" else getattr(torch, config.model.llm_dtype)

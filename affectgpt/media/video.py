@@ -313,10 +313,8 @@ def _read(path: Path, *, width: int, height: int, reader: str | None, pick: Pick
         raise
     except Exception as error:  # native decoders raise whatever they like on damaged files
         kind = probe_video(path).format  # says in plain words what is no video at all
-        if kind.endswith("_pipe"):  # FFmpeg's word for single pictures
-            raise DataError(f"{path}: a picture ({kind.removesuffix('_pipe')}), expected a video") from error
         # Frames that decord cannot count, of a gif or a browser's recording; the same pixels come from PyAV.
-        if name != "pyav" and (kind == "gif" or "frame-count" in str(error)):
+        if name != "pyav" and (kind == "gif" or kind.endswith("_pipe") or "frame-count" in str(error)):
             return _read(path, width=width, height=height, reader="pyav", pick=pick)
         raise DataError(f"{path}: its frames cannot be decoded by {name} ({short_error(error)})") from error
 
@@ -340,6 +338,9 @@ def _pyav_frames(path: Path, width: int, height: int, pick: Pick) -> tuple[np.nd
     import numpy as np
 
     with av.open(local(path)) as container:
+        if container.format.name.endswith("_pipe"):  # FFmpeg's word for single pictures
+            kind = probe_video(path).format  # says what cannot be read at all
+            raise DataError(f"{path}: a picture ({kind.removesuffix('_pipe')}), expected a video")
         stream = picture_stream(container)
         if stream is None:
             raise DataError(f"{path}: no video track")

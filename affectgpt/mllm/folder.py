@@ -134,7 +134,7 @@ class MultimodalClient(TransformersClient):
             folder = check_folder(self.folder)
             device = pick_device(self._device)
             dtype = torch_dtype(self._dtype, device)
-            trust = {"trust_remote_code": True} if self._trust else {}
+            trust = {"trust_remote_code": self._trust, "local_files_only": True}
             try:
                 config = AutoConfig.from_pretrained(folder, **trust)
                 processor = AutoProcessor.from_pretrained(folder, **trust)

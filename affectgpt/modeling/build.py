@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from affectgpt.config.paths import qformer_config
-from affectgpt.config.schema import Config
-from affectgpt.core.errors import CheckpointError
+from affectgpt.config.schema import Config, RunConfig
+from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, load_encoder, read_preprocessor
 from affectgpt.encoders.llm import LLMRow, allowed_llm, loading, placeholder_ids, stop_sequences, weights_folder
@@ -107,8 +107,8 @@ def build_empty_model(config: Config, *, device: torch.device | str = "meta") ->
     settings = hf_config(config, text_config=text_config(config))
     with torch.device(device):
         encoders = _empty_encoders(config)
-        trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
-        llm = AutoModelForCausalLM.from_config(settings.text_config, **trusted)
+        trust = config.model.trust_remote_code
+        llm = AutoModelForCausalLM.from_config(settings.text_config, trust_remote_code=trust)
         llm = add_lora(llm, row=row, rank=config.model.lora_r)
         return _assemble(config, settings, llm=llm, encoders=encoders)
 
@@ -140,6 +140,20 @@ def text_config(config: Config) -> Any:
     return _architecture(config, "llama_model", allowed_llm(config).architecture)
 
 
+def use_attention(model: AffectGPTForConditionalGeneration, run: RunConfig) -> None:
+    """Compute the LLM's attention with the kernel ``run.attention``. Raises ConfigError when it is not installed."""
+    if run.attention == "sdpa":
+        return
+    decoder: Any = model.get_decoder()
+    try:
+        if hasattr(decoder, "set_attn_implementation"):
+            decoder.set_attn_implementation(run.attention)
+        else:  # transformers before 4.54 reads it at every call, unchecked
+            decoder.config._attn_implementation = run.attention
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"run.attention: {run.attention} cannot be used here: {error}") from error
+
+
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
     """Group → ``{"trained": n, "frozen": n}``. The model may be on the meta device."""
     groups = {
@@ -155,9 +169,9 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 
 def empty_llm(config: Config, numbers: Any, *, dtype: torch.dtype, attention: str) -> Any:
     """The LLM of such numbers with LoRA, without weights, on the meta device."""
-    trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
+    trust = config.model.trust_remote_code
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        llm = AutoModelForCausalLM.from_config(numbers, attn_implementation=attention, **trusted)
+        llm = AutoModelForCausalLM.from_config(numbers, attn_implementation=attention, trust_remote_code=trust)
         return add_lora(llm.to(dtype), row=allowed_llm(config), rank=config.model.lora_r)
 
 

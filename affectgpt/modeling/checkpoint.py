@@ -48,7 +48,8 @@ def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
     In the published order: the query tokens, which belong to no module there, stand first.
     """
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    # A tied LLM has its embeddings under the name of lm_head as well, which named_parameters leaves out by default.
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
     state = {
         published_name(model, name): tensor
         for name, tensor in model.state_dict().items()

@@ -20,6 +20,7 @@ from affectgpt.media.guard import Decoder
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 _WINDOW = 30 * SAMPLE_RATE  # samples that Whisper looks at at once
 _MULTILINGUAL = 51_865  # tokens; the English-only models have one less
@@ -34,19 +35,20 @@ class Transcriber:
 
     def __init__(self, folder: Path | str, *, device: str = "auto", language: str | None = None) -> None:
         folder, language = Path(folder), language.lower() if language else None
-        load = _faster_whisper if (folder / "model.bin").is_file() else _transformers
         if not folder.is_dir():
+            near = did_you_mean(folder.name, [p.name for p in folder.parent.glob("*") if p.is_dir()])
             raise ConfigError(
-                f"--asr {folder}: no such folder. Download a Whisper model there (for example whisper-large-v3, or one "
-                "for faster-whisper), or leave --asr out"
+                f"--asr {folder}: no such folder.{near} Download a Whisper model there (for example whisper-large-v3, "
+                "or one for faster-whisper), or leave --asr out"
             )
+        load = _faster_whisper if (folder / "model.bin").is_file() else _transformers
         if load is _transformers and _model_type(folder) != "whisper":
             raise ConfigError(
                 f"--asr {folder}: no Whisper folder: neither a config.json of model_type whisper (as Hugging Face has "
                 "them) nor a model.bin (as faster-whisper has them)"
             )
         try:
-            self._hear, languages = load(folder, pick_device(device).type, language)
+            self._hear, languages = load(folder, pick_device(device), language)
         except ConfigError:
             raise
         except Exception as error:  # transformers and CTranslate2 raise RuntimeError, OSError, ValueError …
@@ -83,16 +85,16 @@ def _model_type(folder: Path) -> str | None:
         return None
 
 
-def _transformers(folder: Path, device: str, language: str | None) -> tuple[_Hear, set[str]]:
+def _transformers(folder: Path, device: torch.device, language: str | None) -> tuple[_Hear, set[str]]:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
     from transformers.utils import logging as hf_logging
 
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    processor = WhisperProcessor.from_pretrained(folder, local_files_only=True)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    processor = WhisperProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
-    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if bars:
         hf_logging.enable_progress_bar()
     model = model.to(device, dtype).eval()
@@ -120,7 +122,7 @@ def _languages(generation_config: Any) -> set[str]:
     return {*codes, *(LANGUAGES[code] for code in codes if code in LANGUAGES)}
 
 
-def _faster_whisper(folder: Path, device: str, language: str | None) -> tuple[_Hear, set[str]]:
+def _faster_whisper(folder: Path, device: torch.device, language: str | None) -> tuple[_Hear, set[str]]:
     try:
         import ctranslate2
         from faster_whisper import WhisperModel
@@ -130,7 +132,9 @@ def _faster_whisper(folder: Path, device: str, language: str | None) -> tuple[_H
             "folder in Hugging Face's format needs nothing more)"
         ) from None
     ctranslate2.set_log_level(logging.ERROR)  # float16 weights computed in float32 on a CPU are no news
-    model = WhisperModel(str(folder), device=device, compute_type="default", local_files_only=True)
+    model = WhisperModel(
+        str(folder), device=device.type, device_index=device.index or 0, compute_type="default", local_files_only=True
+    )
 
     def hear(wave: np.ndarray) -> str:
         ctranslate2.set_random_seed(0)  # what it is unsure of is sampled: the same again for the same clip

@@ -181,6 +181,22 @@ class BatchStream:
             yield from batches or [None]
 
 
+def trained_sets(config: Config) -> list[EmotionDataset]:
+    """The data sets of ``datasets:`` that training learns from; one with test clips alone is said and left out.
+
+    Raises ConfigError where none is left.
+    """
+    listed = [open_dataset(config, name) for name in config.datasets]
+    for dataset in listed:
+        if dataset.splits and "train" not in dataset.splits:
+            logger.info("datasets.%s: has no training split, so it is not trained on", dataset.key)
+    found = [dataset for dataset in listed if "train" in dataset.splits or not dataset.splits]
+    if not found:
+        names = ", ".join(dataset.name for dataset in listed)
+        raise ConfigError(f"datasets: {names} has no training split, so there is nothing to train on")
+    return found
+
+
 def training_batches(
     config: Config,
     *,
@@ -192,8 +208,8 @@ def training_batches(
     Raises ConfigError and DataError naming the key, data set or file.
     """
     parts, weights = {}, []
-    for name, block in config.datasets.items():
-        dataset = open_dataset(config, name)
+    for dataset in trained_sets(config):
+        name, block = dataset.key, dataset.block
         samples, _ = hold_out(dataset.samples("train"), config)
         if not samples:
             raise DataError(f"datasets.{name}: the training split of {dataset.name} is empty")
@@ -363,7 +379,7 @@ def _how_a_worker_ended(status: int) -> str:
         )
     # SIGALRM is how a worker ends some time after a SIGTERM
     if how in ("SIGKILL", "SIGTERM", "SIGALRM"):
-        what = f"a loader process was killed from outside ({how}): out of memory? No file is the reason"
+        what = f"a loader process was ended from outside ({how}): out of memory? No file is the reason"
     else:
         what = f"a loader process crashed ({how}), in a library that reads media or in one of your own"
     return (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.registry import Registry
-from affectgpt.core.types import Modality
+from affectgpt.core.types import Modality, Sample
 
 _FRAMES = "uniformly sample raw frames from the video"
 _FACES = f"{_FRAMES} and extract faces from these frames: <Video><FaceHere></Video>. "
@@ -54,7 +56,24 @@ class Mode:
         return any(_SUBTITLE in sentence for sentence in self.sentences)
 
 
-MODES = Registry("input mode (face_or_frame)")
+_KNOWN = re.compile("|".join(re.escape(m.placeholder) for m in Modality))
+_TAG = re.compile(r"<\s*/?\s*[^<>]{1,60}>|\{[^{}]*\}")
+
+
+def _check_mode(what: str, mode: Mode) -> None:
+    """ConfigError where a sentence holds what looks like a placeholder, but stands for no medium: it would be learnt as
+    plain text, and what it should show never read. Tags in pairs (``<Pose>…</Pose>``) are text."""
+    text = _KNOWN.sub("", mode.lead + "".join(mode.sentences)).replace(_SUBTITLE, "")
+    for token in _TAG.findall(text):
+        name = token.strip("<>/ ")
+        if "here" in token.lower() or token[0] == "{" or not (f"<{name}>" in text and f"</{name}>" in text):
+            raise ConfigError(
+                f"{what}: its sentences hold {token}, which stands for no medium and would be plain text; allowed: "
+                f"{', '.join(m.placeholder for m in Modality)} and {_SUBTITLE}"
+            )
+
+
+MODES = Registry("input mode (face_or_frame)", check=_check_mode)
 for _row in (
     Mode("multiface_audio_face_text", (MULTI, AUDIO, FACE, SUBTITLE), Modality.FACE),
     Mode("multiframe_audio_frame_text", (MULTI, AUDIO, FRAME, SUBTITLE), Modality.FRAME),
@@ -78,3 +97,13 @@ for _row in (
 def get_mode(name: str) -> Mode:
     """The row of an input mode; ConfigError with the nearest name otherwise."""
     return MODES.get(name)
+
+
+def check_image(mode: str, sample: Sample) -> None:
+    """Raise DataError where a mode has a place for an image and the sample has none: the reader would take a frame of
+    its video, which only the published mode ``image`` means."""
+    if mode != "image" and Modality.IMAGE in get_mode(mode).media and sample.image is None:
+        raise DataError(
+            f"{sample.dataset}: sample {sample.name!r}: input mode {mode} shows an image, and no image file of it is "
+            "known; name their folder with folders.image of its block (only the mode 'image' takes a frame of a video)"
+        )

@@ -35,7 +35,7 @@ from affectgpt.media.guard import Decoder
 from affectgpt.media.reader import MediaReader
 from affectgpt.processing.answer import clean_answer, cut_at_stop, end_ids
 from affectgpt.processing.collator import collate
-from affectgpt.processing.modes import get_mode
+from affectgpt.processing.modes import check_image, get_mode
 from affectgpt.processing.prompt import (
     CHAT_MEDIA,
     END_OF_ANSWER,
@@ -151,7 +151,7 @@ class AffectGPTProcessor(ProcessorMixin):
         reader = media_reader(config, training=training, augment=augment)
         with loading(config, "llama_model") as folder:
             tokenizer = load_tokenizer(folder, row, trust_remote_code=model.trust_remote_code)
-            eos_ids = end_ids(tokenizer, folder_generation_config(folder))
+            eos_ids = end_ids(tokenizer, folder_generation_config(folder, trust_remote_code=model.trust_remote_code))
         return cls(
             tokenizer,
             visual=specs["visual_encoder"],
@@ -306,6 +306,7 @@ class AffectGPTProcessor(ProcessorMixin):
         self, example: Example, sample: Sample, *, features: Mapping[Modality, FeatureOf] | None = None
     ) -> Example:
         """Add the media that the mode needs to a sample's text, or their features, and what is odd about them."""
+        check_image(example.mode, sample)
         for modality in get_mode(example.mode).media:
             if features and modality in features:
                 example.features[modality], flags = features[modality](sample)

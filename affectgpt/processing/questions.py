@@ -9,7 +9,8 @@ from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Labels, Modality, Sample
-from affectgpt.datasets.base import HYBRID, EmotionDataset
+from affectgpt.datasets.base import HYBRID, EmotionDataset, open_dataset
+from affectgpt.datasets.table import DATASETS
 from affectgpt.processing.modes import get_mode
 
 
@@ -97,6 +98,9 @@ for _row in (
     LABEL_TYPES.register(_row.name)(_row)
 
 
+PUBLISHED_QUESTIONS = frozenset(LABEL_TYPES.names()) - {"qa"}
+
+
 def get_label_type(name: str) -> LabelType:
     """The row of a label type; ConfigError with the nearest name otherwise."""
     return LABEL_TYPES.get(name)
@@ -120,6 +124,25 @@ def check_block(config: Config, dataset: EmotionDataset) -> None:
     with config.naming(f"{place}.label_type"):
         for name in types:
             get_label_type(name)
+
+
+def check_asked(config: Config, name: str) -> None:
+    """Raise ConfigError where a data set has questions of its own: benchmark inference asks all sets one question.
+
+    Its own: a column of questions, dialogues or captions, or a label type that the package lacks.
+    """
+    dataset = open_dataset(config, name)
+    columns: list[str] = [role for role in ("question", "dialogue", "caption") if role in dataset.block.columns]
+    types = [] if dataset.block.label_type == HYBRID else [dataset.block.label_type]
+    if not dataset.block.columns:
+        types += dataset.label_types if dataset.name.lower() in DATASETS else ()
+    own = columns or [name for name in types if name not in PUBLISHED_QUESTIONS]
+    if own:
+        raise ConfigError(
+            f"{config.where(f'datasets.{dataset.key}')}: {dataset.name} has a question of its own ({', '.join(own)}), "
+            "which inference would not ask: it asks every clip of a data set one question, by default the one for "
+            "open-vocabulary labels. Say which with --outside_user_message 'QUESTION'"
+        )
 
 
 def question_context(dataset: EmotionDataset, label_types: Sequence[str]) -> Context:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import rank, world_size
-from affectgpt.datasets.base import open_dataset
 from affectgpt.datasets.splits import hold_out
-from affectgpt.processing.loader import BatchStream, labelled
+from affectgpt.processing.loader import BatchStream, labelled, trained_sets
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.sampler import SequentialBatches
 
@@ -20,7 +19,7 @@ def validation_batches(config: Config, *, processor: AffectGPTProcessor) -> dict
     """
     run = config.run
     streams: dict[str, BatchStream] = {}
-    datasets = [open_dataset(config, name) for name in config.datasets]
+    datasets = trained_sets(config) if run.valid_splits else []
     for split in run.valid_splits:
         found = len(streams)
         for dataset in datasets:

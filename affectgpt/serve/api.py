@@ -39,8 +39,11 @@ def build_api(service: Service) -> FastAPI:
     app = FastAPI(title="AffectGPT", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", "model": service.model, "requests": service.inside}
+    async def health() -> Response:
+        state = {"status": "ok", "model": service.model, "requests": service.inside}
+        if service.batcher.lost is not None:
+            state["status"] = "the GPU is lost; the server ends"
+        return JSONResponse(state, status_code=200 if service.batcher.lost is None else 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -17,7 +17,18 @@ from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.processor import Example
 from affectgpt.processing.prompt import GENERATION_LENGTH
 
+_LOST = ("CUDA error", "CUDA driver error", "HIP error", "device-side assert", "illegal memory access", "NCCL error")
 _TURN = 0.02  # seconds in which a client that was just answered asks again
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error means that the GPU answers nothing any more in this process; running out of memory does not."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    accelerator = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, accelerator) or (isinstance(error, RuntimeError) and any(w in str(error) for w in _LOST))
 
 
 class RefusedError(AffectGPTError):
@@ -81,6 +92,8 @@ class Batcher:
         self._running: list[Row] = []
         self._draining = self._closed = False
         self._ended = 0.0  # when the last batch was answered
+        self.lost: Exception | None = None  # the error with which the GPU was lost: nothing is answered any more
+        self.on_lost: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="affectgpt-batcher", daemon=True)
         self._thread.start()
 
@@ -163,6 +176,8 @@ class Batcher:
                     row.clip.features = self.session.encode_example(row.clip.example)
             except Exception as error:
                 _tell(row, error)
+                if is_device_lost(error):
+                    self._lose(error)
             else:
                 ready.append(row)
         if not ready:
@@ -171,12 +186,23 @@ class Batcher:
         try:
             self._generate(ready)
         except Exception as error:
-            if len(ready) == 1:
-                _tell(ready[0], error)
+            if len(ready) == 1 or is_device_lost(error):
+                for row in ready:
+                    _tell(row, error)
+                if is_device_lost(error):
+                    self._lose(error)
                 return
             logger.warning("a batch of %d failed (%s): its rows are asked one by one", len(ready), type(error).__name__)
             for row in ready:
                 self._answer([row])
+
+    def _lose(self, error: Exception) -> None:
+        """The GPU is lost: refuse what waits, and whatever comes."""
+        if self.lost is None:
+            logger.error("the GPU is lost, nothing can be answered any more: %s", error)
+            self.lost = error
+            self.drain()
+            self.on_lost()
 
     def _generate(self, rows: Sequence[Row]) -> None:
         examples = []

@@ -83,7 +83,9 @@ class Intake:
                 yield chunk
 
     def _of_file(self, url: str) -> Iterator[bytes]:
-        refused = DataError("file: media are taken below the server's --media-root only, and there is no such file")
+        refused = DataError(
+            "file: media are taken below the server's media folder only, and there is no such file there"
+        )
         try:
             parts = urlsplit(url)
         except ValueError:

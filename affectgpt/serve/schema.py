@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 EXTENSION = "affectgpt"  # the field of a message that holds labels, groups, description and notes
 MAX_TEXT = 10_000  # characters of a question or subtitle
@@ -52,6 +53,7 @@ class InputAudioPart(_Strict):
     input_audio: _InputAudio
 
 
+_TAKEN = "a question is a text, or a list of parts of type text, video_url, audio_url and input_audio"
 Part = Annotated[TextPart | VideoPart | AudioPart | InputAudioPart, Field(discriminator="type")]
 
 
@@ -60,6 +62,31 @@ class Message(BaseModel):
 
     role: str = Field(max_length=32)
     content: Annotated[str, Field(max_length=MAX_TEXT)] | Annotated[list[Part], Field(min_length=1, max_length=16)]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _name_parts(cls, value: Any) -> Any:
+        """Refuse other parts by number and type; a union's own error names neither."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise ValueError(f"found {_kind_of(value)}; {_TAKEN}")
+        for number, part in enumerate(value[:17]):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in ("text", "video_url", "audio_url", "input_audio"):
+                continue
+            if not isinstance(part, dict):
+                found = _kind_of(part)
+            else:
+                found = f"type {kind[:32]!r}" if isinstance(kind, str) else "no type"
+            raise ValueError(f"part {number} has {found}; {_TAKEN}")
+        return value
+
+
+def _kind_of(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    words = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a bare string"}
+    return words.get(type(value), "an object" if isinstance(value, dict) else "a list")
 
 
 class StreamOptions(_Strict):
@@ -137,8 +164,13 @@ class ChatRequest(BaseModel):
 
 def explain(error: ValidationError) -> tuple[str, str | None]:
     """The first thing that is wrong with a request, in words without what was given, and its field."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(place) for place in first["loc"])[:200]
+    # The one that goes deepest: a union also says what its other branches miss.
+    first = max(
+        error.errors(include_url=False, include_context=False, include_input=False), key=lambda e: len(e["loc"])
+    )
+    # The place as one writes it, without pydantic's names for the branches of a union.
+    names = [place for place in first["loc"] if isinstance(place, int) or not re.search(r"[\[-]", place)]
+    field = "".join(f"[{place}]" if isinstance(place, int) else f".{place}" for place in names).removeprefix(".")[:200]
     message = first["msg"].removeprefix("Value error, ")[:500]
     return (f"{field}: {message}" if field else message), field or None
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from affectgpt.core.errors import ConfigError
+from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.serve.api import build_api
 from affectgpt.serve.schema import error_body
@@ -22,6 +23,7 @@ from affectgpt.serve.shield import Shield
 
 _HEADER_SECONDS = 10.0  # in which a request's head must be there
 _POLL = 0.1  # seconds
+_LOST_SECONDS = 5.0  # between the loss of the GPU and the end
 
 
 class _Impatient(H11Protocol):
@@ -81,7 +83,7 @@ class _Server(uvicorn.Server):
         self.service, self.shield = service, shield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logger.info("shutting down: %d requests in the house", self.service.inside)
+        logger.info("shutting down: %d requests are being answered", self.service.inside)
         draining = asyncio.create_task(self._drain())
         await super().shutdown(sockets)
         draining.cancel()
@@ -119,6 +121,8 @@ class Running:
             timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
         )  # fmt: skip
         self._server = _Server(config, service, self.shield)
+        # After a while, in which whoever watches /health sees why.
+        service.batcher.on_lost = lambda: threading.Timer(_LOST_SECONDS, self.stop).start()
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.address = f"http://{shown}:{self._socket.getsockname()[1]}"
         what = f"and the page at {self.address}/" if page else "(--ui adds a page)"
@@ -148,6 +152,10 @@ def run(service: Service, *, page: Callable[[Any, Service], Any] | None = None) 
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
+    if service.batcher.lost is not None:
+        raise AffectGPTError(
+            f"the GPU is lost ({service.batcher.lost}); start the server again, on another GPU if it stays so"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

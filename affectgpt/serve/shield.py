@@ -115,7 +115,7 @@ class Shield:
         path, headers = scope["path"], call.headers
         host = _host_of(headers.get("host", ""))
         if host is None or not (host in self._hosts or (not self.settings.is_loopback and _is_address(host))):
-            return 421, "this server is not known by that name (Host); --allow-host NAME adds one"
+            return 421, "this server is not known by that name (Host); its operator can allow the name"
         origin = headers.get("origin")
         if origin is not None and (
             urlsplit(origin).scheme not in ("http", "https") or urlsplit(origin).netloc != headers.get("host")

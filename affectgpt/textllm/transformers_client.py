@@ -108,9 +108,11 @@ class TransformersClient(TextLLM):
             folder = check_folder(self.folder)
             device = pick_device(self._device)
             dtype = torch_dtype(self._dtype, device)
+            # Without them transformers looks on the network, or asks on the terminal whether to run the folder's code.
+            own = {"trust_remote_code": False, "local_files_only": True}
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-                model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
+                tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **own)
+                model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, **own)
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
                 raise CheckpointError(f"{folder}: cannot be loaded as a language model ({error})") from error
             if not tokenizer.chat_template:

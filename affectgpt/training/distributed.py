@@ -40,8 +40,6 @@ def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
         raise ConfigError("run.parallel is fsdp2, which shards over several processes; start it with torchrun")
     if world_size() > 1:
         _check_launch(run)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # kernels of other libraries run on the current device
     if world_size() == 1:
         yield
         return
@@ -49,10 +47,10 @@ def process_group(run: RunConfig, device: torch.device) -> Iterator[None]:
         distributed.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_TIMEOUT)
     else:
         distributed.init_process_group("gloo", timeout=_TIMEOUT)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    yield
+    # Only here: NCCL's end waits for all ranks. One that fails alone prints its error and leaves (``cli.common``), and
+    # torchrun ends the others.
+    distributed.destroy_process_group()
 
 
 def _check_launch(run: RunConfig) -> None:

@@ -15,6 +15,7 @@ from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
+from affectgpt.modeling.build import use_attention
 from affectgpt.modeling.checkpoint import load_state, trained_parameters
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.training.distributed import last_backward, shard, sum_over_ranks, world, wrap
@@ -139,6 +140,17 @@ def build_train_step(
     prepare_llm(model, run)
     with config.naming("run.objective"):
         objective = OBJECTIVES.get(run.objective).from_config(model, config)
+    own = [
+        name
+        for name, parameter in objective.named_parameters()
+        if parameter.requires_grad and not name.startswith("model.")
+    ]
+    if own:
+        raise ConfigError(
+            f"{config.where('run.objective')}: {run.objective} has parameters of its own ({', '.join(own[:3])}), which "
+            "are neither trained nor saved: an objective can train the model's parameters alone. Make them constants "
+            "(requires_grad=False, or register_buffer)"
+        )
     if run.parallel == "fsdp2":
         shard(objective, layers=model.get_decoder().layers, run=run, device=device)
     optimizer = build_optimizer(trained_parameters(model), run=run)
@@ -176,14 +188,7 @@ def prepare_llm(model: AffectGPTForConditionalGeneration, run: RunConfig) -> Non
     """
     llm: Any = model.llm
     decoder = model.get_decoder()
-    if run.attention != "sdpa":
-        try:
-            if hasattr(decoder, "set_attn_implementation"):
-                decoder.set_attn_implementation(run.attention)
-            else:  # transformers before 4.54 reads it at every call, unchecked
-                decoder.config._attn_implementation = run.attention
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"run.attention: {run.attention} cannot be used here: {error}") from error
+    use_attention(model, run)
     if run.gradient_checkpointing:
         llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if run.compile:

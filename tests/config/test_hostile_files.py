@@ -35,16 +35,16 @@ FILES = {
     "references to a section": ("a: {b: 1}\nc: ['${a}', '${a}']", "${a} must name a section.key with a single value"),
     "references in references": ("a: '" + "${" * 3_000 + "'", "expected ${section.key}"),
     "large": ("a: " + "x" * 300_000, "300003 characters; a configuration has at most 262144"),
-    "a large number": ("a: " + "9" * 5_000, "Exceeds the limit"),
+    "a large number": ("run: {seed: " + "9" * 5_000 + "}", "allowed: a whole number"),
 }  # fmt: skip
 OPTIONS = {
     "deep": ("run.seed=" + "[" * 50_000, "line 1: more than 32 levels"),
     "a deep key": ("run." + "a." * 9_000 + "b=1", "more than 32 levels of keys"),
-    "within itself": ("run.seed=&a [*a]", "*a is within itself"),
+    "within itself": ("run.valid_splits=[&a [*a]]", "*a is within itself"),
     "a reference to a section": ("run.seed=${datasets}", "${datasets} must name a section.key"),
-    "no YAML": ("paths.dataset_root=@x", "cannot start any token"),
+    "no YAML": ("run.valid_splits=[@x]", "cannot start any token"),
     "a list over a section": ("datasets.mercaptionplus=[1]", "datasets.mercaptionplus=[1] gives a list where"),
-    "a large number": ("run.seed=" + "9" * 5_000, "Exceeds the limit"),
+    "a large number": ("run.seed=" + "9" * 5_000, "allowed: a whole number"),
 }
 
 

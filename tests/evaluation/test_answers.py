@@ -47,8 +47,8 @@ def test_wrong_files(tmp_path: Path, name: str, text: str, message: str) -> None
 
 def test_direct_items() -> None:
     answers = {"a": "The character's emotional state is happy, calm.", "b": "It rains. Nobody knows.", "c": ""}
-    assert direct_items(answers, polarity=False) == ({"a": "[happy, calm]", "b": "[]", "c": ""}, ["b"])
-    assert direct_items(answers, polarity=True)[0] == {"a": "positive", "b": "neutral", "c": ""}
+    assert direct_items(answers, polarity=False) == ({"a": "[happy, calm]", "b": "[]"}, ["b"])
+    assert direct_items(answers, polarity=True)[0] == {"a": "positive", "b": "neutral"}
 
 
 def test_importing_never_replaces_other_answers(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ class TestAnswers:
         table.write_text("name,answer\nm1,\nm2,happy\nm3,sad\n")
         arguments = bench.arguments("--answers", str(table), "--datasets", "mer2023")
         status, _, err = run(capsys, score.main, *arguments)
-        assert status == 1 and "missing (first: m4); 1 items are empty or NaN (first: m1)" in err
+        assert status == 1 and "2 samples of the test split are missing (first: m1, m4)" in err
         status, out, _ = run(capsys, score.main, *arguments, "--allow-missing")
         assert status == 0 and "50.00*" in out
 
@@ -268,3 +268,39 @@ def test_result_files_whose_names_are_no_text_are_left_out_by_name(bench: Bench,
     status, out, err = run(capsys, score.main, *bench.arguments("--datasets", "mer2023", "--run", "run_a"))
     assert status == 0 and "checkpoint_000030" in out and err.count("is not UTF-8, so it is left out") == 2
     assert "\\udcff" in err
+
+
+def test_empty_and_padded_items_score_as_published(bench: Bench, capsys, tmp_path: Path) -> None:
+    """An empty item predicts nothing, and is neutral for sentiment; brackets are removed at the very ends only."""
+    numbers = []
+    for mer, sims in (("", ""), ("[]", "neutral")):
+        bench.add("MER2023", "run_c", "checkpoint_000030_loss_0.1", {**GOOD["MER2023"], "m1": mer})
+        bench.add("SIMS", "run_c", "checkpoint_000030_loss_0.1", {**GOOD["SIMS"], "s1": sims})
+        status, _, err = run(
+            capsys, score.main, *bench.arguments("--run", "run_c", "--json", str(tmp_path / "a.json")),
+        )  # fmt: skip
+        assert status == 0, err
+        found = json.loads((tmp_path / "a.json").read_text())["datasets"]
+        numbers.append(
+            [
+                next(iter(found[name]["checkpoints"].values()))[key]
+                for name, key in (("mer2023", "hit"), ("sims", "waf"))
+            ]
+        )
+    assert numbers[0] == numbers[1]
+    bench.add("MER2023", "run_d", "checkpoint_000030_loss_0.1", {**GOOD["MER2023"], "m1": " [happy, sad] "})
+    status, out, err = run(capsys, score.main, *bench.arguments("--run", "run_d", "--datasets", "MER2023"))
+    assert status == 0 and "[happy" in out, out + err
+
+
+def test_answers_of_any_model_are_documented(bench: Bench, capsys) -> None:
+    with pytest.raises(SystemExit):
+        score.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    page = (ROOT / "docs" / "scores.md").read_text()
+    for words in ("name,answer", ".jsonl", "name2reason", "--extractor"):
+        assert words in text and words in page
+    for path in bench.folder("MER2023", "run_b").glob("*-openset.npz"):
+        path.unlink()
+    status, _, err = run(capsys, score.main, *bench.arguments("--run", "run_b"))
+    assert status == 1 and "--extractor direct" in err

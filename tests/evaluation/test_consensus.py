@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -230,9 +229,7 @@ def test_votes_of_the_released_checkpoints(
     ]  # fmt: skip
     if output == "output-ovmerd":
         arguments += ["--allow-missing"]
-    started = time.process_time()
     assert run_cli(command.main, arguments) == 0
-    assert time.process_time() - started <= 1.5
     found = {}
     for run in ("votes", "emercoarse"):
         target = tmp_path / f"{run}.json"

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -78,18 +77,18 @@ def test_answers_of_others_that_hold_endless_lists(capsys, bench, tmp_path):
 
 
 def test_answers_of_others_that_take_long_to_read(capsys, bench, tmp_path):
-    """Blanks, and statements inside statements: their cost grew with the square of their length, and more."""
+    """Blanks, and statements inside statements: their cost grew with the square of their length, and more.
+
+    These lengths would then outlast the suite's limit of a test."""
     answers = {
         "m1": f"The emotional state is x{' ' * 30_000}y", "m2": "emotion is " * 2900, "m3": "x" * 10**7,
         "m4": f"happy{' ' * 30_000}\n{'very ' * 500}sad",
     }  # fmt: skip
     write_npz(tmp_path / "theirs.npz", name2reason=answers)
-    started = time.process_time()
     status, out, _ = run(
         capsys, score.main, *bench.arguments("--answers", str(tmp_path / "theirs.npz"), "--datasets", "mer2023")
     )
     assert status == 0 and "3 of 4 answers have no form" in out
-    assert time.process_time() - started < 4
 
 
 def test_labels_are_shown_with_their_control_characters_written_out(capsys, serve, asked, bench, tmp_path):

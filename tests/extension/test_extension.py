@@ -21,6 +21,7 @@ ADDED = (
     "COLOUR_GRID", "colour-grid", "LastConnector", "gate", "MyQwen", "voice_first", "mood", "MyMoods", "moods_json",
     "same-letter", "smoothed",
 )  # fmt: skip
+MOOD = "In one word, what is this person's mood?"
 MOODS = ("glad", "sad", "angry")
 YAML = """\
 imports: [my_lab.py]
@@ -133,7 +134,7 @@ def test_one_of_each_kind_trains_resumes_answers_scores_and_is_exported(lab):
     answers = f"output/results-mymoods/{folder.name}/{after.stem}"
     scored = run(
         lab,
-        ("infer", "--cfg-path", "mine.yaml", "--dataset", "mymoods", "--zeroshot"),
+        ("infer", "--cfg-path", "mine.yaml", "--dataset", "mymoods", "--outside_user_message", MOOD),
         (
             "evaluate", "--extractor", "direct", "--imports", "my_lab.py", "--datasets", "MyMoods", "--dataset-root",
             "dataset", "--base-root", "output/results", "--checkpoints", after.stem, "--json", "scores.json",
@@ -156,7 +157,7 @@ def test_one_of_each_kind_trains_resumes_answers_scores_and_is_exported(lab):
         lab,
         ("extract_features", "--cfg-path", "mine.yaml", "--datasets", "mymoods", "--split", "test"),
         (
-            "infer", "--cfg-path", "mine.yaml", "--dataset", "mymoods", "--options",
+            "infer", "--cfg-path", "mine.yaml", "--dataset", "mymoods", "--outside_user_message", MOOD, "--options",
             "datasets.mymoods.features=require", "inference.base_root=output/stored",
         ),
     )  # fmt: skip
@@ -168,7 +169,7 @@ def test_one_of_each_kind_trains_resumes_answers_scores_and_is_exported(lab):
     [
         ("imports: [nowhere.py]\n", "nowhere.py: no such Python file"),
         ("imports: [broken.py]\n", "broken.py does not import: ZeroDivisionError"),
-        ("imports: 3\n", "imports is 3; allowed: a list of Python files"),
+        ("imports: {a: b}\n", "imports is {'a': 'b'}; allowed: a list of Python files"),
         ("model: {video_fusion_type: lats}\n", "mine2.yaml:1: model.video_fusion_type: unknown"),
     ],
 )
@@ -265,3 +266,62 @@ def test_a_class_that_gives_something_else_is_named(dry_runs, option):
     status, stderr = dry_runs[option]
     assert status == 1 and stderr.strip().splitlines()[-1].startswith("error: "), stderr
     assert _GIVEN[option] in stderr and "Traceback" not in stderr
+
+
+WRONG = """
+import torch
+from torch import nn
+from my_lab import *
+from affectgpt.processing.modes import AUDIO, IMAGE, SUBTITLE
+
+class Weighted(SupervisedObjective):
+    def __init__(self, model, run):
+        super().__init__(model, run)
+        self.weight = nn.Parameter(torch.ones(3))
+
+OBJECTIVES.register("weighted")(Weighted)
+MODES.register("pose")(Mode("pose", (AUDIO, "The pose is: <Pose><PoseHere></Pose>. ", SUBTITLE)))
+MODES.register("pictured")(Mode("pictured", (IMAGE, AUDIO, SUBTITLE)))
+"""
+
+
+def test_what_would_be_ignored_is_an_error(lab):
+    """An objective's own parameters, tokens of no medium, a missing image, a set's own question."""
+
+    def error_of(command: str, *options: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; from affectgpt.cli.main import main; sys.exit(main(sys.argv[1:]))",
+             command, "--cfg-path", "wrong.yaml", *options],
+            cwd=lab, capture_output=True, text=True, timeout=200,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return done.stderr if done.returncode == 1 else f"status {done.returncode}: {done.stderr}"
+
+    (lab / "wrong.py").write_text(WRONG)
+    block = "datasets: {mymoods: {face_or_frame: voice_first}}"
+    (lab / "wrong.yaml").write_text(f"extends: mine.yaml\nimports: [wrong.py]\n{block}\n")
+    own = error_of("train", "--dry-run", "--options", "run.objective=weighted")
+    assert "run.objective: weighted has parameters of its own (weight)" in own and "Traceback" not in own
+    (lab / "any.pth").write_bytes(b"")
+    asked = error_of(
+        "infer", "--dataset", "mymoods", "--zeroshot", "--options", f"inference.ckpt_name={lab / 'any.pth'}"
+    )
+    assert "a question of its own (mood)" in asked
+    found = error_of("train", "--dry-run", "--options", "datasets.mymoods.face_or_frame=pose")
+    assert "its sentences hold <PoseHere>, which stands for no medium" in found and "wrong.py:" in found
+    found = error_of("train", "--dry-run", "--options", "datasets.mymoods.face_or_frame=pictured", "run.num_workers=0")
+    assert "input mode pictured shows an image, and no image file of it is known" in found
+
+
+@pytest.mark.parametrize("sentence", ["<Pose><PoseHere></Pose>", "<facehere>", "< FaceHere >", "<Gaze>", "{gaze}"])
+def test_a_token_of_no_medium_is_refused(sentence, monkeypatch):
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.processing.modes import AUDIO, MODES, SUBTITLE, Mode, get_mode
+
+    for name in ("_entries", "_places"):
+        monkeypatch.setattr(MODES, name, dict(getattr(MODES, name)))
+    MODES.register("odd")(Mode("odd", (AUDIO, f"It is: {sentence}. ", SUBTITLE)))
+    with pytest.raises(ConfigError, match="which stands for no medium and would be plain text"):
+        get_mode("odd")
+    MODES.register("tagged")(Mode("tagged", ("<Scene>The sound: <Audio><AudioHere></Audio></Scene>. ",)))
+    assert get_mode("tagged").placeholders == ("audio",)

@@ -234,7 +234,10 @@ def test_a_checkpoint_with_tied_embeddings(tiny_models, tmp_path):
     config = tiny_config(tmp_path / "models")
     tokenizer = AffectGPTProcessor.from_config(config).tokenizer
     model = build_model(config, device=torch.device("cpu"), tokenizer=tokenizer)
-    path = write_checkpoint(tmp_path / "c.pth", {"model": trained_state(model)})
+    state = trained_state(model)
+    assert not [name for name in state if "lm_head" in name or "embed_tokens" in name]
+    older = {**state, "llama_model.base_model.model.lm_head.weight": model.llm.get_output_embeddings().weight.detach()}
+    path = write_checkpoint(tmp_path / "c.pth", {"model": older})  # as earlier versions saved it
     again, _ = load(export_hf(config, path, tmp_path / "out"))
     embedding, head = again.get_input_embeddings().weight, again.get_output_embeddings().weight
     assert embedding.data_ptr() == head.data_ptr()
@@ -357,11 +360,13 @@ def test_predictor_and_commands_take_the_folder(exported, world, clips, tmp_path
     from affectgpt.config.load import default_config
 
     folder, checkpoint = exported(), world.checkpoints()[0].path
-    config = default_config("tiny", ["run.device=cpu", "inference.decoding=greedy", "inference.max_new_tokens=24"])
+    if not torch.cuda.is_available():  # a folder says no device: the GPU if there is one
+        assert Predictor.from_pretrained(folder).session.device.type == "cpu"
+    config = default_config("tiny", ["inference.decoding=greedy", "inference.max_new_tokens=24"])
     predictor = Predictor.from_pretrained(folder, config=config)
     clip = {"audio": clips[1]["audio"], "face": clips[1]["face"], "subtitle": clips[1]["subtitle"]}
     ours = predictor(**clip, question=QUESTION)
-    options = ["--options", "run.device=cpu", "inference.decoding=greedy", "inference.max_new_tokens=24"]
+    options = ["--options", "inference.decoding=greedy", "inference.max_new_tokens=24"]
     arguments = [
         "--audio_path", clip["audio"], "--face_npy", clip["face"], "--subtitle", clip["subtitle"],
         "--outside_user_message", QUESTION, "--json",
@@ -369,7 +374,7 @@ def test_predictor_and_commands_take_the_folder(exported, world, clips, tmp_path
     capsys.readouterr()
     answered = []
     for source in (["--hf", str(folder)], ["--cfg-path", str(world.yaml)]):
-        extra = [] if source[0] == "--hf" else [f"inference.ckpt_name={checkpoint}"]
+        extra = [] if source[0] == "--hf" else ["run.device=cpu", f"inference.ckpt_name={checkpoint}"]
         assert run_cli(sample.main, [*source, *arguments, *options, *extra]) == 0
         answered.append(json.loads(capsys.readouterr().out)["answer"])
     assert answered[0] == answered[1] == ours.answer != ""
@@ -380,12 +385,12 @@ def test_predictor_and_commands_take_the_folder(exported, world, clips, tmp_path
     (target,) = tmp_path.rglob("*.npz")
     assert target == tmp_path / "results-ovmerdplus" / folder.name / "model.npz"
     base = tmp_path / "base"
-    assert run_cli(infer.main, ["--cfg-path", str(world.yaml), "--dataset", "OVMERDPlus", *options,
+    assert run_cli(infer.main, ["--cfg-path", str(world.yaml), "--dataset", "OVMERDPlus", *options, "run.device=cpu",
                                 f"inference.base_root={base}"]) == 0  # fmt: skip
     (expected,) = tmp_path.glob("base-*/*/*.npz")
     assert read_answers(target) == read_answers(expected)
     capsys.readouterr()
-    assert main(["doctor", "--hf", str(folder), "--options", "run.device=cpu"]) == 0
+    assert main(["doctor", "--hf", str(folder)]) == 0
     assert "probe clip: 13 stages in float32" in capsys.readouterr().out
     assert run_cli(sample.main, ["--hf", str(tmp_path), "--subtitle", "x"]) == 1
     assert "not a folder that affectgpt export --hf wrote" in capsys.readouterr().err
@@ -417,3 +422,10 @@ def test_what_export_refuses(world, exported, tmp_path, capsys):
         assert main(arguments) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_a_greedy_recipe_is_exported(exported):
+    from transformers import GenerationConfig
+
+    folder = exported("--options", "inference.decoding=greedy")
+    assert GenerationConfig.from_pretrained(folder).do_sample is False

@@ -128,7 +128,7 @@ def test_a_loader_worker_that_is_killed_is_said_and_the_same_command_resumes(wor
         workers = [pid for pid in candidates if pid in forks_of(process.pid)]  # not one that was about to call exec
     os.kill(workers[0], signal.SIGKILL)
     _, log = process.communicate(timeout=120)
-    assert process.returncode == 1 and "killed from outside (SIGKILL): out of memory?" in log, log
+    assert process.returncode == 1 and "ended from outside (SIGKILL): out of memory?" in log, log
     assert "run.num_workers" in log and "running it again" in log and "Traceback" not in log and "damaged" not in log
     process = start(world, tmp_path)
     assert process.communicate(timeout=120) and process.returncode == 0

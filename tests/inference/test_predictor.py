@@ -257,7 +257,7 @@ def test_a_video_of_two_hours_is_answered(predictors, tmp_path):
 
 
 def test_a_video_without_a_face_is_named(predictors, clips):
-    with pytest.raises(DataError, match=r"no_face\.mp4: no face found in 20 frames; give crops with --face_npy"):
+    with pytest.raises(DataError, match=r"no_face\.mp4: no face found in 20 frames; give its face crops"):
         predictors[FACES](clips / "no_face.mp4")
 
 
@@ -316,10 +316,15 @@ def test_two_people_get_a_note_that_says_whom_the_answer_is_about(world, predict
     assert not any(SEVERAL in flag for flag in predictors[FACES](alone).flags)
 
 
-def test_a_subtitle_that_is_too_long_names_the_key(world, predictors, clips):
+def test_a_question_that_is_too_long_names_the_key(world, predictors, clips):
     with pytest.raises(DataError, match=r"inference\.max_new_tokens: prompt and answer share 2000 tokens") as raised:
-        predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad. " * 2000)
+        predictors[FRAMES](clips / "no_face.mp4", question="Is she glad? " * 2000)
     assert "no_face" in str(raised.value)
+
+
+def test_a_subtitle_that_is_too_long_loses_its_end_and_says_so(world, predictors, clips):
+    reply = predictors[FRAMES](clips / "no_face.mp4", subtitle="I am so glad. " * 2000)
+    assert reply.answer and any("subtitle" in note for note in reply.notes)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
@@ -383,13 +388,10 @@ def test_an_empty_folder_is_named(world, tmp_path):
         command.main(["--video_path", str(tmp_path), f"--cfg-path={world.yaml}"])
 
 
-def test_imports_of_a_single_answer_are_quick():
-    code = (
-        "import torch, transformers.modeling_utils, transformers.generation.utils, time; u = time.perf_counter(); "
-        "import affectgpt.inference.predictor; print(time.perf_counter() - u)"
-    )
+def test_imports_of_a_single_answer_are_those_it_needs():
+    code = "import sys, affectgpt.inference.predictor; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 2.0  # beside torch and transformers
+    assert not {"matplotlib", "vllm", "gradio", "openai", "fastapi"} & set(result.stdout.split())
 
 
 class Stopped(Exception):  # noqa: N818
@@ -461,3 +463,11 @@ def test_threads_get_the_answers_that_one_gets_alone(world, tmp_path, mode, coun
 def test_what_is_no_model_is_told():
     with pytest.raises(ConfigError, match=r"Predictor\(None\): expected a GenerationSession; Predictor\.from_config"):
         Predictor(None)
+
+
+def test_the_attention_kernel_of_a_recipe_counts_for_answers(world, clips):
+    predictor = Predictor.from_config(world.yaml, mode=FRAMES, options=["run.attention=eager"])
+    assert predictor.session.model.get_decoder().config._attn_implementation == "eager"
+    assert predictor(clips / "no_face.mp4", subtitle="x").answer
+    with pytest.raises(ConfigError, match=r"run\.attention: flash_attention_2 cannot be used here"):
+        Predictor.from_config(world.yaml, mode=FRAMES, options=["run.attention=flash_attention_2"])

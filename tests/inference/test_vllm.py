@@ -78,17 +78,13 @@ def test_greedy_answers_are_those_of_transformers(wide, monkeypatch, temporary, 
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
     if handed == "merged":
         monkeypatch.setattr(vllm_engine, "_ADAPTED", ())
-    began = time.perf_counter()
     theirs = make_session(wide, *GREEDY, VLLM)
-    first = time.perf_counter() - began
     ours = make_session(wide, *GREEDY)
     examples = examples_of(wide, ours)
     zeros = [0] * len(examples)
-    seconds = []
     for epoch in (11, 12):
-        started, running = time.perf_counter(), theirs.engine._local.llm
+        running = theirs.engine._local.llm
         theirs.use(checkpoint(wide, epoch))
-        seconds.append(time.perf_counter() - started)
         assert (theirs.engine._local.llm is running) == (handed != "merged")
         ours.use(checkpoint(wide, epoch))
         expected = ours.generate(examples, seeds=zeros)
@@ -96,12 +92,11 @@ def test_greedy_answers_are_those_of_transformers(wide, monkeypatch, temporary, 
         assert theirs.generate(examples[::-1], seeds=zeros) == expected[::-1]
         assert [theirs.generate([e], seeds=[0])[0] for e in examples[:8]] == expected[:8]
         assert len({answer.text for answer in expected}) > 20
-    print(f"{handed}: started in {first:.1f} s, checkpoints changed in {seconds} s")
     compiled = list(cache.glob("torch_compile_cache/*/*"))
     if handed == "merged":  # each start has the folder's name, and so finds what the first one compiled
-        assert len(compiled) == 1 and seconds[-1] < first
+        assert len(compiled) == 1
     else:  # on a CPU vLLM compiles nothing where it has LoRA
-        assert not compiled and max(seconds) < first / 20
+        assert not compiled
     assert not list(temporary.glob("affectgpt*"))
 
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -57,10 +56,8 @@ def test_a_hanging_helper_is_stopped(make, tmp_path):
     decoder.time_limit = 0.3
     pid = decoder._idle[0].pid
     os.kill(pid, signal.SIGSTOP)
-    started = time.monotonic()
     with pytest.raises(DataError, match=r"clip\.mp4: decoding took more than 0\.3\d* s"):
         decoder.frames(path)
-    assert time.monotonic() - started < 5
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     decoder.close()

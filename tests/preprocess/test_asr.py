@@ -135,7 +135,7 @@ def test_the_language_reaches_the_model_from_the_command_for_single_clips(multil
     monkeypatch.setattr(Predictor, "from_config", classmethod(lambda cls, *_, recognise, **__: Listening(recognise)))
     monkeypatch.setattr("affectgpt.config.paths.select_checkpoints", lambda config: [SimpleNamespace(path=tmp_path)])
     config = tmp_path / "a.yaml"
-    config.write_text("model: {}\n")
+    config.write_text("model: {}\nrun: {device: cpu}\n")
     generate, languages = WhisperForConditionalGeneration.generate, []
 
     def noted(self, *args, **options):

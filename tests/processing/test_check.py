@@ -237,7 +237,9 @@ def test_labels_that_another_sign_parts_are_noted(make, tmp_path, capsys):
     assert main([*own(tmp_path), "--csv", str(table)]) == 0
     shown = capsys.readouterr().out
     told = "ovlabel 'neutral;calm' holds ';': labels are parted by commas (1 more like it)"
-    assert f"stage train y: label note: {told}" in shown and "everything is there; notes: 1" in shown
+    assert (
+        f"stage train y: label note: {told}" in shown and "everything is there; notes: 2" in shown
+    )  # and no tokenizer
     assert told in table.read_text()
     assert main(own(tmp_path, path="", test_path="a.csv", task="fine-grained")) == 1
     shown = capsys.readouterr().out

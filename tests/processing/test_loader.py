@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import multiprocessing
 
 import pytest
 import torch
 
 from affectgpt.config.schema import Config, DatasetConfig, ModelConfig, PathsConfig, RunConfig
-from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, Labels, Modality, Sample
 from affectgpt.datasets.label_files import load_samples
 from affectgpt.datasets.splits import keep_fraction
@@ -283,3 +284,13 @@ def test_a_sample_skipped_in_every_epoch_is_written_once(tmp_path):
             log.add(Failure(dataset="X", name=name, reason="broken"))
         assert len(log) == 2 and log.times == 20
     assert path.read_text().splitlines() == ["dataset,sample,reason", "X,a,broken", "X,b,broken"]
+
+
+def test_a_worker_that_is_ended_from_outside_is_said_to_be(config, batches_of):
+    """As a system whose memory is full ends it: no fault of any file, and no traceback."""
+    drawn = iter(batches_of(with_run(config, num_workers=1))(1))
+    next(drawn)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(AffectGPTError, match=r"ended from outside.*run\.num_workers.*run\.resume_ckpt_path=auto"):
+        list(drawn)

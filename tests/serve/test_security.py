@@ -148,7 +148,7 @@ def test_files_below_the_media_root_alone(predictor, tmp_path):
             status, _, answer = ask(server, url)
             assert status == 400 and str(tmp_path) not in json.dumps(answer), url
     with running(predictor) as server:
-        assert "--media-root" in words(ask(server, f"file://{root}/in.mp4"))
+        assert "media folder" in words(ask(server, f"file://{root}/in.mp4"))
 
 
 @pytest.mark.parametrize(
@@ -444,3 +444,105 @@ def test_logs_hold_neither_media_nor_keys(predictor, clips, log_lines):
     for secret in ("correct horse", "battery staple", "private", url[40:80], "base64"):
         assert secret not in text
     assert logging.getLogger("uvicorn.access").handlers == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([{"type": "text", "text": "How?"}, {"type": "image_url"}], "part 1 has type 'image_url'"),
+        ([{"type": "video", "video": "x"}], "part 0 has type 'video'"),
+        ([{"type": "file", "file": {}}], "part 0 has type 'file'"),
+        ([{"text": "How?"}], "part 0 has no type"),
+        ([{"type": 3}], "part 0 has no type"),
+        (["How?"], "part 0 has a bare string"),
+        ([None], "part 0 has null"),
+        (None, "found null"),
+        ({"type": "text", "text": "How?"}, "found an object"),
+        (7, "found a number"),
+    ],
+)  # fmt: skip
+def test_a_part_of_another_type_is_named_with_what_is_taken(server, content, words):
+    status, _, answer = post(server, {"messages": [{"role": "user", "content": content}]})
+    message = answer["error"]["message"]
+    assert status == 400 and message.startswith("messages[0].content: ") and words in message
+    assert "text, video_url, audio_url and input_audio" in message and answer["error"]["param"] == "messages[0].content"
+
+
+def test_what_is_wrong_within_a_part_has_its_place(server):
+    part = {"type": "video_url", "video_url": {"href": "x"}}
+    answer = post(server, {"messages": [{"role": "user", "content": [part]}]})[2]
+    assert (
+        answer["error"]["message"].startswith("messages[0].content[0].video_url")
+        and "url" in answer["error"]["message"]
+    )
+
+
+def test_no_message_to_a_caller_speaks_of_the_command_line(server):
+    """A face recipe without a clip, a person that is no one, a file below no folder: words of the API alone."""
+    asked = [
+        {"messages": [{"role": "user", "content": "How?"}]},
+        {"messages": [{"role": "user", "content": "How?"}], "person": "nobody"},
+        {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "file:///a.mp4"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "https://a.b/c.mp4"}}]}]},
+    ]
+    for request in asked:
+        status, _, answer = post(server, request)
+        assert status == 400 and "--" not in answer["error"]["message"], answer
+
+
+def health(server) -> tuple[int, dict]:
+    connection = http.client.HTTPConnection(*urlsplit(server.address).netloc.split(":"), timeout=30)
+    connection.request("GET", "/health")
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+@pytest.mark.parametrize("what", ["the device", "a row"])
+def test_a_lost_gpu_is_not_healthy_and_ends_the_server(predictor, monkeypatch, what):
+    """As CUDA says it: the first error, and every call after it. An error of a row alone ends nothing."""
+    words = "CUDA error: an illegal memory access was encountered" if what == "the device" else "a shape is wrong"
+    with running(predictor) as server:
+        assert health(server)[0] == 200
+        broken = {"left": 10**6 if what == "the device" else 3}
+        generate = server.service.batcher.session.generate
+
+        def fail(*arguments, **options):
+            broken["left"] -= 1
+            if broken["left"] >= 0:
+                raise RuntimeError(words)
+            return generate(*arguments, **options)
+
+        ended = threading.Event()
+        monkeypatch.setattr(server.service.batcher.session, "generate", fail)
+        monkeypatch.setattr(server.service.batcher, "on_lost", ended.set)
+        assert post(server, {"messages": message(write_clip(server.service.folders.root / "a.mp4"), "How?")})[0] == 500
+        if what == "the device":
+            assert ended.wait(30)
+            status, state = health(server)
+            assert status == 503 and "lost" in state["status"]
+        else:
+            assert not ended.is_set() and health(server)[0] == 200
+
+
+def page_request(server, path: str, body: dict | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(*urlsplit(server.address).netloc.split(":"), timeout=5)
+    content = None if body is None else json.dumps(body)
+    connection.request("GET" if body is None else "POST", path, content, {"content-type": "application/json"})
+    try:
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except TimeoutError:
+        return 200, b""  # an open stream
+
+
+def test_a_heartbeat_needs_a_login(predictor):
+    pytest.importorskip("gradio")
+    with running(predictor, page=True, api_key="a-long-secret") as server:
+        assert page_request(server, "/gradio_api/heartbeat/abc")[0] in (401, 403)
+
+
+def test_an_unknown_function_of_the_page_is_the_callers_fault(predictor):
+    pytest.importorskip("gradio")
+    with running(predictor, page=True) as server:
+        asked = {"fn_index": 999, "data": [], "session_hash": "abc"}
+        assert 400 <= page_request(server, "/gradio_api/queue/join", asked)[0] < 500

@@ -245,3 +245,57 @@ def test_an_interrupted_extraction_ends_like_an_undisturbed_one(folder, tmp_path
     assert [extraction.computed for extraction in made] == [7, 4]
     assert read_items(made[0].labels) == read_items(made[1].labels)
     assert made[0].extractor == "transformers Tiny-Instruct, seed 42"
+
+
+@pytest.mark.parametrize("kind", ["text", "mllm", "encoder", "tokenizer", "whisper", "export"])
+def test_a_folder_with_code_of_its_own_asks_nothing_on_a_terminal(kind, tmp_path, monkeypatch):
+    """transformers would print "Do you wish to run the custom code? [y/N]" and wait for an answer."""
+    import sys
+
+    from affectgpt.core.errors import AffectGPTError
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+        def readline(self, *_: object) -> str:
+            raise AssertionError("a question was asked on the terminal")
+
+        read = fileno = readline
+
+    (tmp_path / "odd.py").write_text("raise SystemExit('code of a model folder ran')\n")
+    classes = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoProcessor", "AutoModelForImageTextToText")
+    config = {"architectures": ["Odd"], "auto_map": dict.fromkeys(classes, "odd.Odd")}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "whisper" if kind == "whisper" else "odd", **config})
+    )
+    auto = {"auto_map": {"AutoTokenizer": ["odd.Odd", None], "AutoProcessor": "odd.Odd"}, "tokenizer_class": "Odd"}
+    for name in ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text(json.dumps(auto))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("builtins.input", Terminal.readline)
+    sampling = Sampling(max_tokens=2)
+    with pytest.raises(AffectGPTError):
+        if kind == "text":
+            _ask(tmp_path, ["x"], sampling=sampling)
+        elif kind == "mllm":
+            from affectgpt.mllm.folder import MultimodalClient
+
+            MultimodalClient(model=tmp_path, device="cpu")._load()
+        elif kind == "encoder":
+            from affectgpt.encoders.pretrained import read_config
+
+            read_config(tmp_path)
+        elif kind == "tokenizer":
+            from affectgpt.encoders.llm import get_llm, load_tokenizer
+
+            load_tokenizer(tmp_path, get_llm("Qwen25"))
+        elif kind == "whisper":
+            from affectgpt.preprocess.asr import Transcriber
+
+            Transcriber(tmp_path, device="cpu")
+        else:
+            from affectgpt.encoders.llm import folder_generation_config
+
+            folder_generation_config(tmp_path)

@@ -15,6 +15,7 @@ from tiny import folder_of, tiny_config
 from affectgpt.cli.train import main
 from affectgpt.config.load import load_config
 from affectgpt.core.errors import ConfigError
+from affectgpt.core.runtime import pick_device
 from affectgpt.modeling.build import build_model
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.training.cost import step_memory
@@ -31,6 +32,8 @@ def gpu(monkeypatch):
     """A machine that says it has GPUs; ``gpu``: which one was made the current one."""
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
     return chosen
@@ -57,19 +60,24 @@ def test_the_published_recipes_have_one_precision(path):
         [],
         ["run.amp_dtype=bfloat16", "model.llm_dtype=bfloat16"],
         ["run.amp_dtype=bfloat16", "model.llm_dtype=float32"],
-        ["run.amp=False", "run.amp_dtype=bfloat16"],
+        ["run.amp=False", "model.llm_dtype=bfloat16"],
     ):
         check_precision(load_config(path, options), GPU)
     check_precision(load_config(path, ["run.amp_dtype=bfloat16"]), CPU)  # where everything is float32
+    with pytest.raises(ConfigError, match=r"run\.amp is False, but model\.llm_dtype is float16"):
+        check_precision(load_config(path, ["run.amp=False"]), GPU)  # nothing would scale the loss
 
 
 def test_a_gpu_with_a_number_is_the_current_one(gpu):
     """Kernels of other libraries run on the current device, which is cuda:0 where nobody says otherwise."""
-    config = tiny_config(Path())
-    with process_group(config.run, torch.device("cuda:1")):
-        assert gpu == [torch.device("cuda:1")]
-    with process_group(config.run, GPU):
-        assert len(gpu) == 1
+    assert pick_device("cuda:1") == torch.device("cuda:1") and gpu == [torch.device("cuda:1")]
+    assert pick_device("cuda") == GPU and len(gpu) == 1
+
+
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are(gpu):
+    with pytest.raises(ConfigError, match=r"cuda:2 is not there; there are cuda:0 \(GPU 0\), cuda:1 \(GPU 1\)"):
+        pick_device("cuda:2")
+    assert gpu == []
 
 
 def test_ranks_of_a_machine_are_not_all_put_on_one_gpu(recipe, gpu, monkeypatch):
@@ -82,8 +90,8 @@ def test_ranks_of_a_machine_are_not_all_put_on_one_gpu(recipe, gpu, monkeypatch)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # a machine each: cuda:0 of every one
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    config = load_config(path)
-    with process_group(config.run, torch.device("cuda:0")):
+    gpu.clear()
+    with process_group(load_config(path).run, pick_device("cuda:0")):
         assert gpu == [torch.device("cuda:0")]
 
 

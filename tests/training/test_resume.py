@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from training_processes import Trouble, run_train
-from training_recipe import NAMES, load_parts, run_folder
+from training_recipe import NAMES, load_parts, run_folder, write_recipe
 
 from affectgpt.core.errors import AffectGPTError
 from affectgpt.core.provenance import REVISIONS
@@ -346,7 +347,7 @@ def test_a_resumed_run_records_in_which_ways_it_began(recipe):
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(signal.SIGKILL, "killed from outside (SIGKILL): out of memory?"), (signal.SIGSEGV, "crashed (SIGSEGV)")],
+    [(signal.SIGKILL, "ended from outside (SIGKILL): out of memory?"), (signal.SIGSEGV, "crashed (SIGSEGV)")],
 )
 def test_a_loader_worker_that_is_killed_is_said_and_the_run_resumes(recipe, number, words):
     """No file is blamed, there is no traceback, and the hint holds: the run goes on from what is saved."""
@@ -358,3 +359,54 @@ def test_a_loader_worker_that_is_killed_is_said_and_the_run_resumes(recipe, numb
     if number == signal.SIGKILL:
         resumed = run_train("--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto", "run.num_workers=0")
         assert resumed.status == 0 and "resuming from" in resumed.stderr, resumed.stderr
+
+
+def test_a_new_run_after_a_stopped_one_says_how_that_is_resumed(recipe):
+    path = recipe(mode="face_text", max_epoch=1)
+    stopped = run_train("--cfg-path", str(path), trouble=Trouble(signal_in_step=(2, signal.SIGINT)))
+    assert stopped.status == 130 and "is left as it is" not in stopped.stderr, stopped.stderr
+    first = run_folder(path)
+    again = run_train("--cfg-path", str(path))
+    assert again.status == 0, again.stderr
+    assert f"{first} was stopped before its end and is left as it is" in again.stderr
+    assert f"--options run.resume_ckpt_path={first}" in again.stderr
+    [second] = set(first.parent.iterdir()) - {first}
+    assert f"curves: {second}/training.png" in again.stderr and (second / "training.png").stat().st_size > 1000
+    assert "python inference_hybird.py" in again.stderr and f"inference.ckpt_root={second}" in again.stderr
+
+
+@pytest.mark.parametrize("what", ["a label", "a row less", "an encoder"])
+def test_what_a_run_learns_from_may_not_change_between_two_steps(tmp_path, tiny_models, training_set, what):
+    dataset = shutil.copytree(training_set, tmp_path / "dataset", symlinks=True)
+    models = shutil.copytree(tiny_models, tmp_path / "models")
+    path = write_recipe(tmp_path, models=models, dataset=dataset, mode="audio_text", max_epoch=1, iters_per_epoch=1)
+    assert run_train("--cfg-path", str(path)).status == 0
+    folder = run_folder(path)
+    options = ["--options", f"run.resume_ckpt_path={folder / 'last.state'}", "run.max_epoch=2"]
+    if what == "an encoder":
+        [weights] = (models / "chinese-hubert-large").glob("*.safetensors")
+        tensors = load_file(weights)
+        name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+        save_file({**tensors, name: tensors[name] + 0.5}, weights, metadata={"format": "pt"})
+        expected = "the weights of model.acoustic_encoder were others"
+    else:
+        table = dataset / "mer2025-dataset" / "track2_train_mercaptionplus.csv"
+        lines = table.read_text().splitlines(keepends=True)
+        last = [] if what == "a row less" else [lines[-1].replace("['", "['x", 1)]
+        table.write_text("".join([*lines[:-1], *last]))
+        expected = f"the training rows of MERCaptionPlus were others (12 then, {11 + len(last)} now)"
+    refused = run_train("--cfg-path", str(path), *options)
+    assert refused.status == 1 and expected in refused.stderr and "Put the files back" in refused.stderr, refused.stderr
+
+
+def test_other_numbers_of_the_optimizer_are_warned_of_and_other_frames_refused(recipe):
+    path = recipe(mode="face_text", max_epoch=1, iters_per_epoch=1)
+    assert run_train("--cfg-path", str(path)).status == 0
+    state = run_folder(path) / "last.state"
+    options = [f"run.resume_ckpt_path={state}", "run.max_epoch=2", "run.clip_grad_norm=0.5", "run.beta2=0.9"]
+    resumed = run_train("--cfg-path", str(path), "--options", *options)
+    assert resumed.status == 0, resumed.stderr
+    assert "run.clip_grad_norm was" in resumed.stderr and "run.beta2 was" in resumed.stderr
+    frames = [f"run.resume_ckpt_path={state}", "run.max_epoch=3", "model.vis_processor.train.n_frms=4"]
+    refused = run_train("--cfg-path", str(path), "--options", *frames)
+    assert refused.status == 1 and "model.vis_processor.train was" in refused.stderr, refused.stderr

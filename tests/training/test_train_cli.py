@@ -265,3 +265,32 @@ def test_a_read_only_output_folder_is_an_error(recipe, tmp_path):
     (tmp_path / "output").mkdir(mode=0o500)
     with pytest.raises(ConfigError, match="cannot be written to"):
         main(["--cfg-path", str(recipe(mode="textonly"))])
+
+
+def test_lengths_and_sets_of_test_clips_alone(recipe, tmp_path, capsys):
+    """check_data names samples over max_length; a block with test clips alone is left out of training, and is said."""
+    from affectgpt.cli import check_data, infer
+
+    path = recipe(mode="audio_text", model="max_length: 20")
+    arguments = ["--cfg-path", str(path), "--splits", "train", "--media", "none", "--any-count"]
+    assert check_data.main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "length wrong: sample 'c0'" in out or "length wrong: sample" in out
+    assert "20" in out
+    path.write_text(path.read_text().replace("max_length: 20", "max_length: 512").replace(
+        "datasets: {", "datasets: {my_test_clips: {test_path: t.csv, columns: {ovlabel: o}}, "
+    ))  # fmt: skip
+    outcome = run_train("--cfg-path", str(path), "--dry-run")
+    assert outcome.status == 0, outcome.stderr
+    assert "datasets.my_test_clips: has no training split, so it is not trained on" in outcome.stderr
+    with pytest.raises(DataError, match="Did you mean 'my_test_clips'"):
+        infer.main(["--cfg-path", str(path), "--dataset", "my_test_clps"])
+    capsys.readouterr()
+
+
+def test_a_whisper_folder_that_is_not_there(tmp_path):
+    from affectgpt.preprocess.asr import Transcriber
+
+    (tmp_path / "whisper-small").mkdir()
+    with pytest.raises(ConfigError, match=r"--asr .*whisper-smal: no such folder\. Did you mean 'whisper-small'"):
+        Transcriber(tmp_path / "whisper-smal", device="cpu")

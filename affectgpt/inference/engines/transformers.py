@@ -27,11 +27,15 @@ class _Watched(StoppingCriteria):
     def __init__(self, watchers: Sequence[OnToken]) -> None:
         self.watchers = watchers
         self.ended = [False] * len(watchers)
+        self.mask: torch.Tensor | None = None  # ``ended`` on the device, copied where it has changed
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+        before = list(self.ended)
         for i, ids in enumerate(input_ids.tolist()):
             self.ended[i] = self.ended[i] or self.watchers[i](ids)
-        return torch.tensor(self.ended, device=input_ids.device)
+        if self.mask is None or self.ended != before:
+            self.mask = torch.tensor(self.ended).to(input_ids.device)
+        return self.mask
 
 
 @ENGINES.register("transformers")
