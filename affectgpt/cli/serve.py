@@ -46,9 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
     entry.add_argument("--no-auth", action="store_true", help="no key though other machines reach the server")
     entry.add_argument("--allow-host", nargs="+", default=[], metavar="NAME", help="names that the server is called by")
     entry.add_argument("--media-root", type=Path, metavar="DIR", help="file: URLs below this folder are read")
-    entry.add_argument(
-        "--allow-media-host", nargs="+", default=[], metavar="HOST", help="http(s) URLs of these hosts are fetched"
-    )
     limits = parser.add_argument_group("limits")
     limits.add_argument("--max-megabytes", type=float, default=64.0, metavar="MB", help="of a medium (64)")
     limits.add_argument("--max-seconds", type=float, default=60.0, metavar="S", help="of a clip (60)")
@@ -98,8 +95,8 @@ def settings_of(args: argparse.Namespace) -> ServeSettings:
     longer = -(-args.max_height * 16 // 9)
     return ServeSettings(
         host=args.host, port=args.port, api_key=key, no_auth=args.no_auth, allowed_hosts=tuple(args.allow_host),
-        media_root=args.media_root, media_hosts=tuple(host.lower() for host in args.allow_media_host),
-        work_dir=args.work_dir, megabytes=args.max_megabytes, waiting=args.max_waiting, max_batch=args.max_batch,
+        media_root=args.media_root, work_dir=args.work_dir, megabytes=args.max_megabytes,
+        waiting=args.max_waiting, max_batch=args.max_batch,
         batch_wait=max(args.batch_wait_ms, 0) / 1000, request_timeout=args.request_timeout,
         media=MediaLimits(seconds=args.max_seconds, longer_side=longer, shorter_side=args.max_height,
                           frames_per_second=args.max_fps),
@@ -184,7 +181,7 @@ def drawn_clips() -> list[tuple[Path, str]]:
     return [(sample.video, sample.subtitle) for sample in first.values() if sample.video and sample.video.is_file()]
 
 
-def _page() -> Callable[[Any, Service], Path]:
+def _page() -> Callable[[Any, Service], Any]:
     from affectgpt.serve.page import add_page
 
     return partial(add_page, examples=drawn_clips())

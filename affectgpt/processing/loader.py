@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
@@ -22,6 +24,9 @@ from affectgpt.processing.features import stored_features
 from affectgpt.processing.processor import AffectGPTProcessor, Example
 from affectgpt.processing.questions import check_block, question_context
 from affectgpt.processing.sampler import MixedBatches, SequentialBatches
+
+if TYPE_CHECKING:
+    import torch
 
 _WORKER_GRACE = 10  # seconds that a worker outlives a SIGTERM
 _LENGTHS_ON_GPU = 8  # batches are padded to a multiple of it: kernels of half precision are faster so
@@ -166,7 +171,7 @@ class BatchStream:
         return (batch for batch in self._drawn() if batch is not None)
 
     def _drawn(self) -> Iterator[Batch | None]:
-        for batches, failures, fatal in self._read():
+        for batches, failures, fatal in loaded(self._loader):
             if fatal is not None:
                 raise fatal
             for failure in failures:
@@ -174,18 +179,6 @@ class BatchStream:
                     raise DataError(failure.reason)
                 self.failures.add(failure)
             yield from batches or [None]
-
-    def _read(self) -> Iterator[Any]:
-        try:
-            yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise AffectGPTError(
-                "a process that reads samples was ended from outside, as by a system whose memory is full "
-                f"({str(error).splitlines()[0]}). Lower run.num_workers or run.batch_size_train; a training run goes "
-                "on with --options run.resume_ckpt_path=auto"
-            ) from error
 
 
 def trained_sets(config: Config) -> list[EmotionDataset]:
@@ -344,6 +337,57 @@ def split_by_tokens(examples: Sequence[Example], most: int, *, padded: bool) -> 
     return parts  # type: ignore[return-value]
 
 
+def loaded(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
+    """Iterate over a DataLoader. Raise AffectGPTError where one of its processes was killed or has crashed."""
+    before = signal.getsignal(signal.SIGCHLD)
+    items = None
+    try:
+        items = iter(loader)
+        # torch's handler would raise wherever the main thread is, so that a checkpoint that is just being written would
+        # be blamed. Without it a process that has ended is noticed here, with the next batch.
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGCHLD, before)
+        while True:
+            _check_workers(items)
+            yield next(items)
+    except StopIteration:
+        return
+    except (RuntimeError, OSError, EOFError):
+        # From the second epoch on, iter() asks the workers of the first one.
+        _check_workers(items or getattr(loader, "_iterator", None), wait=0.2)
+        raise
+
+
+def _check_workers(items: Any, *, wait: float = 0.0) -> None:
+    """Raise AffectGPTError where a process of a DataLoader's iterator has failed.
+
+    ``wait``: seconds for each, as its broken pipe is seen a moment before it has ended.
+    """
+    for worker in getattr(items, "_workers", ()):
+        if wait:
+            worker.join(wait)
+        if worker.exitcode:
+            raise AffectGPTError(_how_a_worker_ended(worker.exitcode)) from None
+
+
+def _how_a_worker_ended(status: int) -> str:
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    if how == "SIGBUS":
+        return (
+            "a loader process ended with SIGBUS: /dev/shm, which the loader's workers share, is full. Give it more "
+            "(docker run --shm-size=8g), or set run.num_workers=0"
+        )
+    # SIGALRM is how a worker ends some time after a SIGTERM
+    if how in ("SIGKILL", "SIGTERM", "SIGALRM"):
+        what = f"a loader process was ended from outside ({how}): out of memory? No file is the reason"
+    else:
+        what = f"a loader process crashed ({how}), in a library that reads media or in one of your own"
+    return (
+        f"{what}. Use fewer workers (run.num_workers), then resume: training with --options "
+        "run.resume_ckpt_path=auto, any other command by running it again"
+    )
+
+
 def loader_workers(asked: int) -> int:
     """How many loader processes to start: as many as asked for, at most one per CPU. Batches do not depend on it."""
     allowed = allowed_cpus()
@@ -363,8 +407,6 @@ def quiet_worker(_: int) -> None:
     Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that died of them at once would end the main
     process before it has saved.
     """
-    import signal
-
     import cv2
 
     cv2.setNumThreads(0)

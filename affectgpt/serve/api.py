@@ -21,7 +21,7 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import parse_json
 from affectgpt.core.runtime import logger
 from affectgpt.serve.batcher import RefusedError
-from affectgpt.serve.fetch import TooLargeError
+from affectgpt.serve.intake import TooLargeError
 from affectgpt.serve.schema import EXTENSION, ChatRequest, chunk, completion, error_body, explain
 from affectgpt.serve.service import Ask, Asked, BusyError, Choice, Piece, Service, usage
 
@@ -74,12 +74,13 @@ def build_api(service: Service) -> FastAPI:
 
 
 async def _chat(service: Service, request: Request) -> Response:
+    body = await _body(request)  # a slow one must not take the place of another request
     with ExitStack() as stack:
         stack.enter_context(service.admitted())
         asked, streams = None, False
         try:
             async with asyncio.timeout(service.settings.request_timeout):
-                wanted = await _parsed(request)
+                wanted = await _parsed(body)
                 if wanted.model not in (None, service.model):
                     return _unknown_model(service)
                 asked = await asyncio.wrap_future(service.read(_ask(wanted)))
@@ -138,12 +139,14 @@ def _unknown_model(service: Service) -> Response:
     return _error(404, f"this server has one model: {service.model}", code="model_not_found", param="model")
 
 
-async def _parsed(request: Request) -> ChatRequest:
+async def _body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a form on another site can send anything else without asking
         raise HTTPException(415, "expected Content-Type: application/json")
-    body = await request.body()
+    return await request.body()
 
+
+async def _parsed(body: bytes) -> ChatRequest:
     def parse() -> ChatRequest:
         try:
             value = parse_json(body)

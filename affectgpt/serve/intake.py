@@ -16,11 +16,14 @@ from affectgpt.core.types import SOUND_SUFFIXES
 from affectgpt.media.audio import FIRST_CHANNEL
 from affectgpt.media.given import as_file, named
 from affectgpt.media.guard import Decoder
-from affectgpt.serve.fetch import TooLargeError, fetch
 from affectgpt.serve.settings import ServeSettings
 
 _DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[\w.+-]*)*;base64,", re.ASCII)
 _CHUNK = 1 << 20
+
+
+class TooLargeError(DataError):
+    """Media are larger than the server takes."""
 
 
 class Intake:
@@ -57,11 +60,7 @@ class Intake:
             return self._of_data(url)
         if scheme == "file":
             return self._of_file(url)
-        if scheme in ("http", "https"):
-            if len(url) > 4096:
-                raise DataError("the media URL is longer than 4096 characters")
-            return fetch(url, hosts=self.settings.media_hosts, largest=self.settings.media_bytes)
-        raise DataError("a media URL begins with data:, file: or https:")
+        raise DataError("a media URL begins with data: or file:; send the content of other media as data:TYPE;base64,…")
 
     def _of_data(self, url: str) -> Iterator[bytes]:
         head = _DATA.match(url[:512])

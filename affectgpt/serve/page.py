@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hmac
 import html
 import json
 import os
@@ -62,8 +61,9 @@ footer { opacity: .7; }
 """
 
 
-def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]] = ()) -> Path:
-    """Mount the page at ``/`` and give the folder of its uploads. ``examples``: clips and what is said in them.
+def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]] = ()) -> tuple[Path, dict[int, int]]:
+    """Mount the page at ``/``. ``examples``: clips and what is said in them. Returns the folder of the uploads, and the
+    functions that a request of the page may call: number → how many inputs it takes.
 
     Gradio's environment is set here: no analytics, uploads below the service's private folder.
     """
@@ -77,19 +77,16 @@ def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]]
 
     kept = _copied(examples, folder / "examples")
     blocks = _blocks(gr, service, kept)
-    key = service.settings.api_key
     gr.mount_gradio_app(
         app, blocks, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False, pwa=False,
         enable_monitoring=False, mcp_server=False, max_file_size=service.settings.media_bytes,
         theme=_theme(gr), head=f"<style>{_CSS}</style>",  # css= is for what is inside of blocks only
-        auth=None if key is None else (lambda _, given: hmac.compare_digest(given.encode(), key.encode())),
-        auth_message="Any name; the password is the server's key.",
     )  # fmt: skip
     # Until this is set, gradio lets a request name any file of this machine, and serves it; launch() sets it, mounting
     # does not. The shield refuses such requests before (see names_only_uploads).
     blocks.has_launched = True
     threading.Thread(target=_sweep, args=(folder, set(folder.rglob("*"))), daemon=True).start()  # the examples stay
-    return folder
+    return folder, {number: len(function.inputs) for number, function in blocks.fns.items()}
 
 
 def _theme(gr: Any) -> Any:
@@ -158,12 +155,14 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                 yield shown
 
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        asked.change(show_own, asked, own, queue=False, **hidden)
-        video.change(forget, None, person, queue=False, **hidden)
+        asked.change(show_own, asked, own, concurrency_limit=None, **hidden)
+        video.change(forget, None, person, concurrency_limit=None, **hidden)
         ask.click(
             run, [video, subtitle, asked, own, person], [answer, wheel, download, seen, person],
             concurrency_limit=_ASKS, **hidden,
         )  # fmt: skip
+    for function in blocks.fns.values():  # the examples' too; what fails in the queue is told in the page's stream
+        function.queue = True
     blocks.queue(max_size=service.settings.waiting, api_open=False)
     return blocks
 

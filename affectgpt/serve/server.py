@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from affectgpt.core.errors import AffectGPTError, ConfigError
 from affectgpt.core.runtime import logger
 from affectgpt.serve.api import build_api
+from affectgpt.serve.schema import error_body
 from affectgpt.serve.service import Service
 from affectgpt.serve.shield import Shield
 
 _HEADER_SECONDS = 10.0  # in which a request's head must be there
-_CONNECTIONS = 512
 _POLL = 0.1  # seconds
 _LOST_SECONDS = 5.0  # between the loss of the GPU and the end
 
 
 class _Impatient(H11Protocol):
-    """HTTP/1.1 with a time limit for a request's head: else connections that say nothing stay for ever."""
+    """HTTP/1.1 with a time limit for a request's head: else connections that say nothing stay for ever. What is no HTTP
+    is answered in JSON, too."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -42,6 +45,17 @@ class _Impatient(H11Protocol):
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete:
             self._disarm()
+
+    def send_400_response(self, msg: str) -> None:
+        body = json.dumps(error_body(msg, kind="invalid_request_error")).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -96,12 +110,15 @@ class Running:
         settings = service.settings
         self._socket = _listen(settings.host, settings.port)
         app = build_api(service)
-        folder = None if page is None else page(app, service)
-        self.shield = Shield(app, settings, upload_folder=folder, draining=lambda: self._server.should_exit)
+        folder, functions = (None, None) if page is None else page(app, service)
+        self.shield = Shield(
+            app, settings, upload_folder=folder, functions=functions, draining=lambda: self._server.should_exit
+        )
+        # No limit_concurrency: it counts idle connections, so that who only connects would shut everyone out.
         config = uvicorn.Config(
             self.shield, http=_Impatient, ws="none", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, timeout_keep_alive=15, limit_concurrency=_CONNECTIONS,
-            h11_max_incomplete_event_size=1 << 16, timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
+            proxy_headers=False, timeout_keep_alive=15, h11_max_incomplete_event_size=1 << 16,
+            timeout_graceful_shutdown=int(settings.drain_timeout) + 5,
         )  # fmt: skip
         self._server = _Server(config, service, self.shield)
         # After a while, in which whoever watches /health sees why.

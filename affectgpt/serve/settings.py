@@ -22,12 +22,11 @@ class ServeSettings:
     no_auth: bool = False
     allowed_hosts: tuple[str, ...] = ()  # names by which the server may be called, besides its address
     media_root: Path | None = None  # file: URLs are taken below it
-    media_hosts: tuple[str, ...] = ()  # hosts of http(s) URLs that are fetched
     work_dir: Path | None = None  # private folders of requests; default: below the system's folder for such files
     media: MediaLimits = field(default_factory=MediaLimits)
     megabytes: float = 64.0  # of one request's media
     memory_megabytes: float = 1024.0  # of all request bodies that are being read
-    waiting: int = 64  # requests that are read, waiting or answered; one more gets 429
+    waiting: int = 64  # requests whose body is there and that have no answer; one more gets 429
     max_choices: int = 8  # n
     batch_wait: float = 0.25  # seconds that a batch waits for requests that are still being read
     max_batch: int | None = None  # rows; None: as many as the memory takes
@@ -69,6 +68,11 @@ class ServeSettings:
     def media_bytes(self) -> int:
         """The most bytes of one medium, decoded."""
         return int(self.megabytes * 2**20)
+
+    @property
+    def uploads_megabytes(self) -> float:
+        """The most megabytes of the page's uploads, those on their way included: eight clips of the largest size."""
+        return 8 * self.megabytes + 1
 
     @property
     def body_bytes(self) -> int:

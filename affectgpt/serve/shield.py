@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import contextlib
 import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,13 +27,13 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _DISCARD_SECONDS = 2.0
+_LOGIN = b'Basic realm="AffectGPT: any name, and the key as password", charset="UTF-8"'
 _SMALL_BODY = 1 << 20  # bytes of what the page sends beside uploads
 # What the page needs of gradio's addresses; all others (proxies, stored runs, component servers, …) do not exist.
 _PAGE = (
-    "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/login", "/logout", "/login_check", "/startup-events",
-    "/gradio_api/startup-events", "/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/queue/join",
-    "/gradio_api/queue/data", "/gradio_api/run/predict", "/gradio_api/cancel", "/gradio_api/reset",
-    "/gradio_api/info", "/gradio_api/app_id",
+    "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/startup-events", "/gradio_api/startup-events",
+    "/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/queue/join", "/gradio_api/queue/data",
+    "/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/info", "/gradio_api/app_id",
 )  # fmt: skip
 _PAGE_FOLDERS = ("/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/heartbeat/", "/gradio_api/file=")
 _HEADERS = {
@@ -47,8 +50,8 @@ _HEADERS = {
 class Shield:
     """An ASGI application around another one.
 
-    ``upload_folder``: what the page may name in its requests; None: there is no page. ``draining``: whether the server
-    takes nothing new.
+    ``upload_folder``: what the page may name in its requests; None: there is no page. ``functions``: what it may call,
+    number → how many inputs. ``draining``: whether the server takes nothing new.
     """
 
     def __init__(
@@ -57,13 +60,16 @@ class Shield:
         settings: ServeSettings,
         *,
         upload_folder: Path | None = None,
+        functions: Mapping[int, int] | None = None,
         draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self.app, self.settings = app, settings
         self.upload_folder = None if upload_folder is None else upload_folder.resolve()
+        self.functions = functions or {}
         self.draining = draining
         self.active = 0  # requests of the API that have no answer yet
-        self._bytes = 0  # of bodies, promised or read
+        self._bytes = 0  # of bodies that were read and have no answer yet
+        self._uploading = self._uploaded_bytes = 0  # of uploads on their way, and of those that are there
         self._hosts = {settings.host.lower(), *map(str.lower, settings.allowed_hosts)}
         if settings.is_loopback:
             self._hosts |= set(_LOOPBACK_NAMES)
@@ -96,7 +102,10 @@ class Shield:
                     await call.refuse(500, "the server failed", "server_error")
         finally:
             self.active -= is_api
-            self._bytes -= call.reserved
+            self._bytes -= call.read
+            if call.is_upload:
+                self._uploading -= call.read
+                self.count_uploads()
             if call.broken and not call.started:
                 await call.refuse(*call.broken)
             call.log()
@@ -112,22 +121,34 @@ class Shield:
             urlsplit(origin).scheme not in ("http", "https") or urlsplit(origin).netloc != headers.get("host")
         ):
             return 403, "requests of other sites' pages are refused (Origin)"
-        if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET":
+        is_link = scope["method"] == "GET" and headers.get("sec-fetch-mode", "navigate") == "navigate"
+        if headers.get("sec-fetch-site") == "cross-site" and not is_link:
             return 403, "requests of other sites' pages are refused (Sec-Fetch-Site)"
         if self.draining() and path != "/health":
             return 503, "the server is shutting down", "server_error", {b"retry-after": b"5", b"connection": b"close"}
-        if path.startswith("/v1/"):
-            if self.settings.api_key is not None and not self._has_key(headers.get("authorization", "")):
-                return 401, "a key is needed: Authorization: Bearer KEY", "authentication_error"
-        elif path != "/health" and not self._of_page(path):
+        if path == "/health":
+            return None
+        if self.settings.api_key is not None and not self._has_key(headers.get("authorization", "")):
+            # Without a key there is nothing but this answer, and no connection stays open.
+            words = "a key is needed: Authorization: Bearer KEY; in a browser, any name with the key as its password"
+            ask = {b"connection": b"close"} | ({} if path.startswith("/v1/") else {b"www-authenticate": _LOGIN})
+            return 401, words, "authentication_error", ask
+        if not path.startswith("/v1/") and not self._of_page(path):
             return 404, "no such address"
         return None
 
     def _has_key(self, authorization: str) -> bool:
         kind, _, key = authorization.partition(" ")
+        key = key.strip()
+        if kind.lower() == "basic":  # a browser's: name:password in base64
+            try:
+                key = base64.b64decode(key.encode(), validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                return False
+        elif kind.lower() != "bearer":
+            return False
         assert self.settings.api_key is not None
-        same = hmac.compare_digest(key.strip().encode(), self.settings.api_key.encode())
-        return same and kind.lower() == "bearer"
+        return hmac.compare_digest(key.encode(), self.settings.api_key.encode())
 
     def _of_page(self, path: str) -> bool:
         if self.upload_folder is None:
@@ -146,6 +167,13 @@ class Shield:
             return Path(path).is_absolute() and Path(path).resolve().is_relative_to(self.upload_folder or Path("/none"))
         except (OSError, RuntimeError):
             return False
+
+    def count_uploads(self) -> None:
+        """See how much of uploads is there."""
+        self._uploaded_bytes = 0
+        for path in self.upload_folder.rglob("*") if self.upload_folder else ():
+            with contextlib.suppress(OSError):  # removed meanwhile
+                self._uploaded_bytes += path.lstat().st_size
 
     def names_only_uploads(self, value: Any) -> bool:
         """Whether all files that a request of the page names were uploaded. Gradio reads any file."""
@@ -170,7 +198,7 @@ class _Call:
         self.began = time.monotonic()
         self.started = False
         self.status = 0
-        self.reserved = self.read = 0
+        self.read = 0
         self.broken: tuple[Any, ...] | None = None
         self._whole: list[Message] = []
         self._body_done = False
@@ -178,12 +206,11 @@ class _Call:
         small = path.startswith("/gradio_api/") and path.rstrip("/") != "/gradio_api/upload"
         self.is_page_json = small and scope["method"] == "POST"
         settings = shield.settings
-        is_upload = path.rstrip("/") == "/gradio_api/upload"
-        self.most = _SMALL_BODY if small else settings.media_bytes + 2**20 if is_upload else settings.body_bytes
+        self.is_upload = path.rstrip("/") == "/gradio_api/upload"
+        self.most = _SMALL_BODY if small else settings.media_bytes + 2**20 if self.is_upload else settings.body_bytes
 
     async def reserve(self) -> bool:
         """Whether there is room for the body; else the client has been answered."""
-        settings = self.shield.settings
         if self.scope["method"] in ("GET", "HEAD"):
             return True
         length = self.headers.get("content-length")
@@ -191,15 +218,12 @@ class _Call:
         if expected is not None and expected > self.most:
             await self.refuse(413, self._too_large())
             return False
-        self.reserved = self.most if expected is None else expected
-        if self.shield._bytes + self.reserved > settings.memory_megabytes * 2**20:
-            self.reserved = 0
-            await self.refuse(
-                429, "too many requests are being read; try again in a moment", "rate_limit_error",
-                {b"retry-after": b"2"},
-            )  # fmt: skip
+        if self.is_upload:
+            self.shield.count_uploads()
+        full = self._full(expected or 0)
+        if full is not None:
+            await self.refuse(*full)
             return False
-        self.shield._bytes += self.reserved
         return not self.is_page_json or await self._page_json()
 
     async def receive(self) -> Message:
@@ -215,12 +239,31 @@ class _Call:
         except TimeoutError:
             self.broken = (408, "the request came too slowly")
             return {"type": "http.disconnect"}
-        self.read += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self.read += size
+        self.shield._bytes += size
+        self.shield._uploading += size * self.is_upload
         self._body_done = not message.get("more_body", False)
         if self.read > self.most:
             self.broken = (413, self._too_large())
-            return {"type": "http.disconnect"}
-        return message
+        else:
+            self.broken = self._full(0)
+        return message if self.broken is None else {"type": "http.disconnect"}
+
+    def _full(self, expected: int) -> tuple[Any, ...] | None:
+        """The answer where ``expected`` more bytes are too many. What was only promised by others counts for nothing:
+        who sends slowly would shut everyone out."""
+        shield, settings = self.shield, self.shield.settings
+        if shield._bytes + expected > settings.memory_megabytes * 2**20:
+            words = "too many requests are being read; try again in a moment"
+            return 429, words, "rate_limit_error", {b"retry-after": b"2"}
+        there = shield._uploaded_bytes + shield._uploading
+        if self.is_upload and there + expected > settings.uploads_megabytes * 2**20:
+            words = (
+                f"the uploads of this server are full ({settings.uploads_megabytes:g} MB); try again in some minutes"
+            )
+            return 429, words, "rate_limit_error", {b"retry-after": b"60"}
+        return None
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer; a client that does not take it in time is gone."""
@@ -289,14 +332,27 @@ class _Call:
                 break
         body = b"".join(parts)
         try:
-            fine = not body or self.shield.names_only_uploads(parse_json(body))
+            value = parse_json(body)
         except ValueError:
-            fine = False
-        if not fine:
+            value = None
+        if not isinstance(value, dict):
+            await self.refuse(400, "the body must be a JSON object")
+            return False
+        if not self.shield.names_only_uploads(value):
             await self.refuse(403, "a request may name files only that were uploaded")
+            return False
+        if self.scope["path"].rstrip("/") == "/gradio_api/queue/join" and not self._is_call(value):
+            await self.refuse(400, "the page has no such function (fn_index, data, session_hash)")
             return False
         self._whole = [{"type": "http.request", "body": body, "more_body": False}]
         return True
+
+    def _is_call(self, value: Mapping[str, Any]) -> bool:
+        """Whether a request calls a function that the page has, with as many inputs as it takes."""
+        number, data = value.get("fn_index"), value.get("data")
+        if type(number) is not int or not isinstance(data, list) or not isinstance(value.get("session_hash"), str):
+            return False
+        return self.shield.functions.get(number) == len(data)
 
     def _too_large(self) -> str:
         media = f"; media may have {self.shield.settings.megabytes:g} MB" if self.most > _SMALL_BODY else ""

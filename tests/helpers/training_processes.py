@@ -24,6 +24,7 @@ class Trouble:
     kill_after_step: int | None = None
     kill_in_save: int | None = None  # SIGKILL when half of the n-th file is written
     signal_in_step: tuple[int, int] | None = None  # step, signal
+    signal_worker_in_step: tuple[int, int] | None = None  # the same for a worker of the loader
     max_file_size: tuple[int, int] | None = None  # from this step on, no file may be larger than so many bytes
     nan_from_step: int | None = None
     no_dropout: bool = False  # LoRA's, whose noise depends on how samples are spread over processes
@@ -97,6 +98,8 @@ def _child(
         steps[0] += 1
         if trouble.signal_in_step and steps[0] == trouble.signal_in_step[0]:
             os.kill(os.getpid(), trouble.signal_in_step[1])
+        if trouble.signal_worker_in_step and steps[0] == trouble.signal_worker_in_step[0]:
+            os.kill(multiprocessing.active_children()[0].pid, trouble.signal_worker_in_step[1])
         if trouble.max_file_size and steps[0] == trouble.max_file_size[0]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (trouble.max_file_size[1],) * 2)
         if trouble.nan_from_step and steps[0] >= trouble.nan_from_step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -22,10 +23,10 @@ N_CLIPS = 10
 OPTIONS = (f"inference.batch_size={BATCH}", "inference.max_new_tokens=150", "inference.top_k=0", "inference.top_p=1.0")
 
 
-def start(world, results: Path, *more: str) -> subprocess.Popen:
+def start(world, results: Path, *more: str, options: tuple[str, ...] = ()) -> subprocess.Popen:
     command = [
         sys.executable, "inference_hybird.py", "--zeroshot", "--dataset", "OVMERDPlus", f"--cfg-path={world.yaml}",
-        *more, "--options", f"inference.base_root={results}/results", *OPTIONS,
+        *more, "--options", f"inference.base_root={results}/results", *OPTIONS, *options,
     ]  # fmt: skip
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -39,6 +40,15 @@ def journal_of(results: Path) -> list[str]:
     for path in results.rglob("*.part*.jsonl"):
         lines += [line for line in path.read_text("utf-8").splitlines(keepends=True)[1:] if line.endswith("\n")]
     return lines
+
+
+def forks_of(pid: int) -> list[int]:
+    """Children of a process that run its own program."""
+    with contextlib.suppress(OSError):
+        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+        program = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes() == program]
+    return []
 
 
 def kill_when(process: subprocess.Popen, results: Path, count: int, delay: float) -> bool:
@@ -106,3 +116,20 @@ def test_shards_at_the_same_time(world, undisturbed, tmp_path):
         assert process.returncode == 0, log
     assert read_answers(next(tmp_path.rglob("*.npz"))) == undisturbed
     assert not list(tmp_path.rglob("*.part*.jsonl"))
+
+
+def test_a_loader_worker_that_is_killed_is_said_and_the_same_command_resumes(world, undisturbed, tmp_path):
+    """As the kernel does where memory is short. No clip is blamed."""
+    process = start(world, tmp_path, options=("run.num_workers=1",))
+    workers: list[int] = []
+    while not workers and process.poll() is None:
+        candidates = forks_of(process.pid)
+        time.sleep(0.05)
+        workers = [pid for pid in candidates if pid in forks_of(process.pid)]  # not one that was about to call exec
+    os.kill(workers[0], signal.SIGKILL)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 1 and "ended from outside (SIGKILL): out of memory?" in log, log
+    assert "run.num_workers" in log and "running it again" in log and "Traceback" not in log and "damaged" not in log
+    process = start(world, tmp_path)
+    assert process.communicate(timeout=120) and process.returncode == 0
+    assert read_answers(next(tmp_path.rglob("*.npz"))) == undisturbed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import http.client
 import json
@@ -82,7 +83,7 @@ def test_the_file_reading_hole_is_closed(page, tmp_path, wrapped):
     for number in range(len(endpoints(page))):
         body = {"data": data, "fn_index": number, "session_hash": "abc"}
         assert call(page, "POST", "/gradio_api/queue/join", body)[0] == 403
-        assert call(page, "POST", "/gradio_api/run/predict", body)[0] == 403
+        assert call(page, "POST", "/gradio_api/run/predict", body)[0] in (403, 404)
     for asked in (str(secret), "/etc/passwd", str(uploads / "link.mp4"), f"{uploads}/../../{secret.name}"):
         assert call(page, "GET", f"/gradio_api/file={asked}")[0] in (403, 404)
     assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
@@ -147,22 +148,65 @@ def test_uploads_are_limited_private_and_swept(predictor, clips, tmp_path):
 
 
 def test_with_a_key_the_page_wants_it(predictor):
+    """The browser asks for it, before anything of the page is there."""
     with running(predictor, page=True, api_key="correct horse") as server:
-        assert call(server, "GET", "/config")[0] == 401
+        for path in ("/", "/config", "/theme.css", "/gradio_api/heartbeat/a", "/gradio_api/app_id", "/nothing",
+                     "/gradio_api/queue/data?session_hash=a", "/gradio_api/startup-events"):  # fmt: skip
+            status, headers, _ = call(server, "GET", path)
+            assert status == 401 and headers["www-authenticate"].startswith("Basic "), path
+        for path in ("queue/join", "cancel", "reset", "upload"):
+            assert call(server, "POST", f"/gradio_api/{path}", {"data": [], "session_hash": "abc"})[0] == 401
         assert upload(server, "a.mp4", b"x")[0] == 401
-        body = {"data": [], "fn_index": 0, "session_hash": "abc"}
-        assert call(server, "POST", "/gradio_api/queue/join", body)[0] == 401
-        form = {"Content_Type": "application/x-www-form-urlencoded"}
-        assert call(server, "POST", "/login", b"username=me&password=wrong", **form)[0] == 400
-        status, headers, _ = call(server, "POST", "/login", b"username=me&password=correct+horse", **form)
-        assert status == 200
-        cookie = headers["set-cookie"].partition(";")[0]
-        assert call(server, "GET", "/config", Cookie=cookie)[0] == 200
+        for given, status in (("me:correct horse", 200), (":correct horse", 200), ("me:wrong", 401),
+                              ("correct horse", 401)):  # fmt: skip
+            login = f"Basic {base64.b64encode(given.encode()).decode()}"
+            assert call(server, "GET", "/config", Authorization=login)[0] == status
+            assert call(server, "GET", "/v1/models", Authorization=login)[0] == status
+        assert call(server, "GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("number", [999, -1, 10**30, None, "0", True, [0]])
+def test_a_function_that_the_page_has_not_is_an_error_of_the_request(page, number):
+    body = {"data": [], "fn_index": number, "session_hash": "abc"}
+    status, _, text = call(page, "POST", "/gradio_api/queue/join", body)
+    assert status == 400 and "no such function" in json.loads(text)["error"]["message"]
+    assert call(page, "POST", "/gradio_api/run/predict", body)[0] == 404  # all goes through the queue
+
+
+def test_other_inputs_than_a_function_takes_are_an_error_of_the_request(page, log_lines):
+    for content in (b"{", b"[]", b"", {}, {"data": []}, {"fn_index": 0, "session_hash": "a"},
+                    {"data": [1, 2, 3], "fn_index": endpoints(page)[-1]["id"], "session_hash": "a"},
+                    {"data": [], "fn_index": 0, "session_hash": {}}):  # fmt: skip
+        status, _, text = call(page, "POST", "/gradio_api/queue/join", content)
+        assert status == 400 and json.loads(text)["error"]["message"], content
+    assert not [line for line in log_lines if "Traceback" in line]
+
+
+def test_an_example_is_shown_through_the_queue(page):
+    """As all functions of the page."""
+    number = next(one["id"] for one in endpoints(page) if len(one["outputs"]) == 2)
+    events = events_of(page, number, [0])
+    assert "process_completed" in str(events) and "Oh!" in json.dumps(events[-2]["output"]["data"])
+    assert all(one["queue"] is not False for one in endpoints(page))
+
+
+def test_uploads_together_are_limited(predictor):
+    """Those that are there, and those on their way."""
+    with running(predictor, page=True, megabytes=1) as server:
+        most = server.service.settings.uploads_megabytes
+        statuses = [upload(server, f"{i}.mp4", bytes([i]) * (2**20 - 1000))[0] for i in range(12)]
+        assert statuses[:6] == [200] * 6 and statuses[-1] == 429
+        kept = sum(path.stat().st_size for path in server.shield.upload_folder.rglob("*") if path.is_file())
+        assert kept <= most * 2**20
+        assert "uploads" in json.loads(upload(server, "a.mp4", b"x" * 2**20)[1])["error"]["message"]
 
 
 def ask(server, data) -> list[dict]:
     """What the page's button does: join the queue, read its events."""
-    number = next(d["id"] for d in endpoints(server) if len(d["inputs"]) == 5)
+    return events_of(server, next(d["id"] for d in endpoints(server) if len(d["inputs"]) == 5), data)
+
+
+def events_of(server, number: int, data) -> list[dict]:
     body = {"data": data, "fn_index": number, "session_hash": f"s{time.monotonic_ns()}"}
     assert call(server, "POST", "/gradio_api/queue/join", body)[0] == 200
     text = call(server, "GET", f"/gradio_api/queue/data?session_hash={body['session_hash']}")[2].decode()

@@ -345,6 +345,22 @@ def test_a_resumed_run_records_in_which_ways_it_began(recipe):
         assert config["model"]["face_channels"] == "bgr" and face_channels_unknown(config)
 
 
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "ended from outside (SIGKILL): out of memory?"), (signal.SIGSEGV, "crashed (SIGSEGV)")],
+)
+def test_a_loader_worker_that_is_killed_is_said_and_the_run_resumes(recipe, number, words):
+    """No file is blamed, there is no traceback, and the hint holds: the run goes on from what is saved."""
+    path = recipe(max_epoch=2, num_workers=1, save_state_every=1)
+    killed = run_train("--cfg-path", str(path), trouble=Trouble(signal_worker_in_step=(3, number)))
+    assert killed.status == 1 and words in killed.stderr, killed.stderr
+    assert "Traceback" not in killed.stderr and "damaged" not in killed.stderr and "skipped sample" not in killed.stderr
+    assert "run.resume_ckpt_path=auto" in killed.stderr and "run.num_workers" in killed.stderr
+    if number == signal.SIGKILL:
+        resumed = run_train("--cfg-path", str(path), "--options", "run.resume_ckpt_path=auto", "run.num_workers=0")
+        assert resumed.status == 0 and "resuming from" in resumed.stderr, resumed.stderr
+
+
 def test_a_new_run_after_a_stopped_one_says_how_that_is_resumed(recipe):
     path = recipe(mode="face_text", max_epoch=1)
     stopped = run_train("--cfg-path", str(path), trouble=Trouble(signal_in_step=(2, signal.SIGINT)))
