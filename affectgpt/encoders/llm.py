@@ -5,6 +5,7 @@ The processor needs an LLM's tokens, the model its weights: both rooms read them
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,6 +159,8 @@ def load_tokenizer(folder: str | Path, row: LLMRow, *, trust_remote_code: bool =
                 f"{model} is read by the package sentencepiece, which is not installed: pip install sentencepiece"
             ) from error
         raise CheckpointError(f"{folder}: no tokenizer could be read ({type(error).__name__}: {error})") from error
+    if (Path(folder) / "tokenizer.model").is_file() and type(tokenizer).__name__.startswith("LlamaTokenizer"):
+        tokenizer = _like_sentencepiece(tokenizer, Path(folder))
     tokenizer.add_special_tokens({"additional_special_tokens": [m.placeholder for m in Modality]})
     for attribute, token in (("bos_token", row.bos_token), ("eos_token", row.eos_token)):
         if token is not None:
@@ -169,6 +172,43 @@ def load_tokenizer(folder: str | Path, row: LLMRow, *, trust_remote_code: bool =
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _like_sentencepiece(tokenizer: Any, folder: Path) -> Any:
+    """Return a tokenizer with the ids of ``use_fast=False``, with which published models were trained (wire).
+
+    SentencePiece puts a ``▁`` before the text, with ``legacy`` before every piece between two special tokens, also
+    where a piece already begins with a blank; transformers 5 does neither. A folder that does not say ``legacy`` has
+    it on. The result is a plain fast tokenizer: saved as a Llama one, it would be rebuilt in transformers' way.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    settings = folder / "tokenizer_config.json"
+    written = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    if written.get("add_prefix_space") is False:
+        return tokenizer
+    backend, mark = tokenizer.backend_tokenizer, normalizers.Replace(" ", "▁")
+    if written.get("legacy") in (None, True):
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), mark])
+        backend.pre_tokenizer = None
+    else:
+        # A normalizer sees one piece at a time and cannot know which is the first. A pre-tokenizer can, but puts no
+        # mark where it finds one; so it looks for the blank, and the blanks of the text are already ``▁`` by then.
+        backend.normalizer = mark
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False),
+                pre_tokenizers.Metaspace("▁", prepend_scheme="never", split=False),
+            ]
+        )
+    names = {key: getattr(tokenizer, key) for key in ("bos_token", "eos_token", "unk_token")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
+        **names,
+    )
 
 
 def placeholder_ids(tokenizer: Any) -> dict[Modality, int]:

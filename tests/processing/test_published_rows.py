@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from affectgpt.core.types import Labels, Modality, Sample
 from affectgpt.encoders.llm import LLMS, load_tokenizer
 from affectgpt.processing.dataset import ExampleDataset
 from affectgpt.processing.processor import AffectGPTProcessor
+from affectgpt.processing.prompt import render_prompt
 from affectgpt.processing.sampler import MixedBatches
 
 
@@ -56,7 +60,8 @@ def vicuna(tmp_path_factory):
     text = [" ".join(words[(i * k) % len(words)] for k in range(1, 12)) + "." for i in range(2000)]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text), model_prefix=str(folder / "tokenizer"), vocab_size=320, model_type="bpe",
-        byte_fallback=True, hard_vocab_limit=False, bos_id=1, eos_id=2, unk_id=0, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, byte_fallback=True, hard_vocab_limit=False,
+        bos_id=1, eos_id=2, unk_id=0, minloglevel=2,
     )  # fmt: skip
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, **names}
@@ -65,14 +70,62 @@ def vicuna(tmp_path_factory):
     return folder
 
 
-def test_a_folder_with_a_sentencepiece_model_alone_is_read(vicuna):
+def slow_pieces(model: str, text: str, *, legacy: bool, special: list[str]) -> list[str]:
+    """The pieces of transformers' slow Llama tokenizer, written out with sentencepiece alone."""
     import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
 
-    tokenizer = load_tokenizer(vicuna, LLMS["Vicuna"])
-    plain = sentencepiece.SentencePieceProcessor(model_file=str(vicuna / "tokenizer.model"))
-    for text in ("the person feels happy.", "sad, angry and worried ###", "calm"):
-        assert tokenizer(text, add_special_tokens=False).input_ids == plain.encode(text)
-    assert tokenizer.convert_tokens_to_ids(Modality.FACE.placeholder) >= plain.vocab_size()
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(Path(model).read_bytes())
+    proto.normalizer_spec.add_dummy_prefix = legacy
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    if not legacy:
+        text = "▁" + text.replace("▁", " ")
+    pieces: list[str] = []
+    for part in filter(None, re.split("(" + "|".join(map(re.escape, special)) + ")", text)):
+        if part in special:
+            pieces.append(part)
+        elif legacy or not part.startswith(("▁", " ")):
+            pieces += processor.encode(part, out_type=str)
+        else:  # <unk> keeps sentencepiece from taking the blank away
+            pieces += processor.encode("<unk>" + part, out_type=str)[len(processor.encode("<unk>", out_type=str)) :]
+    if not legacy and len(pieces) > 1 and pieces[0] == "▁" and pieces[1] in special:
+        pieces = pieces[1:]
+    return pieces
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+def test_a_folder_with_a_sentencepiece_model_alone_gives_the_ids_of_the_slow_tokenizer(vicuna, tmp_path, legacy):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "folder"
+    shutil.copytree(vicuna, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["legacy"]
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings if legacy is None else {**settings, "legacy": legacy})
+    )
+    tokenizer = load_tokenizer(folder, LLMS["Vicuna"])
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    special = [medium.placeholder for medium in Modality] + ["<s>", "</s>", "<unk>"]
+    texts = ["the person feels happy.", "sad, angry and worried ###", "calm", "  two  blanks ", "<s>happy", "<s> happy"]
+    texts += [
+        "calm <FaceHere> happy</s>",
+        " <FaceHere>happy",
+        "<FaceHere></Video>. sad",
+        "▁mark",
+        "开心 ☃",
+        "a\nb",
+        " ",
+    ]
+    texts += [render_prompt(mode, subtitle="I'm calm.", question="How?") for mode in ("audio_text", "face_text")]
+    for text in texts:
+        pieces = slow_pieces(str(vicuna / "tokenizer.model"), text, legacy=legacy is not False, special=special)
+        expected = tokenizer.convert_tokens_to_ids(pieces)
+        assert tokenizer(text, add_special_tokens=False).input_ids == expected, (text, pieces)
+        assert again(text, add_special_tokens=False).input_ids == expected, text
+    assert tokenizer("calm").input_ids[0] == tokenizer.bos_token_id == 1
 
 
 def test_without_the_package_the_error_names_it(vicuna, monkeypatch):

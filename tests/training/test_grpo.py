@@ -443,7 +443,7 @@ def test_a_clip_that_cannot_be_read_ends_the_run_or_is_left_out(recipe, training
         (["run.packing=512"], "run.packing"),
         (["run.batch_tokens=512"], "run.batch_tokens"),
         (["grpo.rewards={dual: 1}"], "grpo.rewards.dual reads a thinking"),
-        (["grpo.group_size=1"], "grpo.group_size is 1; allowed: at least 2"),
+        (["grpo.group_size=1"], "grpo.group_size is '1'; allowed: at least 2"),
         (["grpo.variant=ppo"], "allowed: one of grpo, dr_grpo, dapo, gspo"),
         (["grpo.rewards={hit: 1, letters: 0, nothing: 1}"], "unknown reward 'nothing'"),
     ],
