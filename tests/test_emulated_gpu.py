@@ -145,3 +145,28 @@ def test_arithmetic_of_connectors_when_answering(tmp_path, tiny_models, dtype):
     predictor.session.model.audio.proj.register_forward_hook(lambda *hooked: outputs.add(hooked[2].dtype))
     predictor(None, audio=world.root / "dataset" / next(iter((world.root / "dataset").rglob("*.wav"))), subtitle="Yes.")
     assert outputs == {getattr(torch, dtype)}
+
+
+@inside
+def test_speech_is_heard_on_the_second_of_two_devices(tmp_path, tiny_models, monkeypatch):
+    import soundfile
+    from tiny_whisper import make_tiny_whisper
+    from transformers import WhisperForConditionalGeneration
+
+    from affectgpt.cli.sample import main
+
+    world = World(tmp_path, tiny_models)
+    write_corpus(tmp_path / "dataset", 1)
+    write_run(world.run_folder, world.config(), (11,))
+    soundfile.write(tmp_path / "said.wav", torch.randn(32_000).numpy() * 0.1, 16_000)
+    (tmp_path / "whisper").mkdir()
+    heard, plain = [], WhisperForConditionalGeneration.generate
+    monkeypatch.setattr(
+        WhisperForConditionalGeneration, "generate",
+        lambda self, *args, **options: heard.append(self.device) or plain(self, *args, **options),
+    )  # fmt: skip
+    arguments = ["--zeroshot", "--cfg-path", str(world.yaml), "--audio_path", str(tmp_path / "said.wav")]
+    arguments += ["--asr", str(make_tiny_whisper(tmp_path / "whisper")), "--outside_face_or_frame=audio_text"]
+    options = ["run.device=cuda", "inference.gpu=1", "inference.max_new_tokens=2", "model.llm_dtype=float16"]
+    assert main([*arguments, "--options", *options]) == 0
+    assert heard and set(heard) == {torch.device("cuda:1")}
