@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.config.load import load_config
     from affectgpt.config.schema import Config
-    from affectgpt.core.errors import ConfigError
-    from affectgpt.core.printable import printable
+    from affectgpt.core.errors import ConfigError, printable
     from affectgpt.core.registry import import_files
     from affectgpt.core.runtime import setup_logging
 

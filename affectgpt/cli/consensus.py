@@ -45,9 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Find the voters, vote, say how."""
     args = build_parser().parse_args(argv)
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.errors import ConfigError, printable
     from affectgpt.core.names import check_name
-    from affectgpt.core.printable import printable
     from affectgpt.evaluation import consensus
     from affectgpt.evaluation.grouping import grouping_of
 
@@ -135,7 +134,7 @@ def ballots(voters: Mapping[str, ResultFile], name: str) -> dict[str, dict[str, 
 
 def table(made: Sequence[Consensus], name: str) -> str:
     """One line per file that was written, then the notes."""
-    from affectgpt.core.printable import printable
+    from affectgpt.core.errors import printable
     from affectgpt.evaluation.report_text import grid
 
     head = ["data set", "voters", "clips", "votes needed", "groups per answer", "single answers", "undecided", ""]

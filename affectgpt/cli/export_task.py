@@ -38,8 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Read the data sets, write the folder, say how it is run."""
     args = build_parser().parse_args(argv)
-    from affectgpt.core.errors import ConfigError
-    from affectgpt.core.printable import printable
+    from affectgpt.core.errors import ConfigError, printable
     from affectgpt.core.registry import import_files
     from affectgpt.core.runtime import setup_logging
     from affectgpt.datasets.table import DATASETS, get_row

@@ -43,9 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Find, score, write."""
     args = build_parser().parse_args(argv)
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.errors import ConfigError, printable
     from affectgpt.core.files import write_text
-    from affectgpt.core.printable import printable
     from affectgpt.core.runtime import setup_logging
     from affectgpt.evaluation.leaderboard import gather, page
     from affectgpt.evaluation.summary import percent

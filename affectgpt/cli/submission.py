@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Write the file, say what is in it."""
     args = build_parser().parse_args(argv)
-    from affectgpt.core.printable import printable
+    from affectgpt.core.errors import printable
     from affectgpt.datasets.table import get_row
     from affectgpt.evaluation.submission import write_submission
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt import __version__
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import DataError, printable
 from affectgpt.core.journal import Journal
-from affectgpt.core.printable import printable
 from affectgpt.core.registry import Registry
 from affectgpt.core.runtime import logger
 from affectgpt.evaluation import extract_llm

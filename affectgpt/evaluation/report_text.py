@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from affectgpt.core.printable import printable
+from affectgpt.core.errors import printable
 from affectgpt.evaluation.compare import PairedResult, SeedResult
 from affectgpt.evaluation.lexicon import Lexicon
 from affectgpt.evaluation.run_scores import RunScores

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from affectgpt.core.errors import ConfigError, DataError, did_you_mean
-from affectgpt.core.printable import printable
+from affectgpt.core.errors import ConfigError, DataError, did_you_mean, printable
 from affectgpt.core.runtime import logger
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import extraction_file as files

@@ -13,10 +13,9 @@ import torch
 
 from affectgpt.config.paths import CheckpointFile
 from affectgpt.config.schema import Config, to_dict
-from affectgpt.core.errors import AffectGPTError, DataError
+from affectgpt.core.errors import AffectGPTError, DataError, printable
 from affectgpt.core.files import write_json
 from affectgpt.core.local_vllm import EngineFailedError
-from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample

@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.core.errors import AffectGPTError, ConfigError, DataError, printable
 from affectgpt.core.files import write_json
-from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Sample

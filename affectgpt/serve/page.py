@@ -17,7 +17,7 @@ from typing import Any
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import SAMPLE_RATE, SOUND_SUFFIXES, Modality
-from affectgpt.inference.clips import ReadClip
+from affectgpt.inference.predictor import ReadClip
 from affectgpt.media.audio import read_wave
 from affectgpt.media.video import sample_faces
 from affectgpt.processing.modes import get_mode

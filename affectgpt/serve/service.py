@@ -15,11 +15,9 @@ from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.types import Modality
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon, find_lexicon
-from affectgpt.inference.clips import ClipReader, GivenClip, ReadClip
 from affectgpt.inference.engines.base import Answer, Decoding
-from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.predictor import Predictor, claimed_labels, odd_description
-from affectgpt.inference.reply import Reply
+from affectgpt.inference.predictor import ClipReader, GivenClip, Predictor, ReadClip, claimed_labels, odd_description
+from affectgpt.inference.reply import Reply, answer_flags
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.media.given import named
 from affectgpt.media.guard import Decoder

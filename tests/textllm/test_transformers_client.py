@@ -287,7 +287,7 @@ def test_a_folder_with_code_of_its_own_asks_nothing_on_a_terminal(kind, tmp_path
 
             MultimodalClient(model=tmp_path, device="cpu")._load()
         elif kind == "encoder":
-            from affectgpt.encoders.pretrained import read_config
+            from affectgpt.encoders.base import read_config
 
             read_config(tmp_path)
         elif kind == "tokenizer":
