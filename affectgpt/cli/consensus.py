@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from affectgpt.datasets.table import DatasetRow
     from affectgpt.evaluation.consensus import Consensus
     from affectgpt.evaluation.results import ResultFile
-    from affectgpt.evaluation.run_scores import ScoringPaths
+    from affectgpt.evaluation.score import ScoringPaths
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,17 +49,17 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.core.names import check_name
     from affectgpt.core.printable import printable
     from affectgpt.evaluation import consensus
-    from affectgpt.evaluation.grouping import grouping_of
+    from affectgpt.evaluation.lexicon import grouping_of
 
     check_name(args.name, source="--name", what="run name", suffix="")
     if args.voters and (args.run or args.checkpoints):
         raise ConfigError("--voters names runs and files itself: leave out --run and --checkpoints")
-    rows, places, lexicon = open_inputs(args)
-    found, extraction, notes = find_voters(args, rows, places)
+    rows, paths, lexicon = open_inputs(args)
+    found, extraction, notes = find_voters(args, rows, paths)
     made = [
         consensus.consensus(
             row, voters, grouping_of(lexicon),
-            base_root=places.base_root, name=args.name, stem=stem, extraction=extraction, at_least=args.at_least,
+            base_root=paths.base_root, name=args.name, stem=stem, extraction=extraction, at_least=args.at_least,
             allow_missing=args.allow_missing, overwrite=args.overwrite,
         )
         for row in rows if row.name in found for stem, voters in ballots(found[row.name], args.name).items()
@@ -77,13 +77,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_voters(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths
+    args: argparse.Namespace, rows: Sequence[DatasetRow], paths: ScoringPaths
 ) -> tuple[dict[str, dict[str, ResultFile]], str, list[str]]:
     """Data set → ``RUN/CHECKPOINT`` → file with labels; which extraction; notes. Raises DataError."""
     from affectgpt.core.errors import ConfigError, DataError
     from affectgpt.evaluation.metrics.base import METRICS
     from affectgpt.evaluation.results import CheckpointChoice
-    from affectgpt.evaluation.run_scores import extraction_of, pick_files
+    from affectgpt.evaluation.score import extraction_of, pick_files
 
     files: dict[str, dict[str, ResultFile]] = {}
     notes: list[str] = []
@@ -92,7 +92,7 @@ def find_voters(
         run, _, checkpoint = (wanted or "").strip("/").partition("/")
         choice = CheckpointChoice.parse(checkpoint or args.checkpoints)
         name, picked, absent = pick_files(
-            rows, places, run=run or None, choice=choice, optional=not named_one_by_one(args), flag=flag
+            rows, paths, run=run or None, choice=choice, optional=not named_one_by_one(args), flag=flag
         )
         if name == args.name:
             raise ConfigError(f"--name {args.name}: is one of the voters' runs; give the votes a name of their own")
@@ -136,7 +136,7 @@ def ballots(voters: Mapping[str, ResultFile], name: str) -> dict[str, dict[str, 
 def table(made: Sequence[Consensus], name: str) -> str:
     """One line per file that was written, then the notes."""
     from affectgpt.core.printable import printable
-    from affectgpt.evaluation.report_text import grid
+    from affectgpt.evaluation.report import grid
 
     head = ["data set", "voters", "clips", "votes needed", "groups per answer", "single answers", "undecided", ""]
     rows = [

@@ -132,8 +132,7 @@ def plan_rollouts(config: Config, *, lazy: bool) -> RolloutPlan:
     from affectgpt.core.runtime import logger
     from affectgpt.datasets.overlap import refuse_test_clips
     from affectgpt.datasets.splits import hold_out, keep_fraction
-    from affectgpt.evaluation.grouping import grouping_of
-    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
     from affectgpt.evaluation.rewards import Grader
     from affectgpt.inference.rollout import Part
     from affectgpt.inference.session import training_mode

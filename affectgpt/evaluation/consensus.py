@@ -19,12 +19,12 @@ from typing import Any
 from affectgpt import __version__
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.datasets.table import DatasetRow
-from affectgpt.evaluation import extraction_file as files
+from affectgpt.evaluation import results
 from affectgpt.evaluation.extract import LABELS, MAX_ITEM, POLARITY
-from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.labels import POLARITIES
+from affectgpt.evaluation.lexicon import Grouping
 from affectgpt.evaluation.metrics.base import METRICS
-from affectgpt.evaluation.metrics.sentiment import POLARITIES
-from affectgpt.evaluation.results import SUFFIXES, ResultFile, results_folder
+from affectgpt.evaluation.results import SUFFIXES, ResultFile
 
 EXTRACTOR = "votes"  # how the files describe themselves
 NEUTRAL = "neutral"
@@ -33,7 +33,7 @@ FIRST = 5  # names that a message lists
 
 @dataclass(frozen=True)
 class Votes:
-    """What voting gave: name → item, and how.
+    """The outcome of a vote: name → item, and how.
 
     ``at_least``: votes that a group needs (None: polarity words). ``single``, ``groups``: known groups per answer,
     of the voters and of the votes. ``undecided``: clips where no group had enough votes, or the polarity was a tie.
@@ -129,7 +129,7 @@ def vote_polarity(voters: Sequence[Mapping[str, str]]) -> Votes:
 
 
 def is_empty(item: str | None) -> bool:
-    """Whether a voter said nothing on a clip; ``[]`` is an answer."""
+    """True where a voter said nothing on a clip; ``[]`` is an answer."""
     return item is None or item.strip().lower() in ("", "nan")
 
 
@@ -166,7 +166,7 @@ def consensus(
     """
     if len(voters) < 2:
         raise DataError(f"{row.name}: a vote needs two or more result files; chosen is {', '.join(voters) or 'none'}")
-    target = results_folder(base_root, row) / name / f"{stem}.npz"
+    target = results.results_folder(base_root, row) / name / f"{stem}.npz"
     steps = [POLARITY] if METRICS.get(row.task).polarity else []
     if not steps or all(file.has(extraction, polarity=False) for file in voters.values()):
         steps.insert(0, LABELS)
@@ -174,7 +174,7 @@ def consensus(
     for step in steps:
         polarity = step == POLARITY
         paths = {voter: file.extracted(extraction, polarity=polarity) for voter, file in voters.items()}
-        items = {voter: files.read_items(path) for voter, path in paths.items()}
+        items = {voter: results.read_items(path) for voter, path in paths.items()}
         notes += _check(paths, items, allow_missing=allow_missing)
         votes = (
             vote_polarity(list(items.values()))
@@ -183,14 +183,14 @@ def consensus(
         )
         if votes.cut:
             notes.append(f"{len(votes.cut)} items of more than {MAX_ITEM} characters are cut ({_first(votes.cut)})")
-        path = (files.sentiment_path if polarity else files.labels_path)(target, SUFFIXES[extraction])
-        made.append((votes, path, _meta(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
+        path = results.items_path(target, SUFFIXES[extraction], polarity=polarity)
+        made.append((votes, path, _record(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
     # all are made before the first is written, so that an error leaves no half of a pair
-    fresh = [_is_new(path, votes, meta, overwrite=overwrite) for votes, path, meta in made]
-    for (votes, path, meta), new in zip(made, fresh, strict=True):
+    fresh = [_is_new(path, votes, record, overwrite=overwrite) for votes, path, record in made]
+    for (votes, path, record), new in zip(made, fresh, strict=True):
         if new:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_items(path, votes.items, meta=meta)
+            results.write_items(path, votes.items, record=record)
     votes, path, _ = made[-1]
     return Consensus(row.name, tuple(voters), votes, path, any(fresh), tuple(dict.fromkeys(notes)))
 
@@ -217,22 +217,23 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:FIRST]) + (" …" if len(names) > FIRST else "")
 
 
-def _meta(step: str, votes: Votes, paths: Mapping[str, Path], *, lexicon: str, notes: Sequence[str]) -> dict[str, Any]:
+def _record(
+    step: str, votes: Votes, paths: Mapping[str, Path], *, lexicon: str, notes: Sequence[str]
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "extractor": EXTRACTOR,
         "step": step,
-        "voters": {voter: files.file_sha256(path) for voter, path in paths.items()},
+        "voters": {voter: results.file_sha256(path) for voter, path in paths.items()},
     }
     if votes.at_least is not None:
         settings["at_least"] = votes.at_least
     return {
-        "version": files.META_VERSION,
         "settings": settings,
         "source": "; ".join(paths),
         "details": {
             "affectgpt": __version__,
             "lexicon": lexicon,
-            "labels_by": sorted({files.describe(path) for path in paths.values()}),
+            "labels_by": sorted({results.describe(path) for path in paths.values()}),
             "groups_per_answer": {"voters": votes.single, "votes": votes.groups},
         },
         "notes": {
@@ -242,12 +243,12 @@ def _meta(step: str, votes: Votes, paths: Mapping[str, Path], *, lexicon: str, n
     }
 
 
-def _is_new(path: Path, votes: Votes, meta: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether the file is to be written. Raises DataError where another one is in its place."""
+def _is_new(path: Path, votes: Votes, record: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """True where the file is to be written. Raises DataError where another one is in its place."""
     if not path.exists():
         return True
-    found = files.read_meta(path)
-    if found is not None and found["settings"] == meta["settings"] and files.read_items(path) == votes.items:
+    found = results.read_record(path)
+    if found is not None and found["settings"] == record["settings"] and results.read_items(path) == votes.items:
         return False
     if overwrite:
         return True

@@ -17,9 +17,8 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path, write_json, write_text
 from affectgpt.core.runtime import logger
 from affectgpt.datasets.table import DatasetRow, get_row
-from affectgpt.evaluation.answers import direct_items
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import find_lexicon
+from affectgpt.evaluation.extract import direct_items
+from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.evaluation.score import Truth, make_metric, score_items
 
@@ -57,7 +56,7 @@ metadata:
   - version: 1.0
 """
 _UTILS = '''\
-"""What lmms-eval calls: clips as separate parts, scores by the package affectgpt, which must be installed beside it."""
+"""The functions that lmms-eval calls: clips as separate parts, scores by the package affectgpt (installed beside)."""
 
 from pathlib import Path
 
@@ -144,7 +143,7 @@ def messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def result_of(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-    """What lmms-eval keeps of one answer: everything that the score of the whole set is made of."""
+    """The part of one answer that lmms-eval keeps: everything that the score of the whole set is made of."""
     row = get_row(doc["dataset"])
     answer = " ".join(str(results[0] if results else "").split())
     metric = METRICS.get(row.task)

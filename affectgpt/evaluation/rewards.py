@@ -25,8 +25,8 @@ from affectgpt.core.errors import ConfigError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Grades, Labels
 from affectgpt.evaluation.extract import LABELS, Extractor
-from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.labels import parse_item, polarity, read_labels
+from affectgpt.evaluation.lexicon import Grouping
 
 REWARDS = Registry("reward")
 _THOUGHT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)

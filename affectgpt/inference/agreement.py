@@ -9,8 +9,8 @@ from typing import Any
 
 from affectgpt.core.errors import DataError
 from affectgpt.evaluation.labels import read_labels
+from affectgpt.evaluation.results import read_answers, read_meta
 from affectgpt.inference.flags import EMPTY, REPEATING, answer_flags
-from affectgpt.results.files import read_answers, read_meta
 
 # Mean agreement of two neighbouring released checkpoints on MER2023, CMU-MOSI and SIMS, sampled as published; of
 # answers to different clips.

@@ -126,7 +126,7 @@ def test_the_interval_of_seeds_is_that_of_their_mean() -> None:
     rng = np.random.default_rng(2)
     runs = [[summands(list(rng.random(300) < 0.8))] for _ in range(3)]
     found = spread(Polarity(), runs)
-    assert found.interval[0] < found.mean < found.interval[1]
+    assert found.mean.interval[0] < found.mean.value < found.mean.interval[1]
     alone = spread(Polarity(), [runs[0], runs[0]])
     assert alone.deviation == 0 and alone.same == 1
-    assert np.ptp(found.interval) < np.ptp(alone.interval)
+    assert np.ptp(found.mean.interval) < np.ptp(alone.mean.interval)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import load_builtin
-from affectgpt.evaluation.metrics.basic import HitRate
+from affectgpt.evaluation.lexicon import grouping_of, load_builtin
+from affectgpt.evaluation.metrics.emotions import HitRate
 from affectgpt.evaluation.metrics.sentiment import Polarity
 from affectgpt.evaluation.stats import compare, intervals, resamples
 

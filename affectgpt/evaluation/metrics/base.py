@@ -19,7 +19,7 @@ from affectgpt.core.registry import Registry
 
 if TYPE_CHECKING:
     from affectgpt.core.types import Labels
-    from affectgpt.evaluation.grouping import Grouping, GroupSets
+    from affectgpt.evaluation.lexicon import Grouping, GroupSets
 
 
 class Metric(Protocol):
