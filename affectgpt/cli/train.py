@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
     from affectgpt.processing.loader import BatchStream, FailureLog
-    from affectgpt.training.rollouts import Rollouts
+    from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.run_state import Resumed
     from affectgpt.training.validation import HeldOut, Score
 
@@ -172,7 +172,7 @@ def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
     with config.naming("run.objective"):
         draws = OBJECTIVES.get(run.objective).draws
     if draws:
-        from affectgpt.cli.rollouts import check_rollouts
+        from affectgpt.training.objectives.grpo import check_rollouts
 
         check_rollouts(config)
     if run.tensorboard:
@@ -185,7 +185,6 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
 
     What can be wrong with files is found before the weights are loaded. Raises ConfigError, DataError, CheckpointError.
     """
-    from affectgpt.cli.rollouts import RolloutPlan, plan_rollouts
     from affectgpt.cli.training_scores import training_scores
     from affectgpt.core.runtime import logger, rank, seed_everything
     from affectgpt.modeling.build import build_model
@@ -193,15 +192,16 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     from affectgpt.processing.processor import AffectGPTProcessor
     from affectgpt.processing.validation import validation_batches
     from affectgpt.training.objectives.base import OBJECTIVES
+    from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.preflight import check_memory
     from affectgpt.training.run_state import check_made_from, made_from
 
     resumed = None if dry_run else _find_resume(config, locks=locks)
     if resumed is not None and not config.run.evaluate and _is_finished(config, resumed):
         return None
-    data: BatchStream | RolloutPlan
+    data: BatchStream | Rollouts
     if OBJECTIVES.get(config.run.objective).draws:
-        data = plan_rollouts(config, lazy=dry_run)
+        data = Rollouts(config, lazy=dry_run)
         processor = data.processor
     else:
         processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
@@ -231,7 +231,7 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     seed_everything(config.run.seed + rank())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
-    batches = data.bind(model, device) if isinstance(data, RolloutPlan) else data
+    batches = data.bind(model, device) if isinstance(data, Rollouts) else data
     return Job(
         config=config, device=device, dry_run=dry_run, resumed=resumed, model=model, batches=batches,
         counts=data.counts, made_from=made, failures=data.failures,
@@ -264,11 +264,10 @@ def run(job: Job, *, locks: ExitStack) -> int:
 def _train(job: Job, *, output_dir: Path) -> int:
     """Train, with a record of how it ended."""
     from affectgpt.core.runtime import logger, rank, world_size
-    from affectgpt.inference.rollout import NOTES
     from affectgpt.media.video import video_reader
     from affectgpt.training.loop import train
+    from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.progress import draw_training
-    from affectgpt.training.rollouts import Rollouts
     from affectgpt.training.run_state import Record, revisions_of
     from affectgpt.training.stopping import Interrupted
 
@@ -277,7 +276,7 @@ def _train(job: Job, *, output_dir: Path) -> int:
     # What run.on_error: skip leaves out; each rank has samples of its own.
     job.failures.write_to(output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv"))
     if isinstance(job.batches, Rollouts) and main_rank:
-        job.batches.source.notes = output_dir / NOTES
+        job.batches.notes = output_dir
     record = Record(
         output_dir / "run.json" if main_rank else None,
         config=job.config, device=job.device, counts=job.counts, video_reader=video_reader(),
