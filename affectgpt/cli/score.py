@@ -176,7 +176,7 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPath
 
 
 def scored_row(config: Config, name: str) -> DatasetRow:
-    """A configuration's data set as a row with its truth. Raises ConfigError where its block does not say which."""
+    """A configuration's data set as a row with its truth. Raises ConfigError where its block names no truth."""
     from affectgpt.datasets.base import open_dataset
     from affectgpt.evaluation.metrics.base import METRICS
 

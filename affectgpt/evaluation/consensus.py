@@ -55,29 +55,36 @@ def vote_labels(voters: Sequence[Mapping[str, str]], grouping: Grouping, *, at_l
     """
     if at_least is not None and not 1 <= at_least <= len(voters):
         raise ConfigError(f"--at-least {at_least}: 1 to {len(voters)}, the number of voters")
-    named = functools.cache(lambda item: tuple(_groups(item, grouping).items()))
-    ballots: dict[str, list[_Entry]] = {}
+
+    @functools.cache
+    def groups_of(item: str) -> dict[int | str, str]:
+        """Group (the word itself, where the lexicon does not know it) → the first label of an item that names it."""
+        groups: dict[int | str, str] = {}
+        for label in grouping.item(item)[0]:
+            groups.setdefault(grouping.label_mask(label) or label, label)
+        return groups
+
+    ballots: dict[str, list[tuple[str, int]]] = {}  # clip → labels with their votes, most first
     answers = known_groups = 0
     reached = [0] * (len(voters) + 2)  # by T: known groups that are kept, over all clips
     for name in dict.fromkeys(name for voter in voters for name in voter):
-        entries: dict[int | str, _Entry] = {}
+        votes: Counter[int | str] = Counter()
+        first: dict[int | str, str] = {}
         for voter in voters:
             if is_empty(voter.get(name)):
                 continue
             answers += 1
-            for group, label in named(voter[name]):
-                known_groups += not isinstance(group, str)
-                entry = entries.get(group)
-                if entry is None:
-                    entry = entries[group] = _Entry(label, known=not isinstance(group, str))
-                entry.votes += 1
+            groups = groups_of(voter[name])
+            votes.update(groups.keys())
+            first = {**groups, **first}
+            known_groups += sum(not isinstance(group, str) for group in groups)
         # stable: of those with as many votes the first that was named
-        ballot = ballots[name] = sorted(entries.values(), key=lambda entry: -entry.votes)
-        for entry in ballot:
-            reached[entry.votes] += entry.known
-        if ballot and ballot[0].known:  # kept, too, where more votes are needed than it has
-            reached[ballot[0].votes] -= 1
-            reached[-1] += 1
+        ranked = votes.most_common()
+        ballots[name] = [(first[group], count) for group, count in ranked]
+        for at, (group, count) in enumerate(ranked):
+            if not isinstance(group, str):
+                # the first is kept, too, where more votes are needed than it has
+                reached[count if at else -1] += 1
     single, clips = known_groups / max(answers, 1), max(len(ballots), 1)
     allowed = [at_least] if at_least else range(1, len(voters) + 1)
     mean_groups = {needed: sum(reached[needed:]) / clips for needed in allowed}
@@ -85,34 +92,13 @@ def vote_labels(voters: Sequence[Mapping[str, str]], grouping: Grouping, *, at_l
     chosen = min(mean_groups, key=lambda needed: (abs(mean_groups[needed] - single), -needed))
     items, cut = {}, []
     for name, ballot in ballots.items():
-        items[name] = f"[{', '.join(entry.label for entry in _kept(ballot, chosen))}]"
+        labels = [label for label, count in ballot if count >= chosen] or [label for label, _ in ballot[:1]]
+        items[name] = f"[{', '.join(labels)}]"
         if len(items[name]) > MAX_ITEM:
             items[name] = items[name][:MAX_ITEM]
             cut.append(name)
-    undecided = [name for name, ballot in ballots.items() if ballot and ballot[0].votes < chosen]
+    undecided = [name for name, ballot in ballots.items() if ballot and ballot[0][1] < chosen]
     return Votes(items, undecided, chosen, single, mean_groups[chosen], cut)
-
-
-@dataclass
-class _Entry:
-    """A group on a clip: the label that named it first, whether the lexicon knows it, and its votes."""
-
-    label: str
-    known: bool
-    votes: int = 0
-
-
-def _groups(item: str, grouping: Grouping) -> dict[int | str, str]:
-    """Group (the word itself, where the lexicon does not know it) → the first label of an item that names it."""
-    found: dict[int | str, str] = {}
-    for label in grouping.item(item)[0]:
-        found.setdefault(grouping.label_mask(label) or label, label)
-    return found
-
-
-def _kept(ballot: Sequence[_Entry], needed: int) -> Sequence[_Entry]:
-    """The groups with enough votes, else the first of those with most."""
-    return [entry for entry in ballot if entry.votes >= needed] or ballot[:1]
 
 
 def vote_polarity(voters: Sequence[Mapping[str, str]]) -> Votes:

@@ -168,7 +168,7 @@ class LLMExtractor(Extractor):
         }
 
     def details(self) -> dict[str, Any]:
-        """Where the model is stored and the versions of what ran it."""
+        """The model's folder and the versions of what ran it."""
         return self.client.details()
 
     def run(self, step: str, texts: Sequence[str], *, on_item: OnItem) -> None:

@@ -56,7 +56,7 @@ class Entry:
         return self.scores.run
 
     def notes(self) -> list[str]:
-        """What makes its scores other than they should be; the page itself says what it has no results of."""
+        """Notes on its scores, without those that the page itself shows."""
         return [words for words in self.scores.caveats() if not words.startswith(("best of", "no results of this run"))]
 
     def best(self, dataset: str) -> float | None:

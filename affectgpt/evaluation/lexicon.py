@@ -258,7 +258,7 @@ GROUPINGS = {
 
 
 def check_grouping(name: str) -> None:
-    """ConfigError with the nearest name when there is no grouping of this name."""
+    """Raise ConfigError with the nearest name when there is no grouping of this name."""
     if name not in GROUPINGS:
         raise ConfigError(f"unknown grouping {name!r}.{did_you_mean(name, GROUPINGS)}")
 
@@ -342,7 +342,7 @@ class Grouping:
         return known
 
     def count(self, labels: Iterable[str]) -> int:
-        """How many known groups labels name: those that share their group in every view are one."""
+        """The number of known groups that labels name: those that share their group in every view are one."""
         return len({self.label_mask(label) for label in labels} - {0})
 
     def sets(self, masks: Iterable[int]) -> GroupSets:
@@ -355,7 +355,7 @@ class Grouping:
         return GroupSets(views[:, :, :seen].astype(np.float32))
 
     def sizes(self, mask: int) -> tuple[int, ...]:
-        """How many groups a mask holds, per view."""
+        """The number of groups in a mask, per view."""
         low = (1 << self._width) - 1
         return tuple([(mask >> (view * self._width) & low).bit_count() for view in range(len(self.views))])
 
@@ -383,7 +383,7 @@ class GroupSets:
         return len(self.members)
 
     def shared(self, other: GroupSets) -> np.ndarray:
-        """How many groups two sets have in common, ``[..., V]``; leading dimensions broadcast."""
+        """The number of groups that two sets have in common, ``[..., V]``; leading dimensions broadcast."""
         width = min(self.members.shape[-1], other.members.shape[-1])
         found = np.einsum("...w,...w->...", self.members[..., :width], other.members[..., :width])
         return found.astype(np.float64)

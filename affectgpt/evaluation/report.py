@@ -483,7 +483,7 @@ def seeds_dict(result: SeedResult) -> dict[str, Any]:
 
 
 def headline(path: Path, *, checkpoint: str) -> dict[str, str]:
-    """Read a JSON file of scores: data set → what a checkpoint (file stem) scored there, e.g. ``HIT 78.5``.
+    """Read a JSON file of scores: data set → the score of a checkpoint (file stem) there, e.g. ``HIT 78.50``.
 
     Raises DataError when the file is not one of these, or says nothing of the checkpoint.
     """

@@ -128,7 +128,7 @@ class Score:
 
     @property
     def left_out(self) -> int:
-        """How many samples with a truth could not be scored."""
+        """The number of samples with a truth that could not be scored."""
         return len(self.missing)
 
     @property
@@ -144,7 +144,7 @@ class Score:
 
 
 def check_scored(row: DatasetRow) -> None:
-    """DataError for a data set whose task is that of no metric."""
+    """Raise DataError for a data set whose task is that of no metric."""
     if row.task not in METRICS:
         raise DataError(f"data set {row.name} is not scored (task {row.task!r}).{did_you_mean(row.task, METRICS)}")
 
@@ -419,7 +419,7 @@ class RunScores:
 
     @property
     def extractors(self) -> dict[str, list[str]]:
-        """How labels were extracted → the data sets where they were."""
+        """Extractor in words → the data sets whose labels it extracted."""
         found: dict[str, list[str]] = {}
         for dataset, scores in self.scores.items():
             for score in scores:
@@ -433,7 +433,7 @@ class RunScores:
         return self.lexicon.comparable and self.grouping == "wheel"
 
     def caveats(self) -> list[str]:
-        """What makes these numbers other than the paper's, then the notes."""
+        """Reasons why these numbers are not comparable with the paper's, then the notes."""
         words = [] if self.lexicon.comparable else [NOT_COMPARABLE]
         if self.grouping != "wheel":
             words.append(f"grouping {self.grouping}: not the paper's main metric, not comparable with its table 2")

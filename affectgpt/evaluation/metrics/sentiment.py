@@ -10,7 +10,7 @@ import numpy as np
 from affectgpt.core.types import Labels
 from affectgpt.evaluation.metrics.base import METRICS
 
-POSITIVE, POLARITIES = "positive", ("positive", "negative", "neutral")
+POSITIVE = "positive"
 
 
 @METRICS.register("sentiment")
@@ -35,7 +35,7 @@ class Polarity:
         return np.asarray(truth, dtype=np.float64)
 
     def encode_items(self, items: Sequence[str]) -> np.ndarray:
-        """Whether each word is ``positive``, ``[N]``."""
+        """True for each word ``positive``, ``[N]``."""
         return np.array([word == POSITIVE for word in items], dtype=bool)
 
     def compare(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
