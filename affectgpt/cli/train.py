@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
-    from affectgpt.processing.loader import BatchStream, FailureLog
+    from affectgpt.processing.data import BatchStream, FailureLog
     from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.run_state import Resumed
     from affectgpt.training.validation import HeldOut, Score
@@ -188,9 +188,8 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     from affectgpt.cli.training_scores import training_scores
     from affectgpt.core.runtime import logger, rank, seed_everything
     from affectgpt.modeling.build import build_model
-    from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.data import training_batches, validation_batches
     from affectgpt.processing.processor import AffectGPTProcessor
-    from affectgpt.processing.validation import validation_batches
     from affectgpt.training.objectives.base import OBJECTIVES
     from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.preflight import check_memory

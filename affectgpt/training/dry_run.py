@@ -10,7 +10,7 @@ from torch import nn
 from affectgpt.config.schema import Config
 from affectgpt.modeling.checkpoint import published_name
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
-from affectgpt.processing.loader import BatchStream
+from affectgpt.processing.data import BatchStream
 from affectgpt.training.cost import Shape, peak_flop, step_flop, step_memory
 from affectgpt.training.distributed import sum_over_ranks, world
 from affectgpt.training.objectives.grpo import Rollouts

@@ -12,7 +12,7 @@ from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.core.runtime import logger
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
-from affectgpt.processing.loader import BatchStream
+from affectgpt.processing.data import BatchStream
 from affectgpt.training.distributed import world
 from affectgpt.training.objectives.grpo import Rollouts
 from affectgpt.training.optim import get_schedule

@@ -275,12 +275,12 @@ def test_three_steps_of_the_trainer(exported, world, tmp_path):
     from transformers import Trainer, TrainingArguments
 
     from affectgpt.datasets.base import open_dataset
-    from affectgpt.processing.dataset import ExampleDataset
+    from affectgpt.processing.data import TrainDataset
 
     model, processor = load(exported())
     model.llm.requires_grad_(False)
     samples = open_dataset(world.config(), "OVMERDPlus").samples("test")[:2]  # the same batch in every step
-    data = ExampleDataset(samples, processor, label_types=("ovlabel",))
+    data = TrainDataset(samples, processor, label_types=("ovlabel",))
     before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p.clone() for name, p in model.visual_encoder.named_parameters()}
     arguments = TrainingArguments(
@@ -300,12 +300,10 @@ def test_three_steps_of_the_trainer(exported, world, tmp_path):
 def test_accumulated_losses_are_those_of_one_batch(exported, world):
     """``num_items_in_batch``: the share of a global batch, whatever its parts."""
     from affectgpt.datasets.base import open_dataset
-    from affectgpt.processing.dataset import ExampleDataset
+    from affectgpt.processing.data import TrainDataset
 
     model, processor = load(exported())
-    data = ExampleDataset(
-        open_dataset(world.config(), "OVMERDPlus").samples("test"), processor, label_types=("ovlabel",)
-    )
+    data = TrainDataset(open_dataset(world.config(), "OVMERDPlus").samples("test"), processor, label_types=("ovlabel",))
     examples = [data[i] for i in range(4)]
     with torch.no_grad():
         whole = model(**processor.collate(examples)).loss

@@ -45,11 +45,10 @@ from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
-from affectgpt.processing.loader import Failure, FailureLog, trained_sets
+from affectgpt.processing.data import Failure, FailureLog, MixedBatches, trained_sets
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example
 from affectgpt.processing.questions import check_block, get_label_type, question_context, render_question
-from affectgpt.processing.sampler import MixedBatches
 from affectgpt.training.distributed import gather, sum_over_ranks
 from affectgpt.training.objectives.base import OBJECTIVES, Objective
 from affectgpt.training.objectives.sft import SupervisedObjective
