@@ -60,12 +60,14 @@ def chance_levels(
     frequent = Counter(label for items in checkpoints for item in items for label in labels_of(metric, item))
     candidates = [label for label, _ in frequent.most_common(_CANDIDATES)]
     constants = ConstantAnswers(metric, truth, largest=max(sizes), candidates=candidates)
+    # Permutations without a fixed point: an answer that is given to its own clip would be no chance.
     n, rng, orders = len(truth), np.random.default_rng(0), []
     for _ in range(permutations if n > 1 else 0):
         circle, order = rng.permutation(n), np.empty(n, dtype=np.int64)
         order[circle] = np.roll(circle, 1)  # each clip gets the answer of its neighbour in a random circle
         orders.append(order)
     found = []
+    # Only sums are needed: the aggregate of N pairs is that of their summed summands.
     for items, (labels, groups), size in zip(checkpoints, counts, sizes, strict=True):
         predicted = coded.encode_items(items)
         permuted = None
@@ -111,6 +113,7 @@ class ConstantAnswers:
         self.coded = coded
         self.values: list[dict[str, float]] = []  # by number of groups, the mean of both directions
         self.answers: list[tuple[tuple[str, ...], ...]] = []
+        # Equal truths are scored once, with weights: a data set of six emotions needs six comparisons per answer.
         unique: dict[str, int] = {}  # by text, as a metric's truth may be anything
         kinds = np.array([unique.setdefault(repr(value), len(unique)) for value in truth])
         truths = [truth[at] for at in np.unique(kinds, return_index=True)[1]]
@@ -141,6 +144,7 @@ class ConstantAnswers:
         """Each key's value ``[K]`` of K constant answers on samples that occur ``weights`` times."""
         items = [answer[0] if self.metric.polarity else f"[{', '.join(answer)}]" for answer in answers]
         predicted = self.coded.encode_items(items)
+        # compare [U, 1] truths with [1, K] answers to summands [U, K, C], which the weights [U] sum to [K, C]
         block = max(1, _BLOCK // len(weights))
         sums = [
             np.tensordot(weights, self.coded.compare(self.truth[:, None], predicted[None, at : at + block]), axes=1)
@@ -155,6 +159,7 @@ class ConstantAnswers:
         key, left, found = self.metric.keys[0], list(self.candidates), []
         answer: list[str] = []
         for _ in range(largest):
+            # all answers with one label more at once; argmax takes the first of equal ones
             values = self._values([[*answer, label] for label in left], chosen_on)[key]
             answer.append(left.pop(int(np.argmax(values))))
             other = self._values([answer], scored_on)

@@ -283,36 +283,35 @@ class Grouping:
         level = {"wheel": 1, "wheel-level2": 2}.get(name)
         self._wheel_groups = [wheel.groups(level) for wheel in lexicon.wheels] if level else None
         self.views = tuple(wheel.name for wheel in lexicon.wheels) if level else (name,)
-        self._bits: list[dict[str, int]] = [{} for _ in self.views]  # per view: group → bit within that view
-        self._width = (
-            max(len(set(groups.values())) for groups in self._wheel_groups)
-            if self._wheel_groups
-            else self._vocabulary_size()
-        )
+        if self._wheel_groups is None:
+            source = lexicon.forms if name == "l1" else lexicon.synonyms
+            vocabularies = [frozenset().union(*source.values())]
+        else:
+            vocabularies = [frozenset(groups.values()) for groups in self._wheel_groups]
+        # Every view gets bits for the largest vocabulary; a group gets its bit when a label first names it.
+        self._width = max(map(len, vocabularies))
         self._bytes = (self._width * len(self.views) + 7) // 8
+        self._bits: list[dict[str, int]] = [{} for _ in self.views]  # per view: group → bit within that view
         self._of_bases: dict[frozenset[str], tuple[str | None, ...]] = {}  # many forms have the same base words
         self._of_label: dict[str, int] = {}
         self._of_item: dict[str, tuple[tuple[str, ...], int]] = {}
-
-    def _vocabulary_size(self) -> int:
-        source = self.lexicon.forms if self.name == "l1" else self.lexicon.synonyms
-        return len(frozenset().union(*source.values()))
 
     def groups(self, label: str) -> tuple[str | None, ...]:
         """The group of one label in each view; None where it has none."""
         bases = self.lexicon.forms.get(clean(label))
         if not bases:
             return (None,) * len(self.views)
-        found = self._of_bases.get(bases)
-        if found is None:
-            found = self._of_bases[bases] = self._groups(label, min(bases))
-        return found
-
-    def _groups(self, label: str, base: str) -> tuple[str | None, ...]:
-        if self._wheel_groups is None:
-            return (base if self.name == "l1" else min(self.lexicon.synonyms.get(base, ()), default=None),)
-        words = self.lexicon.wheel_words(label)
-        return tuple(next((groups[word] for word in words if word in groups), None) for groups in self._wheel_groups)
+        if bases not in self._of_bases:
+            if self._wheel_groups is not None:
+                words = self.lexicon.wheel_words(label)  # in alphabetical order, as published
+                groups = tuple(
+                    next((wheel[word] for word in words if word in wheel), None) for wheel in self._wheel_groups
+                )
+            else:
+                base = min(bases)
+                groups = (base if self.name == "l1" else min(self.lexicon.synonyms.get(base, ()), default=None),)
+            self._of_bases[bases] = groups
+        return self._of_bases[bases]
 
     def label_mask(self, label: str) -> int:
         """The bits of one label, all views side by side; 0 for a label that no view knows."""
@@ -347,11 +346,12 @@ class Grouping:
 
     def sets(self, masks: Iterable[int]) -> GroupSets:
         """N masks as arrays."""
+        # Integers are quick to combine one by one; arrays are quick for many pairs at once (chance.py).
         masks = list(masks)
         packed = b"".join([mask.to_bytes(self._bytes, "little") for mask in masks])
         flat = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(len(masks), -1), axis=1, bitorder="little")
         seen = max(map(len, self._bits))  # groups that no label has had so far are no column
-        views = flat[:, : self._width * len(self.views)].reshape(len(masks), len(self.views), self._width)
+        views = flat[:, : self._width * len(self.views)].reshape(len(masks), len(self.views), self._width)  # [N, V, W]
         return GroupSets(views[:, :, :seen].astype(np.float32))
 
     def sizes(self, mask: int) -> tuple[int, ...]:
@@ -384,6 +384,7 @@ class GroupSets:
 
     def shared(self, other: GroupSets) -> np.ndarray:
         """The number of groups that two sets have in common, ``[..., V]``; leading dimensions broadcast."""
+        # the later of the two may know groups that no label had named before
         width = min(self.members.shape[-1], other.members.shape[-1])
         found = np.einsum("...w,...w->...", self.members[..., :width], other.members[..., :width])
         return found.astype(np.float64)

@@ -105,7 +105,7 @@ def summarise(run_scores: RunScores) -> Summary:
         mean = percent(value) if over == len(datasets) else f"{percent(value)} of {over}"
         marks = tuple(score is not None and score is best[score.dataset] for score in scores)
         checkpoints.append(Row(checkpoint, [cell(score) for score in scores], mean, marks))
-    foot: list[Row] = []
+    foot: list[Row] = []  # what is printed below the checkpoints, in this order
 
     def add_intervals(intervals: Sequence[tuple[float, float] | None], overall: tuple[float, float] | None) -> None:
         if any(intervals):
@@ -134,6 +134,7 @@ def summarise(run_scores: RunScores) -> Summary:
         foot.append(single := Row(BEST_SINGLE, [cell(score) for score in chosen], overall, kind="sum"))
         if all(score.interval for score in chosen):
             add_intervals([score.interval[score.metric.keys[0]] for score in chosen], None)
+    # the paper's protocol: each data set's best checkpoint, chosen on its test set
     oracle = Row(BEST_PER_SET, [cell(best[d]) for d in datasets], percent(run_scores.mean_best), kind="sum")
     foot.append(oracle)
     if run_scores.comparable and any(dataset in PUBLISHED for dataset in datasets):

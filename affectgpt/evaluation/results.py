@@ -180,6 +180,7 @@ class ResultShard:
     def __init__(self, target: Path, *, names: Sequence[str], key: str, rank: int = 0, world_size: int = 1) -> None:
         self.target, self.names, self.key = target, names, key
         mine = set(names[rank::world_size])
+        # The number of processes may have changed since: entries of every journal count, whoever wrote them.
         self._journal = Journal(self._path(rank), key=key)
         done = self._entries()
         self.pending = {name for name in mine if "answer" not in done.get(name, {})}
@@ -239,6 +240,7 @@ class ResultShard:
                 logger.warning("%s: %d samples lack, see %s", self.target, len(failed), failed_path)
             else:
                 failed_path.unlink(missing_ok=True)
+            # the record first: where the file is, its record is too
             write_meta({name: entries[name] for name in order})
             write_answers(self.target, {n: entries[n]["answer"] for n in order if n not in failed})
             for part in self._parts():
@@ -278,6 +280,7 @@ def read_items(path: Path) -> dict[str, str]:
     """An extraction file, name → item, in its order. Raises DataError when it is anything else."""
     values = read_npz(path)
     columns = []
+    # string arrays only: an array of objects would be a pickle
     for key in ("filenames", "fileitems"):
         column = values.get(key)
         if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind != "U":

@@ -74,6 +74,7 @@ class Truth:
         if not values:
             file = root / (row.openset_file or row.label_file or "")
             raise DataError(f"{row.name}: no sample of its test split has a truth in {file}")
+        # without its subtitle file, OV-MERD+ has only the names that have labels
         guessed = row.names_from_subtitles and not (root / row.subtitle_file).exists()
         return cls(row, values, frozenset(labels), complete=not guessed)
 
@@ -178,6 +179,7 @@ def score_run(
         rows, paths, run=run, choice=choice or CheckpointChoice(), optional=optional, flag=flag
     )
     run_scores = RunScores(name, lexicon, grouping, notes=notes)
+    # One extraction for the whole table: scores of two extractors must not stand in one mean.
     metrics = {row.name: make_metric(row, grouping_of(lexicon, grouping)) for row in rows if row.name in files}
     extraction = extraction or extraction_of(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
     for row in rows:
@@ -227,6 +229,7 @@ def pick_files(
             f"no result files in {looked}{' …' if len(rows) > SHOWN else ''}. Run inference first, or say where "
             "they are stored: --output-root DIR (or --base-root)"
         )
+    # One run for all data sets, as the published script does: a table of several runs would be of no model.
     name = results.choose_run(runs, run, flag=flag)
     files: dict[str, list[ResultFile]] = {}
     absent: list[str] = []
@@ -255,7 +258,7 @@ def score_file(
 ) -> Score:
     """Score one result file from the labels of one ``extraction`` (results.LLM or DIRECT)."""
     path = file.extracted(extraction, polarity=metric.polarity)
-    results.check_source(path, answers=file.answers)
+    results.check_source(path, answers=file.answers)  # labels of answers that were replaced since are no score
     score = score_items(
         results.read_items(path), truth, metric, source=path, checkpoint=file.stem, allow_missing=allow_missing,
         unreadable=frozenset(map(str, results.read_meta(file.answers).get("failed", ()))),
@@ -303,13 +306,14 @@ def score_items(
                 f"{source}: {'; '.join(wrong)}. The split has {len(truth.values)} samples, the file "
                 f"{len(items)}. Make the file again, or score what both share with --allow-missing"
             )
+    # Samples without an answer are left out, never counted as wrong: the note says how many.
     gone = {*missing, *empty, *skipped}
     names = [name for name in truth.values if name not in gone]
     if not names:
         raise DataError(f"{source}: it shares no sample with the test split of {dataset}")
     guesses = [items[name] for name in names]
     true = [truth.values[name] for name in names]
-    summands, values, detail = summed(truth.row.task, metric, true, guesses)
+    summands, values, detail = summed(truth.row.task, metric, true, guesses)  # [N, C], key → 0..1
     if not all(np.isfinite(value) for value in values.values()):
         why = f"{truth.row.task} has no value on the {len(true)} samples of {dataset}"
         if isinstance(metric, GroupMetric):
@@ -359,6 +363,7 @@ class RunScores:
         by_names: dict[tuple[str, ...], list[Score]] = {}
         for score in scores:
             by_names.setdefault(tuple(score.names), []).append(score)
+        # Equal names mean equal order: names are in the order of the truth.
         for same in by_names.values():  # those on the same samples share their resamples and permutations
             if draws:
                 intervals = stats.intervals(metric, [score.summands for score in same], draws=draws)

@@ -31,6 +31,7 @@ def resamples(n: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarr
     block = max(1, _BLOCK // max(n, 1))
     for start in range(0, draws, block):
         size = min(block, draws - start)
+        # one bincount for all resamples of a block: sample i of resample d is counted at d * n + i
         drawn = rng.integers(0, n, (size, n)) + np.arange(size)[:, None] * n
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float32)
 
@@ -39,6 +40,7 @@ def intervals(
     metric: Metric, summands: list[np.ndarray], *, draws: int = DRAWS, seed: int = 0
 ) -> list[dict[str, tuple[float, float]]]:
     """95 % percentile bootstrap intervals of several checkpoints on the same N samples, summands ``[N, C]`` each."""
+    # all checkpoints in one matrix product, on the same resamples
     stacked = np.concatenate(summands, axis=1).astype(np.float32)  # [N, K * C]
     sums = np.concatenate([weights @ stacked for weights in resamples(len(stacked), draws=draws, seed=seed)])
     found = []
@@ -102,6 +104,7 @@ def compare(
     as_far = 0
     block = max(1, _BLOCK // max(n, 1))
     for start in range(0, draws, block):
+        # swapping two systems on a sample moves the difference of their summands from one sum to the other
         swapped = rng.integers(0, 2, (min(block, draws - start), n), dtype=np.int8).astype(np.float32) @ apart
         as_far += int((np.abs(difference(total_a + swapped, total_b - swapped)) >= observed - 1e-9).sum())
     all_a, all_b = np.concatenate(a, axis=1), np.concatenate(b, axis=1)
@@ -110,7 +113,7 @@ def compare(
         a=float(value(all_a.sum(axis=0), len(a))),
         b=float(value(all_b.sum(axis=0), len(b))),
         interval=interval_of(np.concatenate(resampled)),
-        p=(as_far + 1) / (draws + 1),
+        p=(as_far + 1) / (draws + 1),  # the observed assignment is one of them, so that p is never 0
         n=n,
     )
 
@@ -226,7 +229,7 @@ def select(
 
     def on_halves(weights: np.ndarray) -> np.ndarray:
         """Weights ``[D, N]`` → ``[D]``: the best checkpoint of a random half on the other half, mean of both ways."""
-        side = rng.random(weights.shape, dtype=np.float32).argsort(axis=1) < n // 2
+        side = rng.random(weights.shape, dtype=np.float32).argsort(axis=1) < n // 2  # [D, N]: in the first half
         one = (weights * side) @ stacked
         a, b = primary(one), primary(weights @ stacked - one)
         rows = np.arange(len(weights))

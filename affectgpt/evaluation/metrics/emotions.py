@@ -33,8 +33,8 @@ class HitRate(GroupMetric):
         return np.minimum(np.concatenate([hits, counted], axis=-1), 1.0)
 
     def aggregate(self, sums: np.ndarray) -> dict[str, np.ndarray]:
-        hits, counted = np.split(sums, 2, axis=-1)
-        with np.errstate(invalid="ignore"):
+        hits, counted = np.split(sums, 2, axis=-1)  # [..., V] each
+        with np.errstate(invalid="ignore"):  # 0 / 0 where a wheel knows no truth: NaN, which the caller reports
             return {"hit": (hits / counted).mean(axis=-1)}
 
     def per_sample(self, summands: np.ndarray) -> np.ndarray:
@@ -81,6 +81,7 @@ class SetF(GroupMetric):
         precisions, recalls, counted = np.split(sums, 3, axis=-1)
         with np.errstate(invalid="ignore"):
             precision, recall = precisions / counted, recalls / counted
+            # F of the mean precision and recall, not the mean of the samples' F (equation 12)
             both = precision + recall
             f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
         return precision, recall, f
