@@ -243,9 +243,9 @@ def score_answers(
                 f"label (first: {', '.join(unread[:3])}); evaluation.py --answers … "
                 "--model-path DIR reads them with a language model"
             )
-    found = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
-    found.extractor, found.answers = extractor, answers
-    run_scores.add_dataset(truth, [found], draws=args.bootstrap, permutations=args.permutations)
+    result = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
+    result.extractor, result.answers = extractor, answers
+    run_scores.add_dataset(truth, [result], draws=args.bootstrap, permutations=args.permutations)
     return run_scores
 
 

@@ -55,8 +55,8 @@ def chance_levels(
     encoded_truth = coded.encode_truth(truth)
     counts = [labels_and_groups(metric, items) for items in checkpoints]
     # groups of the constant answer: those of a mean answer, rounded
-    known = [groups if groups is not None else labels if labels is not None else 1 for labels, groups in counts]
-    sizes = [max(1, round(number)) for number in known]
+    group_counts = [groups if groups is not None else labels if labels is not None else 1 for labels, groups in counts]
+    sizes = [max(1, round(number)) for number in group_counts]
     frequent = Counter(label for items in checkpoints for item in items for label in labels_of(metric, item))
     candidates = [label for label, _ in frequent.most_common(_CANDIDATES)]
     constants = ConstantAnswers(metric, truth, largest=max(sizes), candidates=candidates)
@@ -66,7 +66,7 @@ def chance_levels(
         circle, order = rng.permutation(n), np.empty(n, dtype=np.int64)
         order[circle] = np.roll(circle, 1)  # each clip gets the answer of its neighbour in a random circle
         orders.append(order)
-    found = []
+    levels = []
     # Only sums are needed: the aggregate of N pairs is that of their summed summands.
     for items, (labels, groups), size in zip(checkpoints, counts, sizes, strict=True):
         predicted = coded.encode_items(items)
@@ -78,8 +78,8 @@ def chance_levels(
             permuted = means if all(map(np.isfinite, means.values())) else None  # NaN: nothing counts
         precision = coded.precision(encoded_truth, predicted) if isinstance(metric, GroupMetric) else None
         constant, answers = constants.of(size)
-        found.append(ChanceLevels(labels, groups, precision, permuted, constant, answers, size))
-    return found
+        levels.append(ChanceLevels(labels, groups, precision, permuted, constant, answers, size))
+    return levels
 
 
 def labels_of(metric: Metric, item: str) -> tuple[str, ...]:
@@ -156,15 +156,15 @@ class ConstantAnswers:
         self, chosen_on: np.ndarray, scored_on: np.ndarray, largest: int
     ) -> list[tuple[tuple[str, ...], dict[str, float]]]:
         """The answers of 1, 2, … groups that are best on one half, with their values on the other."""
-        key, left, found = self.metric.keys[0], list(self.candidates), []
+        key, left, best = self.metric.keys[0], list(self.candidates), []
         answer: list[str] = []
         for _ in range(largest):
             # all answers with one label more at once; argmax takes the first of equal ones
             values = self._values([[*answer, label] for label in left], chosen_on)[key]
             answer.append(left.pop(int(np.argmax(values))))
             other = self._values([answer], scored_on)
-            found.append((tuple(answer), {key: float(other[key][0]) for key in self.metric.keys}))
-        return found
+            best.append((tuple(answer), {key: float(other[key][0]) for key in self.metric.keys}))
+        return best
 
 
 def _halves(kinds: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -183,10 +183,10 @@ def _known_labels(metric: GroupMetric, truth: Sequence[Sequence[str]]) -> list[s
     """A label of every group that the truth has in some view: one of the truth's own, else the lexicon's first."""
     grouping = metric.grouping
     own = dict.fromkeys(clean(label) for labels in truth for label in labels)
-    wanted = [set(view) - {None} for view in zip(*(grouping.groups(label) for label in own), strict=True)]
+    true_groups = [set(view) - {None} for view in zip(*(grouping.groups(label) for label in own), strict=True)]
     labels: dict[int, str] = {}
     for label in (*own, *sorted(grouping.lexicon.forms)):
-        if any(group in view for group, view in zip(grouping.groups(label), wanted, strict=True)):
+        if any(group in view for group, view in zip(grouping.groups(label), true_groups, strict=True)):
             labels.setdefault(grouping.label_mask(label), label)
     return list(labels.values())
 

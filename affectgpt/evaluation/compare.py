@@ -110,12 +110,12 @@ class Sources:
                 if len(full) > 1:
                     notes.append(f"{scores.run} stands with {full[-1]}, the last of {len(full)}")
                 sides.append(Side(scores, full[-1:]))
-        made: dict[str, None] = {}
+        extractors: dict[str, None] = {}
         for side in sides:  # what makes the sides other than the paper's, each said once
             notes += [words for words in side.scores.caveats() if words not in notes and "best of" not in words]
-            made.update(dict.fromkeys(side.scores.extractors))
-        if len(made) > 1:
-            notes.append(f"labels were extracted in different ways: {'; '.join(sorted(made))}")
+            extractors.update(dict.fromkeys(side.scores.extractors))
+        if len(extractors) > 1:
+            notes.append(f"labels were extracted in different ways: {'; '.join(sorted(extractors))}")
         return sides, notes
 
 
@@ -175,13 +175,13 @@ def compare_seeds(names: Sequence[str], sources: Sources, *, draws: int) -> Seed
 
 def _shared(scores: Sequence[Score]) -> list[np.ndarray]:
     """Summands of each score on the samples that all have. Raises DataError where there is none."""
-    found = shared_summands(scores)
-    if not len(found[0]):
+    summands = shared_summands(scores)
+    if not len(summands[0]):
         raise DataError(f"{' and '.join(dict.fromkeys(str(score.source) for score in scores))} share no sample")
-    return found
+    return summands
 
 
 def _groups(scores: Sequence[Score]) -> float | None:
     """Known groups per answer, mean over the checkpoints."""
-    found = [groups for s in scores if (groups := labels_and_groups(s.metric, s.items)[1]) is not None]
-    return sum(found) / len(found) if found else None
+    counts = [groups for s in scores if (groups := labels_and_groups(s.metric, s.items)[1]) is not None]
+    return sum(counts) / len(counts) if counts else None

@@ -156,7 +156,7 @@ def consensus(
     steps = [POLARITY] if METRICS.get(row.task).polarity else []
     if not steps or all(file.has(extraction, polarity=False) for file in voters.values()):
         steps.insert(0, LABELS)
-    made, notes = [], []
+    outputs, notes = [], []
     for step in steps:
         polarity = step == POLARITY
         paths = {voter: file.extracted(extraction, polarity=polarity) for voter, file in voters.items()}
@@ -170,24 +170,24 @@ def consensus(
         if votes.cut:
             notes.append(f"{len(votes.cut)} items of more than {MAX_ITEM} characters are cut ({_first(votes.cut)})")
         path = results.items_path(target, SUFFIXES[extraction], polarity=polarity)
-        made.append((votes, path, _record(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
+        outputs.append((votes, path, _record(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
     # all are made before the first is written, so that an error leaves no half of a pair
-    fresh = [_is_new(path, votes, record, overwrite=overwrite) for votes, path, record in made]
-    for (votes, path, record), new in zip(made, fresh, strict=True):
+    fresh = [_is_new(path, votes, record, overwrite=overwrite) for votes, path, record in outputs]
+    for (votes, path, record), new in zip(outputs, fresh, strict=True):
         if new:
             path.parent.mkdir(parents=True, exist_ok=True)
             results.write_items(path, votes.items, record=record)
-    votes, path, _ = made[-1]
+    votes, path, _ = outputs[-1]
     return Consensus(row.name, tuple(voters), votes, path, any(fresh), tuple(dict.fromkeys(notes)))
 
 
 def _check(paths: Mapping[str, Path], items: Mapping[str, Mapping[str, str]], *, allow_missing: bool) -> list[str]:
     """Notes on clips that not all voters answered. Raises DataError where that was not allowed."""
-    names = list(dict.fromkeys(name for found in items.values() for name in found))
+    names = list(dict.fromkeys(name for of_voter in items.values() for name in of_voter))
     wrong, notes = [], []
-    for voter, found in items.items():
-        missing = [name for name in names if name not in found]
-        empty = [name for name in names if name in found and is_empty(found[name])]
+    for voter, of_voter in items.items():
+        missing = [name for name in names if name not in of_voter]
+        empty = [name for name in names if name in of_voter and is_empty(of_voter[name])]
         for what, which in (("lacks", missing), ("has empty items for", empty)):
             if which:
                 wrong.append(f"{paths[voter]} {what} {len(which)} of {len(names)} clips (first: {_first(which)})")
@@ -233,10 +233,10 @@ def _is_new(path: Path, votes: Votes, record: Mapping[str, Any], *, overwrite: b
     """True where the file is to be written. Raises DataError where another one is in its place."""
     if not path.exists():
         return True
-    found = results.read_record(path)
-    if found is not None and found["settings"] == record["settings"] and results.read_items(path) == votes.items:
+    existing = results.read_record(path)
+    if existing is not None and existing["settings"] == record["settings"] and results.read_items(path) == votes.items:
         return False
     if overwrite:
         return True
-    what = "other votes" if found is not None and found["settings"].get("extractor") == EXTRACTOR else "no votes"
+    what = "other votes" if existing is not None and existing["settings"].get("extractor") == EXTRACTOR else "no votes"
     raise DataError(f"{path}: is there and holds {what}; give another --name, or replace it with --overwrite")

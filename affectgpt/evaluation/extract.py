@@ -357,15 +357,15 @@ def _differences_of(path: Path, *, settings: Mapping[str, Any], names: Mapping[s
     return words or (["no record says how it was made"] if overwrite else [])
 
 
-def _differences(made: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _differences(stored: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = "") -> list[str]:
     """``key: it has a, asked for b`` for every setting that differs, in nested sections too."""
 
     def short(key: str, value: Any) -> str:
         return str(value)[:12] + "…" if key.endswith("sha256") and value else repr(value)
 
     words = []
-    for key in sorted({*made, *asked}):
-        old, new = made.get(key), asked.get(key)
+    for key in sorted({*stored, *requested}):
+        old, new = stored.get(key), requested.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             words += _differences(old, new, f"{prefix}{key}.")
         elif old != new and not (key == "model_sha256" and (old is None or new is None)):  # weights not at hand

@@ -87,13 +87,13 @@ class Leaderboard:
 
     def mean(self, entry: Entry) -> tuple[Estimate | None, int]:
         """The mean over the data sets that a run has, and how many these are."""
-        found = [estimate for dataset in self.datasets if (estimate := entry.estimates.get(dataset)) is not None]
-        return Estimate.mean_of(found), len(found)
+        estimates = [estimate for dataset in self.datasets if (estimate := entry.estimates.get(dataset)) is not None]
+        return Estimate.mean_of(estimates), len(estimates)
 
 
 def parse_modality(texts: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
     """``RUN=audio,video,text`` items → run → letters. Raises ConfigError."""
-    found = {}
+    letters = {}
     for text in texts:
         run, _, words = text.rpartition("=")
         if run not in runs:
@@ -101,8 +101,8 @@ def parse_modality(texts: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
         names = [_WORDS.get(word.strip().lower(), word.strip().lower()) for word in words.split(",")]
         if unknown := [name for name in names if name not in MODALITIES]:
             raise ConfigError(f"--modality {text}: {unknown[0]!r} is none of {', '.join(MODALITIES)}")
-        found[run] = _letters(names)
-    return found
+        letters[run] = _letters(names)
+    return letters
 
 
 def gather(
@@ -125,10 +125,10 @@ def gather(
     and the highest mean. Raises DataError where there is no run at all, ConfigError for a run that is not there.
     """
     names = list(dict.fromkeys(name for row in rows for name in paths.runs(row)))
-    for wanted in [*(runs or ()), *([against] if against else ())]:
-        if wanted not in names:
-            raise ConfigError(f"no run {wanted!r}.{did_you_mean(wanted, names)}")
-    given = parse_modality(modality, names)
+    for run in [*(runs or ()), *([against] if against else ())]:
+        if run not in names:
+            raise ConfigError(f"no run {run!r}.{did_you_mean(run, names)}")
+    modalities = parse_modality(modality, names)
     board = Leaderboard([], [], [], [], lexicon)
     for name in dict.fromkeys([*runs, *([against] if against else [])] if runs else names):
         try:
@@ -140,7 +140,7 @@ def gather(
             board.left_out[name] = str(error)
             logger.warning("%s is left out: %s", name, error)
             continue
-        board.entries.append(_entry(scores, given.get(name), draws=draws))
+        board.entries.append(_entry(scores, modalities.get(name), draws=draws))
     if not board.entries:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(board.left_out.items())[:3])
         raise DataError(f"no run could be scored ({reasons or 'no result files; see --output-root'})")
@@ -176,8 +176,8 @@ def _entry(scores: RunScores, modality: str | None, *, draws: int) -> Entry:
             elif isinstance(mode := record.get("mode"), str):
                 letters.add(_of_mode(mode))
     if not letters:  # published answers: their runs are named as the paper names the models
-        known = {row[1] for row in paper_tables()["table2"]["rows"] if row[0].lower() == scores.run.lower()}
-        letters = known if len(known) == 1 else set()
+        printed = {row[1] for row in paper_tables()["table2"]["rows"] if row[0].lower() == scores.run.lower()}
+        letters = printed if len(printed) == 1 else set()
     return Entry(scores, modality or (letters.pop() if len(letters) == 1 else None), sorted(marks), draws)
 
 
@@ -200,15 +200,15 @@ def _of_mode(mode: str) -> str:
 def _tests(board: Leaderboard) -> dict[str, dict[str, Test]]:
     """Every run against the reference, data set by data set, all checkpoints of both counting the same."""
     reference = next(entry for entry in board.entries if entry.name == board.reference)
-    found: dict[tuple[str, str], stats.Comparison] = {}
+    comparisons: dict[tuple[str, str], stats.Comparison] = {}
     for entry in board.entries:
         for dataset in board.datasets:
             a, b = (side.scores.scores.get(dataset, []) for side in (reference, entry))
-            if entry is not reference and a and b and len((kept := shared_summands([*a, *b]))[0]):
-                found[entry.name, dataset] = stats.compare(a[0].metric, kept[: len(a)], kept[len(a) :])
+            if entry is not reference and a and b and len((summands := shared_summands([*a, *b]))[0]):
+                comparisons[entry.name, dataset] = stats.compare(a[0].metric, summands[: len(a)], summands[len(a) :])
     tests: dict[str, dict[str, Test]] = {}
-    for (name, dataset), adjusted in holm({key: c.p for key, c in found.items()}).items():
-        tests.setdefault(name, {})[dataset] = Test(found[name, dataset], adjusted)
+    for (name, dataset), adjusted in holm({key: c.p for key, c in comparisons.items()}).items():
+        tests.setdefault(name, {})[dataset] = Test(comparisons[name, dataset], adjusted)
     return tests
 
 
@@ -238,7 +238,7 @@ def page(board: Leaderboard) -> str:
         chance=_chance_rows(board),
         chance_titles=CHANCE_TITLES,
         tests={
-            name: [_test_cell(found.get(dataset)) for dataset in board.datasets] for name, found in board.tests.items()
+            run: [_test_cell(tests.get(dataset)) for dataset in board.datasets] for run, tests in board.tests.items()
         },
         n_tests=sum(map(len, board.tests.values())),
         notes=[(entry.name, words) for entry in board.entries for words in entry.notes()],
@@ -303,20 +303,20 @@ def _chance_rows(board: Leaderboard) -> dict[str, list[dict[str, Any]]]:
     def mean(column: Sequence[str]) -> str:  # of numbers that are text already
         return NONE if NONE in column else f"{sum(map(float, column)) / len(column):.2f}"
 
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for dataset in board.datasets:
         for entry in board.entries:
             scores = [score for score in entry.scores.scores.get(dataset, ()) if score.chance is not None]
             if scores:
                 estimate = entry.estimates.get(dataset)
-                found.setdefault(dataset, []).append({
+                rows.setdefault(dataset, []).append({
                     "name": entry.name,
                     "modality": entry.modality or "",
                     "value": percent(estimate.value if estimate else None),
                     "cells": [mean(column) for column in zip(*map(chance_cells, scores), strict=True)],
                     "low": (_margin(scores) or 0.0) <= 0,
                 })  # fmt: skip
-    return found
+    return rows
 
 
 def _test_cell(test: Test | None) -> dict[str, Any] | None:

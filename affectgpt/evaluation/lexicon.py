@@ -196,12 +196,12 @@ def _read_sheet(path: Path) -> list[list[str]]:
     return [["" if cell is None else str(cell) for cell in row] for row in rows]
 
 
-def _columns(path: Path, header: list[str], wanted: list[str]) -> list[int]:
+def _columns(path: Path, header: list[str], required: list[str]) -> list[int]:
     names = [clean(cell) for cell in header]
-    absent = [name for name in wanted if name.lower() not in names]
+    absent = [name for name in required if name.lower() not in names]
     if absent:
         raise DataError(f"{path}: no column {absent[0]!r}; it has {', '.join(filter(None, names)) or 'none'}")
-    return [names.index(name.lower()) for name in wanted]
+    return [names.index(name.lower()) for name in required]
 
 
 def _read_wheel(path: Path) -> Wheel:
@@ -334,11 +334,11 @@ class Grouping:
 
     def item(self, item: str) -> tuple[tuple[str, ...], int]:
         """Labels and bits of an extracted item such as ``[happy, calm]``; each distinct item is parsed once."""
-        known = self._of_item.get(item)
-        if known is None:
+        parsed = self._of_item.get(item)
+        if parsed is None:
             labels = tuple([clean(label) for label in parse_item(item)])
-            known = self._of_item[item] = labels, self.mask(labels)
-        return known
+            parsed = self._of_item[item] = labels, self.mask(labels)
+        return parsed
 
     def count(self, labels: Iterable[str]) -> int:
         """The number of known groups that labels name: those that share their group in every view are one."""
@@ -386,5 +386,5 @@ class GroupSets:
         """The number of groups that two sets have in common, ``[..., V]``; leading dimensions broadcast."""
         # the later of the two may know groups that no label had named before
         width = min(self.members.shape[-1], other.members.shape[-1])
-        found = np.einsum("...w,...w->...", self.members[..., :width], other.members[..., :width])
-        return found.astype(np.float64)
+        common = np.einsum("...w,...w->...", self.members[..., :width], other.members[..., :width])
+        return common.astype(np.float64)

@@ -148,8 +148,8 @@ def result_of(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
     answer = " ".join(str(results[0] if results else "").split())
     metric = METRICS.get(row.task)
     _, unread = direct_items({doc["name"]: answer}, polarity=metric.polarity)
-    kept = {"dataset": row.name, "name": doc["name"], "answer": answer}
-    return {metric.keys[0]: kept, READABLE: 0.0 if unread or not answer else 1.0}
+    entry = {"dataset": row.name, "name": doc["name"], "answer": answer}
+    return {metric.keys[0]: entry, READABLE: 0.0 if unread or not answer else 1.0}
 
 
 def aggregate(results: Sequence[Mapping[str, str]], *, folder: Path) -> float:

@@ -187,7 +187,7 @@ def chance_cells(score: Score) -> list[str]:
 def table(run_scores: RunScores) -> str:
     """The scores of one run: a row per checkpoint, then with and without a choice, published, and chance levels."""
     summary, n = summarise(run_scores), len(run_scores.datasets)
-    made = "; ".join(
+    extractors = "; ".join(
         extractor if len(run_scores.extractors) == 1 else f"{extractor} ({', '.join(sets)})"
         for extractor, sets in run_scores.extractors.items()
     )
@@ -202,7 +202,7 @@ def table(run_scores: RunScores) -> str:
         [[r.name, *r.cells, r.mean] for r in rows] for rows in (summary.checkpoints, summary.foot, summary.chance)
     ]
     lines = [
-        *map(printable, (f"run        {run_scores.run}", f"labels     {made}")),
+        *map(printable, (f"run        {run_scores.run}", f"labels     {extractors}")),
         *map(printable, (f"lexicon    {run_scores.lexicon.source}", "values     percent")),
         "", *grid([head, *filter(None, blocks)]), "",
     ]  # fmt: skip
@@ -295,7 +295,7 @@ def unknown_csv(run_scores: RunScores) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["label", "count", "datasets", "reason"])
     for label, count in sorted(_by_label(unknown).items(), key=lambda pair: (-pair[1], pair[0])):
-        sets = " ".join(sorted({dataset for known, dataset in unknown if known == label}))
+        sets = " ".join(sorted({dataset for other, dataset in unknown if other == label}))
         reason = "no word form"
         if label in lexicon.forms:
             reason = "in no wheel" if lexicon.wheel_words(label) else "no synonym"
@@ -331,11 +331,11 @@ def seeds_table(result: SeedResult) -> str:
         spreads.append((f"mean of {len(result.datasets)}", result.mean))
     rows = [
         [
-            dataset, str(found.n), *map(percent, found.values),
-            f"{percent(found.mean.value)} ± {percent(found.deviation)}", bounds(found.mean.interval),
-            NONE if found.same is None else f"{100 * found.same:.1f}",
+            dataset, str(part.n), *map(percent, part.values),
+            f"{percent(part.mean.value)} ± {percent(part.deviation)}", bounds(part.mean.interval),
+            NONE if part.same is None else f"{100 * part.same:.1f}",
         ]
-        for dataset, found in spreads
+        for dataset, part in spreads
     ]  # fmt: skip
     head = ["data set", "samples", *names, "mean ± deviation", "95 % interval", "alike"]
     lines = [printable(f"{name}  {run}") for name, run in zip(names, result.runs, strict=True)]
@@ -409,9 +409,13 @@ def as_dict(run_scores: RunScores) -> dict[str, Any]:
             "halves": _estimate(Estimate.mean_of([selection.halves for selection in selections])),
         }
     if run_scores.comparable:
-        known = {dataset.lower(): PUBLISHED[dataset] / 100 for dataset in datasets if dataset in PUBLISHED}
+        published = {dataset.lower(): PUBLISHED[dataset] / 100 for dataset in datasets if dataset in PUBLISHED}
         mean = published_mean(datasets)
-        value["published"] = {"model": PUBLISHED_MODEL, "datasets": known, "mean": None if mean is None else mean / 100}
+        value["published"] = {
+            "model": PUBLISHED_MODEL,
+            "datasets": published,
+            "mean": None if mean is None else mean / 100,
+        }
     return value
 
 
@@ -464,14 +468,14 @@ def comparison_dict(result: PairedResult) -> dict[str, Any]:
 def seeds_dict(result: SeedResult) -> dict[str, Any]:
     """The spread over training seeds as plain data; values as fractions."""
 
-    def spread(found: Spread) -> dict[str, Any]:
+    def spread(part: Spread) -> dict[str, Any]:
         return {
-            "values": list(found.values),
-            "mean": found.mean.value,
-            "deviation": found.deviation,
-            "interval": list(found.mean.interval) if found.mean.interval else None,
-            "samples": found.n,
-            "alike": found.same,
+            "values": list(part.values),
+            "mean": part.mean.value,
+            "deviation": part.deviation,
+            "interval": list(part.mean.interval) if part.mean.interval else None,
+            "samples": part.n,
+            "alike": part.same,
         }
 
     return {
@@ -490,13 +494,13 @@ def headline(path: Path, *, checkpoint: str) -> dict[str, str]:
     """
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
-        found = {
+        scores = {
             name: f"{entry['metric']} {100 * entry['checkpoints'][checkpoint][entry['metric']]:.2f}"
             for name, entry in value["datasets"].items()
             if checkpoint in entry["checkpoints"]
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not scores as affectgpt score --json writes them ({error})") from error
-    if not found:
+    if not scores:
         raise DataError(f"{path}: has no score of {checkpoint}")
-    return found
+    return scores

@@ -69,8 +69,8 @@ def _section(run_scores: RunScores, score: Score) -> dict[str, Any]:
     frequent: list[tuple[str, int, bool]] = []  # label, how often, and known to the lexicon (where the metric asks it)
     if not score.metric.polarity:
         counts = Counter(label for item in score.items for label in grouping.item(item)[0]).most_common(20)
-        asked = isinstance(score.metric, GroupMetric)
-        frequent = [(label, count, not asked or bool(grouping.label_mask(label))) for label, count in counts]
+        uses_lexicon = isinstance(score.metric, GroupMetric)
+        frequent = [(label, count, not uses_lexicon or bool(grouping.label_mask(label))) for label, count in counts]
     return {
         "score": score,
         "task": score.task,

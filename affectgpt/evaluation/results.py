@@ -75,8 +75,8 @@ def read_answers(path: str | Path) -> dict[str, str]:
     content = read_npz(path)
     answers = content.get(KEY)
     if not isinstance(answers, dict):
-        found = ", ".join(content) or "none"
-        raise DataError(f"{path}: not an answers file: it should hold a dict under the key {KEY}; keys: {found}")
+        keys = ", ".join(content) or "none"
+        raise DataError(f"{path}: not an answers file: it should hold a dict under the key {KEY}; keys: {keys}")
     wrong = [name for name, answer in answers.items() if not isinstance(name, str) or not isinstance(answer, str)]
     if wrong:
         first = ", ".join(f"{shortened(name)} ({shortened(answers[name])})" for name in wrong[:3])
@@ -284,8 +284,8 @@ def read_items(path: Path) -> dict[str, str]:
     for key in ("filenames", "fileitems"):
         column = values.get(key)
         if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind != "U":
-            found = ", ".join(values) or "none"
-            raise DataError(f"{path}: should hold a string array under the key {key}; keys: {found}")
+            keys = ", ".join(values) or "none"
+            raise DataError(f"{path}: should hold a string array under the key {key}; keys: {keys}")
         columns.append([str(value) for value in column])
     names, items = columns
     if len(names) != len(items) or len(set(names)) != len(names):
@@ -450,9 +450,7 @@ def list_runs(base_root: str | os.PathLike[str], row: DatasetRow) -> dict[str, l
     return dict(sorted(runs.items()))
 
 
-def choose_run(
-    runs: Mapping[str, Mapping[str, Sequence[ResultFile]]], wanted: str | None, *, flag: str = "--run"
-) -> str:
+def choose_run(runs: Mapping[str, Mapping[str, Sequence[ResultFile]]], run: str | None, *, flag: str = "--run") -> str:
     """One run for a whole table. ``runs``: data set → run → files.
 
     ``wanted`` is a run's name or the beginning of one (a configuration's name). Without it: the run with most result
@@ -461,11 +459,11 @@ def choose_run(
     names = sorted({name for of_set in runs.values() for name in of_set})
     if not names:
         raise DataError("no run with result files in any of these data sets; run inference first, or see --base-root")
-    if wanted in names:
-        return str(wanted)
-    candidates = [name for name in names if wanted is None or name.startswith(wanted)]
+    if run in names:
+        return str(run)
+    candidates = [name for name in names if run is None or name.startswith(run)]
     if not candidates:
-        raise DataError(f"no run {wanted!r}.{did_you_mean(str(wanted), names)}")
+        raise DataError(f"no run {run!r}.{did_you_mean(str(run), names)}")
 
     def weight(name: str) -> tuple[int, int]:
         """Files named ``checkpoint_*`` without a dash decide (wire); where no run has one, all result files."""

@@ -90,10 +90,10 @@ def truth_of(labels: Labels, grouping: Grouping) -> RewardTruth | None:
 def split_thinking(text: str) -> tuple[str, str] | None:
     """``<think>A</think><answer>B</answer>`` → A, B; None where the text has another form, a part is empty, or a tag
     stands twice."""
-    found = _THOUGHT.fullmatch(text)
-    if found is None or _TAGS.search(found["think"]) or _TAGS.search(found["answer"]):
+    match = _THOUGHT.fullmatch(text)
+    if match is None or _TAGS.search(match["think"]) or _TAGS.search(match["answer"]):
         return None
-    thinking, answer = found["think"].strip(), found["answer"].strip()
+    thinking, answer = match["think"].strip(), match["answer"].strip()
     return (thinking, answer) if thinking and answer else None
 
 
@@ -175,7 +175,7 @@ class Grader:
         Raises ConfigError naming a reward whose value is not a finite number.
         """
         factor = self.penalty(len(reply.labels), max(len(truth.labels), 1)) if truth.labels else 1.0
-        found: dict[str, float | None] = {}
+        values: dict[str, float | None] = {}
         for name, reward in self.rewards.items():
             value = None if name in _READ and not read else reward(reply, truth, self)
             if value is not None:
@@ -183,8 +183,8 @@ class Grader:
                     raise ConfigError(f"grpo.rewards.{name} gave {value} for the answer {reply.text[:80]!r}")
                 value = 0.0 if not reply.labels else float(value)
                 value *= 1.0 if name in FORMAL else factor
-            found[name] = value
-        return found
+            values[name] = value
+        return values
 
     def grade(self, truths: Sequence[RewardTruth], answers: Sequence[Sequence[Any]], *, read: bool = True) -> Grades:
         """Rewards of G answers to each of C clips."""

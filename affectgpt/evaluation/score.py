@@ -425,12 +425,12 @@ class RunScores:
     @property
     def extractors(self) -> dict[str, list[str]]:
         """Extractor in words → the data sets whose labels it extracted."""
-        found: dict[str, list[str]] = {}
+        by_extractor: dict[str, list[str]] = {}
         for dataset, scores in self.scores.items():
             for score in scores:
-                if dataset not in found.setdefault(score.extractor, []):
-                    found[score.extractor].append(dataset)
-        return found
+                if dataset not in by_extractor.setdefault(score.extractor, []):
+                    by_extractor[score.extractor].append(dataset)
+        return by_extractor
 
     @property
     def comparable(self) -> bool:
@@ -443,8 +443,8 @@ class RunScores:
         if self.grouping != "wheel":
             words.append(f"grouping {self.grouping}: not the paper's main metric, not comparable with its table 2")
         epochs = {s.epoch for scores in self.scores.values() for s in scores}
-        known = any(dataset in PUBLISHED for dataset in self.scores)
-        if self.comparable and known and None not in epochs and epochs != set(PUBLISHED_EPOCHS) and len(epochs) > 1:
+        comparable = self.comparable and any(dataset in PUBLISHED for dataset in self.scores)
+        if comparable and None not in epochs and epochs != set(PUBLISHED_EPOCHS) and len(epochs) > 1:
             words.append(
                 f"best of {len(epochs)} checkpoints; the paper's numbers are the best of seven "
                 "(epochs 30 to 60, every fifth: --checkpoints 30-60/5)"
@@ -464,11 +464,11 @@ def shared_summands(scores: Sequence[Score]) -> list[np.ndarray]:
         return [score.summands for score in scores]
     common = set(scores[0].names).intersection(*(score.names for score in scores))
     names = [name for name in scores[0].names if name in common]
-    found = []
+    aligned = []
     for score in scores:
         at = {name: index for index, name in enumerate(score.names)}
-        found.append(score.summands[np.array([at[name] for name in names], dtype=np.int64)])
-    return found
+        aligned.append(score.summands[np.array([at[name] for name in names], dtype=np.int64)])
+    return aligned
 
 
 def unknown_truths_note(truths: Iterable[Any], grouping: Grouping) -> str | None:

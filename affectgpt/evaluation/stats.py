@@ -43,11 +43,11 @@ def intervals(
     # all checkpoints in one matrix product, on the same resamples
     stacked = np.concatenate(summands, axis=1).astype(np.float32)  # [N, K * C]
     sums = np.concatenate([weights @ stacked for weights in resamples(len(stacked), draws=draws, seed=seed)])
-    found = []
+    by_checkpoint = []
     for part in np.split(sums.astype(np.float64), len(summands), axis=1):
         values = metric.aggregate(part)
-        found.append({key: interval_of(values[key]) for key in metric.keys})
-    return found
+        by_checkpoint.append({key: interval_of(values[key]) for key in metric.keys})
+    return by_checkpoint
 
 
 def interval_of(values: np.ndarray) -> tuple[float, float]:

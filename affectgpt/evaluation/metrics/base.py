@@ -154,12 +154,12 @@ def summed(
     return summands, plain, dict(detail)
 
 
-def _values(what: str, metric: Metric, found: Any, *, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _values(what: str, metric: Metric, returned: Any, *, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Check the values of ``aggregate`` for sums ``[*shape, C]``, by key."""
-    arrays = {key: np.asarray(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
+    arrays = {key: np.asarray(value) for key, value in returned.items()} if isinstance(returned, Mapping) else {}
     if set(arrays) != set(metric.keys) or any(not _is_array(x) or x.shape != shape for x in arrays.values()):
-        given = {key: _form(value) for key, value in arrays.items()}
-        forms = ", ".join(f"{key} ({form})" for key, form in given.items()) or _form(found)
+        described = {key: _form(value) for key, value in arrays.items()}
+        forms = ", ".join(f"{key} ({form})" for key, form in described.items()) or _form(returned)
         raise ConfigError(
             f"{what}: aggregate must give a number for each of the keys {', '.join(metric.keys)}, of sums "
             f"[{', '.join([*map(str, shape), 'C'])}] an array {list(shape)}; found {forms}"
