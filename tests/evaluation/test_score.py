@@ -197,22 +197,3 @@ def test_unknown_labels_are_counted(bench: Bench, lexicon: Lexicon) -> None:
 
 def test_notes_on_polarity_words(run_scores: RunScores) -> None:
     assert any(note.startswith("SIMS: 1 of 10 polarity words") for note in run_scores.notes)
-
-
-def test_five_times_the_samples_cost_less_than_five_times(lexicon: Lexicon) -> None:
-    """Mapped labels are reused: five times the samples map no label again."""
-    calls = 0
-    grouping = type(grouping_of(lexicon))(lexicon)
-    original = grouping.groups
-
-    def counted(label: str):
-        nonlocal calls
-        calls += 1
-        return original(label)
-
-    grouping.groups = counted
-    metric = make_metric(MER, grouping)
-    metric.summands([("happy",), ("sad",)], ["[happy, sad]", "[angry]"])
-    once = calls
-    metric.summands([("happy",), ("sad",)] * 5, ["[happy, sad]", "[angry]"] * 5)
-    assert calls == once == 3
