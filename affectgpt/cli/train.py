@@ -185,13 +185,11 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
 
     What can be wrong with files is found before the weights are loaded. Raises ConfigError, DataError, CheckpointError.
     """
-    from affectgpt.cli.training_scores import training_scores
     from affectgpt.core.runtime import logger, rank, seed_everything
     from affectgpt.modeling.build import build_model
     from affectgpt.processing.data import training_batches, validation_batches
     from affectgpt.processing.processor import AffectGPTProcessor
     from affectgpt.training.objectives.base import OBJECTIVES
-    from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.preflight import check_memory
     from affectgpt.training.run_state import check_made_from, made_from
 
@@ -199,7 +197,10 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     if resumed is not None and not config.run.evaluate and _is_finished(config, resumed):
         return None
     data: BatchStream | Rollouts
-    if OBJECTIVES.get(config.run.objective).draws:
+    draws = OBJECTIVES.get(config.run.objective).draws
+    if draws:
+        from affectgpt.training.objectives.grpo import Rollouts
+
         data = Rollouts(config, lazy=dry_run)
         processor = data.processor
     else:
@@ -214,7 +215,9 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     for name, part in held_out.items():
         logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
     scored = None
-    if not dry_run:
+    if not dry_run and config.run.score_every:
+        from affectgpt.cli.training_scores import training_scores
+
         scored = training_scores(config, processor=AffectGPTProcessor.from_config(config), device=device)
     if config.run.evaluate and not held_out and scored is None:
         raise ConfigError(
@@ -230,7 +233,7 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     seed_everything(config.run.seed + rank())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
-    batches = data.bind(model, device) if isinstance(data, Rollouts) else data
+    batches: Any = data.bind(model, device) if draws else data  # type: ignore[union-attr]
     return Job(
         config=config, device=device, dry_run=dry_run, resumed=resumed, model=model, batches=batches,
         counts=data.counts, made_from=made, failures=data.failures,
@@ -264,8 +267,8 @@ def _train(job: Job, *, output_dir: Path) -> int:
     """Train, with a record of how it ended."""
     from affectgpt.core.runtime import logger, rank, world_size
     from affectgpt.media.video import video_reader
+    from affectgpt.processing.data import BatchStream
     from affectgpt.training.loop import train
-    from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.progress import draw_training
     from affectgpt.training.run_state import Record, revisions_of
     from affectgpt.training.stopping import Interrupted
@@ -274,7 +277,7 @@ def _train(job: Job, *, output_dir: Path) -> int:
     main_rank = rank() == 0
     # What run.on_error: skip leaves out; each rank has samples of its own.
     job.failures.write_to(output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv"))
-    if isinstance(job.batches, Rollouts) and main_rank:
+    if main_rank and not isinstance(job.batches, BatchStream):
         job.batches.notes = output_dir
     record = Record(
         output_dir / "run.json" if main_rank else None,

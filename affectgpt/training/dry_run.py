@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,11 +14,14 @@ from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGenerat
 from affectgpt.processing.data import BatchStream
 from affectgpt.training.cost import Shape, peak_flop, step_flop, step_memory
 from affectgpt.training.distributed import sum_over_ranks, world
-from affectgpt.training.objectives.grpo import Rollouts
+from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import memory_gb
 from affectgpt.training.step import build_train_step
+
+if TYPE_CHECKING:
+    from affectgpt.training.objectives.grpo import Rollouts
 
 _STEPS = 2  # and one more where the first two may be compiled for
 
@@ -45,7 +49,7 @@ def dry_run(
     train_step = build_train_step(model, config, device, resumed=None)
     schedule = get_schedule(run)
     model.train()
-    live = isinstance(batches, Rollouts)
+    live = OBJECTIVES.get(run.objective).draws
     micro_batches = Prefetcher(batches(1), count=run.accum_grad_iters, device=device, ahead=not live)
     lines = [f"{'part':<28}{'trained':>16}{'frozen':>18}"]
     lines += [f"{part:<28}{trained:>16,}{frozen:>18,}" for part, trained, frozen in table]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,7 @@ from affectgpt.core.runtime import logger
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.data import BatchStream
 from affectgpt.training.distributed import world
-from affectgpt.training.objectives.grpo import Rollouts
+from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import Progress
@@ -22,6 +22,9 @@ from affectgpt.training.run_state import Position, Resumed, Saver, revisions_of
 from affectgpt.training.step import build_train_step
 from affectgpt.training.stopping import BadSteps, Interrupt, Interrupted
 from affectgpt.training.validation import HeldOut, Score, held_out_losses
+
+if TYPE_CHECKING:
+    from affectgpt.training.objectives.grpo import Rollouts
 
 
 def train(
@@ -50,7 +53,7 @@ def train(
     run = config.run
     schedule = get_schedule(run)
     train_step = build_train_step(model, config, device, resumed=resumed)
-    live = batches if isinstance(batches, Rollouts) else None
+    live: Rollouts | None = batches if OBJECTIVES.get(run.objective).draws else None  # type: ignore[assignment]
     saver = Saver(
         output_dir, model=model, optimizer=train_step.optimizer, scaler=train_step.scaler,
         config={**to_dict(config), "revisions": revisions_of(resumed), "made_from": dict(made_from or {})},
