@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt import __version__
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.runtime import logger
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import stats
 from affectgpt.evaluation.chance import PERMUTATIONS
 from affectgpt.evaluation.lexicon import Lexicon
-from affectgpt.evaluation.report import CHANCE_TITLES, NONE, chance_cells, percent
+from affectgpt.evaluation.report import CHANCE_TITLES, NONE, chance_cells, percent, render
 from affectgpt.evaluation.results import read_meta
 from affectgpt.evaluation.score import RunScores, Score, ScoringPaths, score_run, select, shared_summands
 from affectgpt.evaluation.stats import Estimate
@@ -224,13 +223,10 @@ def holm(p: Mapping[Any, float]) -> dict[Any, float]:
 
 def page(board: Leaderboard) -> str:
     """The whole page as text: one file that needs nothing else."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     tables = paper_tables()
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        TEMPLATE,
         board=board,
-        version=__version__,
         rows=[_row(board, entry) for entry in board.entries],
         paper=_paper_rows(board, tables["table2"]) if board.lexicon.comparable else [],
         table2=tables["table2"],

@@ -62,6 +62,14 @@ def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
+def render(template: Path, **values: Any) -> str:
+    """A page from one of the HTML templates of this folder; values are escaped unless the template says ``|safe``."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(version=__version__, **values)
+
+
 # The rows of the table
 
 

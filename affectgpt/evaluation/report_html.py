@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from affectgpt import __version__
 from affectgpt.core.figures import COLOURS, GREY, new_figure, short, svg
 from affectgpt.evaluation.lexicon import GROUPINGS, Grouping, grouping_of
 from affectgpt.evaluation.metrics.base import GroupMetric
-from affectgpt.evaluation.report import CHANCE_TITLES, chance_cells, percent, summarise
+from affectgpt.evaluation.report import CHANCE_TITLES, chance_cells, percent, render, summarise
 from affectgpt.evaluation.results import read_answers
 from affectgpt.evaluation.score import RunScores, Score
 
@@ -30,9 +29,6 @@ NO_GROUP = "no group"
 
 def page(run_scores: RunScores) -> str:
     """The whole page as text."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     single, several = run_scores.best_single, len(run_scores.checkpoints) > 1
     # one score per data set: of the best single checkpoint; where there is none, the data set's best
     shown = run_scores.of_checkpoint(single) if single is not None else list(run_scores.best.values())
@@ -46,9 +42,9 @@ def page(run_scores: RunScores) -> str:
                 "low": (score.above_chance or 0.0) < 0,
                 "answers": [", ".join(answer) for answer in dict.fromkeys(score.chance.answers)],
             })  # fmt: skip
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        TEMPLATE,
         run_scores=run_scores,
-        version=__version__,
         grouping=GROUPINGS[run_scores.grouping],
         titles=[scores[0].metric.titles[0] for scores in run_scores.scores.values()],
         summary=summarise(run_scores),

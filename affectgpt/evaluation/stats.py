@@ -36,6 +36,12 @@ def resamples(n: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[np.ndarr
         yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float32)
 
 
+def _primary(metric: Metric, sums: np.ndarray, members: int) -> np.ndarray:
+    """Sums ``[..., members * C]`` of several systems side by side → their primary metric ``[..., members]``."""
+    sums = sums.reshape(*sums.shape[:-1], members, -1).astype(np.float64)
+    return metric.aggregate(sums)[metric.keys[0]]
+
+
 def intervals(
     metric: Metric, summands: list[np.ndarray], *, draws: int = DRAWS, seed: int = 0
 ) -> list[dict[str, tuple[float, float]]]:
@@ -85,11 +91,10 @@ def compare(
     them at least as far apart; of several members, every pair of one of each is swapped on the same samples.
     Interval: paired bootstrap.
     """
-    key, n = metric.keys[0], len(a[0])
+    n = len(a[0])
 
     def value(sums: np.ndarray, members: int) -> np.ndarray:
-        """Sums ``[..., members * C]`` → the mean of the members' values ``[...]``."""
-        return metric.aggregate(sums.reshape(*sums.shape[:-1], members, -1))[key].mean(axis=-1)
+        return _primary(metric, sums, members).mean(axis=-1)
 
     pairs = [(one, other) for one in a for other in b]
     firsts, seconds = (np.concatenate([pair[side] for pair in pairs], axis=1) for side in (0, 1))
@@ -181,12 +186,11 @@ class Spread:
 
 def spread(metric: Metric, runs: Sequence[Sequence[np.ndarray]], *, draws: int = DRAWS, seed: int = 0) -> Spread:
     """The spread of runs on the same samples; each has the summands ``[N, C]`` of one or more members."""
-    key, n = metric.keys[0], len(runs[0][0])
+    n, starts = len(runs[0][0]), np.cumsum([0, *map(len, runs)])
 
     def value(sums: np.ndarray) -> np.ndarray:
-        """Sums ``[..., all members * C]`` → the runs' values ``[..., R]``."""
-        members = metric.aggregate(sums.reshape(*sums.shape[:-1], sum(map(len, runs)), -1))[key]
-        starts = np.cumsum([0, *map(len, runs)])
+        """Sums ``[..., all members * C]`` → the runs' values ``[..., R]``, means of their members."""
+        members = _primary(metric, sums, starts[-1])
         return np.stack([members[..., a:b].mean(axis=-1) for a, b in pairwise(starts)], axis=-1)
 
     stacked = np.concatenate([member for run in runs for member in run], axis=1)
@@ -216,22 +220,18 @@ def select(
     for no intervals; each resample has a split of its own, whose luck the interval covers, and a sample that it holds
     twice is in one half.
     """
-    key, k = metric.keys[0], len(summands)
+    k = len(summands)
     stacked = np.concatenate(summands, axis=1).astype(np.float32)  # [N, K * C]
     n, mean = len(stacked), float(np.mean(values))
     rng = np.random.default_rng(seed)
     if n < 2:
         return Selection(Estimate(mean), None, n)
 
-    def primary(sums: np.ndarray) -> np.ndarray:
-        """Sums ``[D, K * C]`` → the primary metric ``[D, K]``."""
-        return metric.aggregate(sums.reshape(len(sums), k, -1).astype(np.float64))[key]
-
     def on_halves(weights: np.ndarray) -> np.ndarray:
         """Weights ``[D, N]`` → ``[D]``: the best checkpoint of a random half on the other half, mean of both ways."""
         side = rng.random(weights.shape, dtype=np.float32).argsort(axis=1) < n // 2  # [D, N]: in the first half
         one = (weights * side) @ stacked
-        a, b = primary(one), primary(weights @ stacked - one)
+        a, b = _primary(metric, one, k), _primary(metric, weights @ stacked - one, k)  # [D, K] each
         rows = np.arange(len(weights))
         best_a, best_b = (np.nan_to_num(half, nan=-1.0).argmax(axis=1) for half in (a, b))
         return (b[rows, best_a] + a[rows, best_b]) / 2
@@ -239,7 +239,7 @@ def select(
     split = on_halves(np.ones((SPLITS, n), np.float32))
     means, halves = [], []
     for weights in resamples(n, draws=draws, seed=seed) if draws else ():
-        means.append(primary(weights @ stacked).mean(axis=1))
+        means.append(_primary(metric, weights @ stacked, k).mean(axis=1))
         halves.append(on_halves(weights))
     value = float(np.nanmean(split)) if np.isfinite(split).any() else None
     return Selection(Estimate.of(mean, means), None if value is None else Estimate.of(value, halves), n)

@@ -81,20 +81,22 @@ class SetF(GroupMetric):
         precisions, recalls, counted = np.split(sums, 3, axis=-1)
         with np.errstate(invalid="ignore"):
             precision, recall = precisions / counted, recalls / counted
-            # F of the mean precision and recall, not the mean of the samples' F (equation 12)
-            both = precision + recall
-            f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
-        return precision, recall, f
+        # F of the mean precision and recall, not the mean of the samples' F (equation 12)
+        return precision, recall, _harmonic_mean(precision, recall)
 
     def per_sample(self, summands: np.ndarray) -> np.ndarray:
         """F of the sample's own precision and recall, mean over the wheels that know the truth."""
         precision, recall, counted = np.split(summands, 3, axis=1)
-        both = precision + recall
-        f = np.where(both == 0, 0.0, 2 * precision * recall / np.where(both == 0, 1.0, both))
         with np.errstate(invalid="ignore"):
-            return f.sum(axis=1) / counted.sum(axis=1)
+            return _harmonic_mean(precision, recall).sum(axis=1) / counted.sum(axis=1)
 
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
         _, _, f = self._per_view(sums)
         counted = np.split(sums, 3)[2]
         return {"per_wheel": [float(x) for x in f], "counted": [int(c) for c in counted]}
+
+
+def _harmonic_mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """2ab / (a + b); 0 where both are 0."""
+    both = a + b
+    return np.where(both == 0, 0.0, 2 * a * b / np.where(both == 0, 1.0, both))
