@@ -27,8 +27,7 @@ from transformers import GenerationConfig
 from affectgpt.config.grpo import GRPOConfig
 from affectgpt.config.schema import RunConfig
 from affectgpt.core.types import Batch, Labels, Modality
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import load_builtin
+from affectgpt.evaluation.lexicon import grouping_of, load_builtin
 from affectgpt.evaluation.rewards import SENTENCE, Grader, truth_of
 from affectgpt.inference.engines.base import Answer, Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine

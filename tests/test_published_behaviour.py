@@ -36,6 +36,7 @@ from affectgpt.core.types import Labels, Modality, Sample
 from affectgpt.datasets.base import keep_fraction
 from affectgpt.datasets.label_files import load_labels, load_samples
 from affectgpt.datasets.table import get_row
+from affectgpt.evaluation.results import read_meta
 from affectgpt.inference.predictor import Predictor
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.media.audio import FIRST_CHANNEL, read_audio, read_wave
@@ -45,7 +46,6 @@ from affectgpt.processing.features import FeatureReader, FeatureWriter, feature_
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.prompt import render_prompt
 from affectgpt.processing.questions import question_context, render_answer, render_question
-from affectgpt.results.files import read_meta
 from affectgpt.training.optim import get_schedule
 
 ROOT = Path(__file__).resolve().parents[1]

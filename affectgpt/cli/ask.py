@@ -273,7 +273,7 @@ def said(args: argparse.Namespace, asker: Asker, targets: list[Any]) -> str:
     """What was written, what it cost, and how to score it."""
     from affectgpt.cli.common import command_line
     from affectgpt.core.errors import printable
-    from affectgpt.results.files import read_meta
+    from affectgpt.evaluation.results import read_meta
 
     records = [read_meta(target) for target in targets]
     lines = [

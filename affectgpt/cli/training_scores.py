@@ -29,9 +29,8 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
     from affectgpt.datasets.base import keep_some, open_dataset
     from affectgpt.datasets.table import parse_names
     from affectgpt.encoders.llm import folder_generation_config, llm_folder
-    from affectgpt.evaluation.answers import direct_items
-    from affectgpt.evaluation.grouping import grouping_of
-    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.extract import direct_items
+    from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
     from affectgpt.evaluation.score import Truth, make_metric, score_items
     from affectgpt.inference.encode import DatasetFeatures
     from affectgpt.inference.engines.base import ENGINES, Decoding

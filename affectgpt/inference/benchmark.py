@@ -20,6 +20,7 @@ from affectgpt.core.provenance import REVISIONS, device_name, file_hash, install
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.datasets.base import open_dataset
+from affectgpt.evaluation.results import ResultShard, meta_path, read_meta, result_path
 from affectgpt.inference.encode import DatasetFeatures
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.session import GenerationSession, training_mode
@@ -27,8 +28,6 @@ from affectgpt.media.video import video_reader
 from affectgpt.modeling.build import exported_config
 from affectgpt.processing.modes import check_image, get_mode
 from affectgpt.processing.questions import render_question
-from affectgpt.results.files import meta_path, read_meta, result_path
-from affectgpt.results.shard import ResultShard
 
 
 class Benchmark:

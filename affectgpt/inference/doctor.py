@@ -23,6 +23,7 @@ from affectgpt.core.provenance import device_name, file_hash
 from affectgpt.core.types import Modality, Sample
 from affectgpt.encoders.llm import configured_llm, load_tokenizer, placeholder_ids, stop_sequences, weights_folder
 from affectgpt.evaluation.labels import read_labels
+from affectgpt.evaluation.results import read_answers, read_meta
 from affectgpt.inference.memory import autocast, autocast_dtype
 from affectgpt.inference.reply import EMPTY, REPEATING, answer_flags
 from affectgpt.inference.session import GenerationSession
@@ -30,7 +31,6 @@ from affectgpt.media.video import video_reader
 from affectgpt.modeling.checkpoint import face_channels_unknown, input_differences, read_checkpoint
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
-from affectgpt.results.files import read_answers, read_meta
 
 # Mean agreement of two neighbouring released checkpoints on MER2023, CMU-MOSI and SIMS, sampled as published; of
 # answers to different clips.

@@ -13,8 +13,7 @@ from typing import Any
 
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.types import Modality
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import Lexicon, find_lexicon
+from affectgpt.evaluation.lexicon import Lexicon, find_lexicon, grouping_of
 from affectgpt.inference.engines.base import Answer, Decoding
 from affectgpt.inference.predictor import ClipReader, GivenClip, Predictor, ReadClip, claimed_labels, odd_description
 from affectgpt.inference.reply import Reply, answer_flags

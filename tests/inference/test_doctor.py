@@ -12,10 +12,10 @@ import torch
 
 from affectgpt.cli.doctor import main as run_doctor
 from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.evaluation.results import write_answers
 from affectgpt.inference import doctor
 from affectgpt.inference.doctor import CHANCE, USUAL, compare_answers, label_overlap, verdict
 from affectgpt.inference.session import GenerationSession
-from affectgpt.results.files import write_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -218,7 +218,7 @@ def test_padding_is_not_penalised():
 def test_an_interrupted_extraction_ends_like_an_undisturbed_one(folder, tmp_path, monkeypatch):
     from affectgpt.core.npz import write_npz
     from affectgpt.evaluation.extract import extract_file, get_extractor
-    from affectgpt.evaluation.extraction_file import read_items
+    from affectgpt.evaluation.results import read_items
 
     monkeypatch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": "{text}"})  # the paper's is over 256 bytes
     table = {f"clip{i}": f"answer {'x' * i}" for i in range(7)}

@@ -36,8 +36,7 @@ from affectgpt.datasets.base import EmotionDataset, hold_out, keep_fraction
 from affectgpt.datasets.overlap import refuse_test_clips
 from affectgpt.encoders.llm import folder_generation_config, llm_folder
 from affectgpt.evaluation.extract import DirectExtractor, get_extractor
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import find_lexicon
+from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
 from affectgpt.evaluation.rewards import FORMAL, Grader, RewardTruth, read_reply, truth_of
 from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
