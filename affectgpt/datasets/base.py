@@ -17,7 +17,7 @@ from affectgpt.core.tables import read_table
 from affectgpt.core.types import Sample
 from affectgpt.datasets import custom
 from affectgpt.datasets.label_files import load_labels, load_samples, place_samples, stored_crops
-from affectgpt.datasets.table import DATASETS, DatasetRow, get_row
+from affectgpt.datasets.table import DATASETS, HYBRID, DatasetRow, get_row
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import Config, DatasetConfig
@@ -43,9 +43,6 @@ def keep_some(samples: Sequence[Sample], *, count: int, seed: int) -> list[Sampl
         return list(samples)
     kept = sorted(seeded("ratio", seed).sample(range(len(samples)), max(1, count)))
     return [samples[i] for i in kept]
-
-
-HYBRID = "hybird"  # label_type of a block, in the published spelling: one of the set's types, drawn for each sample
 
 
 def open_dataset(config: Config | str | Path, name: str) -> EmotionDataset:

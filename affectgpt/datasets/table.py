@@ -17,6 +17,9 @@ CUSTOM = "custom"  # label_kind of a user's own set
 OPEN = ("description", "ovlabel")
 
 
+HYBRID = "hybird"  # label_type of a block, in the published spelling: one of the set's types, drawn for each sample
+
+
 @dataclass(frozen=True)
 class DatasetRow:
     """Where the files of one data set are (relative to its root) and what they hold.

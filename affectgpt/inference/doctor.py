@@ -24,9 +24,8 @@ from affectgpt.core.types import Modality, Sample
 from affectgpt.encoders.llm import configured_llm, load_tokenizer, placeholder_ids, stop_sequences, weights_folder
 from affectgpt.evaluation.labels import read_labels
 from affectgpt.evaluation.results import read_answers, read_meta
-from affectgpt.inference.memory import autocast, autocast_dtype
-from affectgpt.inference.reply import EMPTY, REPEATING, answer_flags
-from affectgpt.inference.session import GenerationSession
+from affectgpt.inference.engines.base import autocast, autocast_dtype
+from affectgpt.inference.session import EMPTY, REPEATING, GenerationSession, answer_flags
 from affectgpt.media.video import video_reader
 from affectgpt.modeling.checkpoint import face_channels_unknown, input_differences, read_checkpoint
 from affectgpt.processing.modes import get_mode

@@ -18,7 +18,7 @@ from affectgpt.core.files import naming, write_text
 from affectgpt.core.runtime import logger
 from affectgpt.encoders.base import ENCODERS, encoder_class
 from affectgpt.encoders.llm import configured_llm, folder_generation_config, llm_folder
-from affectgpt.inference.sampling import top_k_of
+from affectgpt.inference.engines.base import top_k_of
 from affectgpt.inference.session import training_mode
 from affectgpt.modeling.build import build_model, load_checkpoint
 from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -22,16 +22,101 @@ from affectgpt.core.crops import AS_PUBLISHED, CHANNELS, Crops, file_crops
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import Modality, Sample
 from affectgpt.evaluation.labels import NOT_TRAINED_FORM, read_labels
-from affectgpt.inference.reply import ODD_DESCRIPTION, SEVERAL, TURNED, Reply, Unanswered
-from affectgpt.inference.session import GenerationSession, SampleAnswer
+from affectgpt.inference.session import EMPTY, REPEATING, UNFINISHED, GenerationSession, SampleAnswer
+from affectgpt.media.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
 from affectgpt.media.given import as_file, is_path, medium_name, named
 from affectgpt.media.guard import Decoder
-from affectgpt.preprocess.detect import FaceDetector
-from affectgpt.preprocess.faces import Person, check_person, face_crops
+from affectgpt.preprocess.faces import FaceDetector, Person, check_person, face_crops
 from affectgpt.preprocess.subtitles import beside
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import Example, FeatureOf
+from affectgpt.processing.prompt import SHORTENED
 from affectgpt.processing.questions import asks_for_labels, render_question
+
+ODD_DESCRIPTION = "description_not_in_the_text"
+TURNED = "picture_turned"
+SEVERAL = "several_people"
+NOTES = {
+    NO_AUDIO_TRACK: "the video has no audio track; the model heard silence",
+    FIRST_CHANNEL: "the sound has more than two channels; the model heard the first",
+    TURNED: "faces are clearer when the picture is turned: is the video upside down or sideways?",
+    SEVERAL: "several people's faces are in the picture; the answer is about one of them",
+    SHORTENED: "the subtitle was too long for the prompt; its end was left out",
+    EMPTY: "the answer is empty",
+    UNFINISHED: "the answer never stopped and was cut at inference.max_new_tokens",
+    REPEATING: "the answer repeats itself",
+    NOT_TRAINED_FORM: "the answer is not of the trained form; no label could be read from it",
+    ODD_DESCRIPTION: 'a description of the released models begins with "In the text", this one does not: the weights '
+    "or the code may be wrong; run `affectgpt doctor`",
+}
+
+
+@dataclass
+class Reply:
+    """What the model says of one clip. ``description`` asks the second question when it is first looked at."""
+
+    answer: str
+    labels: list[str]
+    question: str
+    flags: tuple[str, ...] = ()
+    video: str = ""
+    subtitle: str = ""
+    error: None = field(default=None, repr=False)  # see Unanswered
+    _describe: Callable[[], Reply] | None = field(default=None, repr=False)
+    _described: Reply | None = field(default=None, repr=False)
+
+    def describe(self) -> Reply:
+        """The answer to the description question, asked once (this reply itself where another question was given)."""
+        if self._described is None:
+            self._described = self if self._describe is None else self._describe()
+        return self._described
+
+    @property
+    def description(self) -> str:
+        """The text of the answer to the description question."""
+        return self.describe().answer
+
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about the clip or the answer, in words."""
+        notes = []
+        for flag in self.flags:
+            kind, _, which = flag.partition(": ")
+            notes.append(NOTES.get(kind, kind) + (f" ({which})" if which else ""))
+        return notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Video, subtitle, question, answer, labels and notes, as plain containers; the description if it was asked."""
+        result: dict[str, Any] = {
+            "video": self.video, "subtitle": self.subtitle, "question": self.question, "answer": self.answer,
+            "labels": self.labels, "notes": self.notes,
+        }  # fmt: skip
+        if self._described is not None and self._described is not self:
+            result["description"] = self._described.answer
+            result["notes"] += [note for note in self._described.notes if note not in result["notes"]]
+        return result
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A clip of a list that could not be answered: ``error`` says why, and whoever asks for its answer gets it raised.
+
+    ``reply.error`` is None for those that were answered.
+    """
+
+    error: DataError
+    video: str = ""
+    subtitle: str = ""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("answer", "labels", "flags", "notes", "describe", "description"):
+            raise DataError(str(self.error)) from self.error
+        raise AttributeError(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Video, subtitle and the error's text."""
+        return {"video": self.video, "subtitle": self.subtitle, "error": str(self.error)}
+
 
 _CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: nothing is odd; there are faces
 

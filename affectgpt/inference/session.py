@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig
@@ -18,15 +18,31 @@ from affectgpt.core.runtime import logger, pick_device
 from affectgpt.core.types import Batch, Modality, Sample
 from affectgpt.encoders.base import encode_medium
 from affectgpt.encoders.llm import folder_generation_config, llm_folder
-from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine, OnToken
-from affectgpt.inference.memory import enough_memory, find_batch_size
-from affectgpt.inference.reply import answer_flags
-from affectgpt.inference.sampling import sample_seed
+from affectgpt.inference.engines.base import (
+    ENGINES,
+    Answer,
+    Decoding,
+    Engine,
+    OnToken,
+    enough_memory,
+    find_batch_size,
+    sample_seed,
+)
 from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings, use_attention
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example, FeatureOf
 
+if TYPE_CHECKING:
+    from affectgpt.inference.encode import DatasetFeatures
+
+# What is odd about an answer. Odd answers are kept, and named in the result's meta file.
+EMPTY = "empty"
+UNFINISHED = "never_stopped"  # as long as it may be, and no stop rule met
+REPEATING = "repeating"
+
+_LONGEST_UNIT = 200  # characters
+_LEAST_REPEATED = 24  # characters, all repetitions together
+_LEAST_TIMES = 4
 _MODE_FROM = ("mercaptionplus", "ovmerd")  # of several training sets, those whose input mode is that of inference
 
 
@@ -229,6 +245,8 @@ class GenerationSession:
         self, samples: Sequence[Sample], question: str, *, features: DatasetFeatures, draw: int = 1
     ) -> Iterator[list[SampleAnswer]]:
         """The same of a data set's samples, which are encoded now where their outputs are not known."""
+        from affectgpt.inference.encode import ENCODE_BATCH
+
         ready = features.ready(
             samples, reader=self.processor.media, encode=self.encode, batch_size=ENCODE_BATCH[self.device.type]
         )
@@ -295,3 +313,25 @@ class GenerationSession:
             )
             for (sample, example), answer in zip(group, answers, strict=True)
         ]  # fmt: skip
+
+
+def answer_flags(answer: str, *, stopped: bool) -> tuple[str, ...]:
+    """Flags of a cleaned answer; ``stopped``: whether a stop rule ended it."""
+    flags = []
+    if not answer:
+        flags.append(EMPTY)
+    if not stopped:
+        flags.append(UNFINISHED)
+    if repeats(answer):
+        flags.append(REPEATING)
+    return tuple(flags)
+
+
+def repeats(text: str) -> bool:
+    """Whether the text ends in the same piece again and again (a last incomplete piece does not matter)."""
+    text = text.rstrip(" .\n")
+    for size in range(1, min(_LONGEST_UNIT, len(text) // _LEAST_TIMES) + 1):
+        span = max(_LEAST_REPEATED, size * _LEAST_TIMES)
+        if span <= len(text) and text[-span:-size] == text[-span + size :]:
+            return True
+    return False

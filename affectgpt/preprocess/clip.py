@@ -17,8 +17,7 @@ from affectgpt.core.names import check_name
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import SAMPLE_RATE, VIDEO_SUFFIXES
 from affectgpt.media.guard import Decoder
-from affectgpt.preprocess.detect import FaceDetector
-from affectgpt.preprocess.faces import face_crops
+from affectgpt.preprocess.faces import FaceDetector, face_crops
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Labels, Modality, Sample
-from affectgpt.datasets.base import HYBRID, EmotionDataset, open_dataset
-from affectgpt.datasets.table import DATASETS
+from affectgpt.datasets.table import DATASETS, HYBRID
 from affectgpt.processing.modes import get_mode
+
+if TYPE_CHECKING:
+    from affectgpt.datasets.base import EmotionDataset
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def check_asked(config: Config, name: str) -> None:
 
     Its own: a column of questions, dialogues or captions, or a label type that the package lacks.
     """
+    from affectgpt.datasets.base import open_dataset
+
     dataset = open_dataset(config, name)
     columns: list[str] = [role for role in ("question", "dialogue", "caption") if role in dataset.block.columns]
     types = [] if dataset.block.label_type == HYBRID else [dataset.block.label_type]

@@ -14,10 +14,17 @@ from typing import Any
 from affectgpt.core.errors import AffectGPTError, DataError
 from affectgpt.core.types import Modality
 from affectgpt.evaluation.lexicon import Lexicon, find_lexicon, grouping_of
-from affectgpt.inference.engines.base import Answer, Decoding
-from affectgpt.inference.predictor import ClipReader, GivenClip, Predictor, ReadClip, claimed_labels, odd_description
-from affectgpt.inference.reply import Reply, answer_flags
-from affectgpt.inference.sampling import sample_seed
+from affectgpt.inference.engines.base import Answer, Decoding, sample_seed
+from affectgpt.inference.predictor import (
+    ClipReader,
+    GivenClip,
+    Predictor,
+    ReadClip,
+    Reply,
+    claimed_labels,
+    odd_description,
+)
+from affectgpt.inference.session import answer_flags
 from affectgpt.media.given import named
 from affectgpt.media.guard import Decoder
 from affectgpt.preprocess.faces import check_person

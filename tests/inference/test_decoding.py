@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from affectgpt.encoders.llm import StopSequences
-from affectgpt.inference.sampling import SampleByRow, sample_seed
+from affectgpt.inference.engines.base import SampleByRow, sample_seed
 from affectgpt.processing.processor import clean_answer
 
 EOS = ["<|im_end|>", "<|endoftext|>"]

@@ -10,9 +10,9 @@ from drawn_clip import write_clip
 
 from affectgpt.cli import infer, sample
 from affectgpt.core.errors import ConfigError
-from affectgpt.inference.memory import enough_memory
+from affectgpt.inference.engines.base import enough_memory
 
-HAVE = "affectgpt.inference.memory.available_memory"
+HAVE = "affectgpt.inference.engines.base.available_memory"
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_the_batch_is_as_large_as_the_memory_of_a_gpu(monkeypatch, free, rows):
     """Of Qwen2.5-7B and the published 1,200 new tokens; 128 at most, since rows that have ended stay in the batch."""
     from affectgpt.encoders.base import read_config
     from affectgpt.encoders.llm import LLMS
-    from affectgpt.inference import memory
+    from affectgpt.inference.engines import base as memory
 
     embedding = SimpleNamespace(weight=torch.empty(0, dtype=torch.float16))
     llm = SimpleNamespace(config=read_config(LLMS["Qwen25"].architecture), get_input_embeddings=lambda: embedding)

@@ -17,8 +17,7 @@ import pytest
 
 from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError, printable
-from affectgpt.inference.predictor import RELEASED, GivenClip, Predictor
-from affectgpt.inference.reply import NOTES, ODD_DESCRIPTION, SEVERAL, TURNED
+from affectgpt.inference.predictor import NOTES, ODD_DESCRIPTION, RELEASED, SEVERAL, TURNED, GivenClip, Predictor
 from affectgpt.processing.questions import render_question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,7 +262,7 @@ class BrightTop:
     """A detector that sees a face where the picture's upper half is the brighter one, surest when much brighter."""
 
     def __call__(self, image):
-        from affectgpt.preprocess.detect import Face
+        from affectgpt.preprocess.faces import Face
 
         half = len(image) // 2
         top, bottom = image[:half].mean(), image[half:].mean()

@@ -14,8 +14,7 @@ from drawn_clip import picture, write_clip
 
 from affectgpt.cli import sample as command
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.inference.predictor import Predictor
-from affectgpt.inference.reply import NOTES, SEVERAL, Reply, Unanswered
+from affectgpt.inference.predictor import NOTES, SEVERAL, Predictor, Reply, Unanswered
 
 FRAMES, FACES, SOUND = "multiframe_audio_frame_text", "multiface_audio_face_text", "audio_text"
 GREEDY = ["inference.decoding=greedy"]  # what is drawn depends on the name, and bytes have none

@@ -113,8 +113,7 @@ def test_a_language_that_the_model_does_not_know_is_refused_when_it_is_loaded(mu
 
 def test_the_language_reaches_the_model_from_the_command_for_single_clips(multilingual, tmp_path, monkeypatch, capsys):
     from affectgpt.cli import sample
-    from affectgpt.inference.predictor import Predictor
-    from affectgpt.inference.reply import Reply
+    from affectgpt.inference.predictor import Predictor, Reply
 
     heard = []
     soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)

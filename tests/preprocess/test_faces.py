@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.preprocess.detect import Face, FaceDetector
-from affectgpt.preprocess.faces import CROP_SIZE, align, face_crops, similarity, tight_crop
+from affectgpt.preprocess.faces import CROP_SIZE, Face, FaceDetector, align, face_crops, similarity, tight_crop
 from examples.demo.faces import EXPRESSIONS, Pose, draw_background, draw_frame, draw_identity
 
 LANDMARKS = np.array([[38.29, 51.70], [73.53, 51.50], [56.03, 71.74], [41.55, 92.37], [70.73, 92.20]])

@@ -12,9 +12,16 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
-from affectgpt.inference.memory import autocast, autocast_dtype
-from affectgpt.inference.sampling import SampleByRow, top_k_of
+from affectgpt.inference.engines.base import (
+    ENGINES,
+    Answer,
+    Decoding,
+    OnToken,
+    SampleByRow,
+    autocast,
+    autocast_dtype,
+    top_k_of,
+)
 from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.lora import MergedLora, has_lora
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration

@@ -26,9 +26,16 @@ from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.files import locked
 from affectgpt.core.local_vllm import LocalVLLM, import_vllm, memory_settings
 from affectgpt.core.types import Batch
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
-from affectgpt.inference.memory import autocast, autocast_dtype, cache_bytes
-from affectgpt.inference.sampling import top_k_of
+from affectgpt.inference.engines.base import (
+    ENGINES,
+    Answer,
+    Decoding,
+    OnToken,
+    autocast,
+    autocast_dtype,
+    cache_bytes,
+    top_k_of,
+)
 from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.lora import drop_base_weights, has_lora, lora_state, write_adapter, write_merged
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration

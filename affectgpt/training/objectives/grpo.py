@@ -39,8 +39,7 @@ from affectgpt.evaluation.extract import DirectExtractor, get_extractor
 from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
 from affectgpt.evaluation.rewards import FORMAL, Grader, RewardTruth, read_reply, truth_of
 from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
-from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
-from affectgpt.inference.sampling import sample_seed
+from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, sample_seed
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
 from affectgpt.processing.collate import layout_of
