@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,7 @@ from affectgpt.cli.common import add_config_arguments, run_cli
 
 if TYPE_CHECKING:
     from affectgpt.inference.predictor import Predictor
-    from affectgpt.serve.service import Service
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,7 +68,7 @@ def settings_of(args: argparse.Namespace) -> ServeSettings:
     """The settings that the arguments ask for. Raises ConfigError."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.media.limits import MediaLimits
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings
 
     key = None
     if args.api_key_env is not None:
@@ -128,13 +125,12 @@ def load(args: argparse.Namespace) -> tuple[Predictor, str]:
 
 
 def few_threads(predictor: Predictor) -> None:
-    """One thread for each operation of a toy on a CPU; clips are read meanwhile."""
+    """Use one thread per operation for a toy model on a CPU: clips are read meanwhile."""
     from affectgpt.core.runtime import one_thread
-    from affectgpt.serve.settings import TOY
+    from affectgpt.serve.service import TOY_PARAMETERS
 
-    model, device = predictor.session.model, predictor.session.device
-    toy = sum(p.numel() for p in model.parameters()) < TOY
-    if toy and device.type == "cpu":
+    parameters = sum(p.numel() for p in predictor.session.model.parameters())
+    if parameters < TOY_PARAMETERS and predictor.session.device.type == "cpu":
         one_thread()
 
 
@@ -157,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     few_threads(predictor)
     service = Service(predictor, settings, model=name)
     try:
-        run(service, page=_page() if args.ui else None)
+        run(service, page=args.ui, examples=drawn_clips() if args.ui else ())
     finally:
         service.close()
     return 0
@@ -179,12 +175,6 @@ def drawn_clips() -> list[tuple[Path, str]]:
         return []
     first = {str(sample.labels.emotion): sample for sample in reversed(samples) if sample.video is not None}
     return [(sample.video, sample.subtitle) for sample in first.values() if sample.video and sample.video.is_file()]
-
-
-def _page() -> Callable[[Any, Service], Any]:
-    from affectgpt.serve.page import add_page
-
-    return partial(add_page, examples=drawn_clips())
 
 
 def _check_installed(*, page: bool) -> None:

@@ -16,21 +16,13 @@ FACES = "multiface_audio_face_text"
 
 @contextmanager
 def running(predictor, *, page: bool = False, examples=(), **settings) -> Iterator:
-    """A server in a thread of this process: ``address``, ``service``, ``shield``."""
-    from functools import partial
-
+    """A server in a thread of this process: ``address``, ``service``, ``guard``, ``page``."""
     from affectgpt.serve.server import Running
-    from affectgpt.serve.service import Service
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings, Service
 
     service = Service(predictor, ServeSettings(port=0, **settings), model="tiny")
-    add = None
-    if page:
-        from affectgpt.serve.page import add_page
-
-        add = partial(add_page, examples=examples)
     try:
-        server = Running(service, page=add)
+        server = Running(service, page=page, examples=examples)
         thread = threading.Thread(target=server.serve, daemon=True)
         thread.start()
         try:

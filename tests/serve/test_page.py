@@ -28,7 +28,7 @@ def page(predictor, clips):
 def _its_uploads(request, monkeypatch):
     """Gradio has one folder of uploads per process, that of the latest page: this test's."""
     if "page" in request.fixturenames:
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(request.getfixturevalue("page").shield.upload_folder))
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(request.getfixturevalue("page").page.upload_folder))
 
 
 def call(server, method: str, path: str, body=None, **headers: str):
@@ -67,7 +67,7 @@ def test_the_file_reading_hole_is_closed(page, tmp_path, wrapped):
     """Gradio mounted into another application takes any path that a request names for an upload, and serves it."""
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(b"a secret")
-    uploads = page.shield.upload_folder
+    uploads = page.page.upload_folder
     path = {"plain": str(secret), "inside": str(secret), "http": "http://127.0.0.1:1/a.mp4",
             "dots": f"{uploads}/../../../../{secret}"}.get(wrapped, str(uploads / "link.mp4"))  # fmt: skip
     if wrapped == "link":
@@ -90,17 +90,17 @@ def test_the_file_reading_hole_is_closed(page, tmp_path, wrapped):
 
 
 def test_gradio_itself_refuses_it_too(page, tmp_path):
-    """Behind the shield, too: what gradio does with a request that names a file that was not uploaded."""
+    """Behind the guard, too: what gradio does with a request that names a file that was not uploaded."""
     from starlette.testclient import TestClient
 
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(b"a secret")
-    inner = TestClient(page.shield.app, base_url="http://127.0.0.1")
+    inner = TestClient(page.app.router, base_url="http://127.0.0.1")
     number = next(d["id"] for d in endpoints(page) if len(d["inputs"]) == 5)
     body = {"data": [file_data(str(secret)), "", "Labels", "", ""], "fn_index": number, "session_hash": "abc"}
     answer = inner.post("/gradio_api/run/predict", json=body)
     assert answer.status_code >= 400 and "a secret" not in answer.text
-    uploads = page.shield.upload_folder
+    uploads = page.page.upload_folder
     assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
 
 
@@ -133,7 +133,7 @@ def test_uploads_are_limited_private_and_swept(predictor, clips, tmp_path):
         content = (clips / "1.mp4").read_bytes()
         status, text = upload(server, "../../a b.mp4", content)
         (path,) = json.loads(text)
-        folder = server.shield.upload_folder
+        folder = server.page.upload_folder
         assert status == 200 and Path(path).is_relative_to(folder) and Path(path).read_bytes() == content
         assert upload(server, "a.mp4", b"x" * (2**20))[0] == 413
         assert upload(server, "a.mp4", b"x" * (3 * 2**20))[0] == 413
@@ -196,7 +196,7 @@ def test_uploads_together_are_limited(predictor):
         most = server.service.settings.uploads_megabytes
         statuses = [upload(server, f"{i}.mp4", bytes([i]) * (2**20 - 1000))[0] for i in range(12)]
         assert statuses[:6] == [200] * 6 and statuses[-1] == 429
-        kept = sum(path.stat().st_size for path in server.shield.upload_folder.rglob("*") if path.is_file())
+        kept = sum(path.stat().st_size for path in server.page.upload_folder.rglob("*") if path.is_file())
         assert kept <= most * 2**20
         assert "uploads" in json.loads(upload(server, "a.mp4", b"x" * 2**20)[1])["error"]["message"]
 
@@ -234,7 +234,7 @@ def test_what_nobody_typed_is_heard_by_speech_recognition(served_world, clips, t
     listen = Transcriber(make_tiny_whisper(tmp_path), device="cpu")
     predictor = Predictor.from_config(served_world.yaml, mode=FRAMES, recognise=listen)
     with running(predictor, page=True) as server:
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(server.shield.upload_folder))
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(server.page.upload_folder))
         assert "heard by speech recognition" in call(server, "GET", "/config")[2].decode()
         shown = []
         for typed in ("", "Oh!"):

@@ -132,8 +132,7 @@ def test_a_missing_extra_is_named_before_a_model_is_loaded(monkeypatch, package,
 
 def test_a_port_that_is_taken(predictor):
     from affectgpt.serve.server import Running
-    from affectgpt.serve.service import Service
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings, Service
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         service = Service(predictor, ServeSettings(port=taken.getsockname()[1]), model="tiny")
@@ -157,7 +156,7 @@ def test_clients_that_go_away_cost_nothing(server, clips):
             b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
         )
     deadline = time.monotonic() + 30
-    while server.service.inside or list(server.service.folders.root.iterdir()):
+    while server.service.active or list(server.service.folders.root.iterdir()):
         assert time.monotonic() < deadline
 
 
@@ -174,7 +173,7 @@ def test_a_toy_on_a_cpu_takes_one_thread_for_an_operation(predictor, monkeypatch
     monkeypatch.delenv("OMP_NUM_THREADS")
     few_threads(predictor)
     assert told == [1]
-    monkeypatch.setattr("affectgpt.serve.settings.TOY", 1000)
+    monkeypatch.setattr("affectgpt.serve.service.TOY_PARAMETERS", 1000)
     few_threads(predictor)
     assert told == [1]
 
@@ -195,9 +194,9 @@ def test_who_was_just_answered_may_ask_again_before_the_next_batch(monkeypatch):
                 done.set()
 
     def row():
-        return SimpleNamespace(key="same", cancelled=False, done=lambda _: None)
+        return SimpleNamespace(batch_key="same", cancelled=False, finish=lambda _: None)
 
-    monkeypatch.setattr("affectgpt.serve.batcher._TURN", 30)
+    monkeypatch.setattr("affectgpt.serve.batcher._PAUSE", 30)
     batcher = Counting(None, wait=30, max_rows=2)
     try:
         batcher.submit([row(), row()])

@@ -22,8 +22,8 @@ from served import client_of, data_url, message, running
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.media.guard import Decoder
 from affectgpt.media.limits import MediaLimits
-from affectgpt.serve.folders import PrivateFolders
-from affectgpt.serve.settings import ServeSettings
+from affectgpt.serve.media import PrivateFolders
+from affectgpt.serve.service import ServeSettings
 
 
 def post(server, body, *, path: str = "/v1/chat/completions", **headers: str):
@@ -76,8 +76,7 @@ def test_who_has_no_key_shuts_nobody_out(predictor):
         opened = [stack.enter_context(socket.create_connection(netloc(server), timeout=60)) for _ in range(600)]
         for one in opened[:300]:
             one.sendall(b"GET /gradio_api/heartbeat/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        for one in opened[:300]:
-            assert b"".join(iter(lambda one=one: one.recv(65536), b"")).startswith(b"HTTP/1.1 401 ")
+        assert all(one.recv(65536).startswith(b"HTTP/1.1 401 ") for one in opened[:300])
         opened += [stack.enter_context(socket.create_connection(netloc(server), timeout=60)) for _ in range(300)]
         assert [m.id for m in client_of(server, "correct horse").models.list()] == ["tiny"]
 
@@ -280,22 +279,15 @@ def head(more: str) -> bytes:
     ).encode()
 
 
-def test_slow_clients_are_shown_out(predictor, monkeypatch):
-    from affectgpt.serve import server as module
-
-    monkeypatch.setattr(module, "_HEADER_SECONDS", 0.5)
-    with running(predictor, read_timeout=0.5) as server:
-        body, silent, later = (socket.create_connection(netloc(server), timeout=20) for _ in range(3))
-        with body, silent, later:
-            silent.sendall(b"POST /v1/chat")  # never the rest of its head
-            body.sendall(head("Content-Length: 1000\r\n") + b"{")
-            later.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b" 408 " in body.recv(1000) and b" 200 " in later.recv(1000)
-            later.sendall(b"GET /hea")  # the second head on a connection
-            assert silent.recv(1000) == b"" and later.recv(1000) == b""
-        deadline = time.monotonic() + 20
-        while server.service.inside:
-            assert time.monotonic() < deadline
+def test_slow_bodies_are_ended_and_take_no_place(predictor, clips):
+    with running(predictor, waiting=1, body_timeout=3.0) as server, ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(netloc(server), timeout=20)) for _ in range(8)]
+        for one in slow:
+            one.sendall(head("Content-Length: 1000\r\n") + b"{")
+        wait_until(lambda: server.guard.body_bytes == 8)
+        assert ask(server, data_url(clips / "0.mp4"))[0] == 200
+        assert all(b" 408 " in one.recv(1000) for one in slow)
+        wait_until(lambda: not server.guard.body_bytes)
 
 
 def test_a_full_house_answers_429_with_retry_after(predictor, clips):
@@ -307,7 +299,7 @@ def test_a_full_house_answers_429_with_retry_after(predictor, clips):
             url = data_url(clips / "0.mp4")
             first = [pool.submit(ask, server, url) for _ in range(2)]
             deadline = time.monotonic() + 20
-            while server.service.inside < 2:
+            while server.service.active < 2:
                 assert time.monotonic() < deadline
             status, headers, answer = ask(server, url)
             release.set()
@@ -323,12 +315,12 @@ def test_bodies_together_are_limited(predictor):
             promises.sendall(head(f"Content-Length: {6 * 2**20}\r\n") + b"{")
             assert post(server, b" " * (4 * 2**20))[0] == 400
             slow.sendall(head(f"Content-Length: {6 * 2**20}\r\n") + b" " * (5 * 2**20))
-            wait_until(lambda: server.shield._bytes > 5 * 2**20)
+            wait_until(lambda: server.guard.body_bytes > 5 * 2**20)
             status, headers, _ = post(server, b" " * (4 * 2**20))
             assert status == 429 and "retry-after" in headers
             promises.sendall(b" " * (4 * 2**20))  # too many while it comes
             assert b" 429 " in promises.recv(1000)
-        wait_until(lambda: not server.shield._bytes)
+        wait_until(lambda: not server.guard.body_bytes)
 
 
 def wait_until(condition) -> None:
@@ -337,15 +329,6 @@ def wait_until(condition) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("it never came")
-
-
-def test_slow_bodies_take_no_place(predictor, clips):
-    with running(predictor, waiting=1) as server, ExitStack() as stack:
-        for _ in range(8):
-            slow = stack.enter_context(socket.create_connection(netloc(server)))
-            slow.sendall(head("Content-Length: 1000\r\n") + b"{")
-        wait_until(lambda: server.shield._bytes == 8)
-        assert ask(server, data_url(clips / "0.mp4"))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -409,7 +392,7 @@ def test_what_a_kill_left_is_removed_at_the_next_start_and_what_lives_is_not(tmp
 
     place = tmp_path / "private"
     code = (
-        "import sys, os, signal; from pathlib import Path; from affectgpt.serve.folders import PrivateFolders\n"
+        "import sys, os, signal; from pathlib import Path; from affectgpt.serve.media import PrivateFolders\n"
         f"made = PrivateFolders(Path({str(place)!r}))\n"
         "with made.one() as folder:\n    (folder / 'face.npy').touch(); print(made.root, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
