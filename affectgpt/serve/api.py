@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -52,51 +52,43 @@ class _InputAudio(_Strict):
     format: str = Field(default="wav", max_length=16)
 
 
-class _TextPart(_Strict):
-    type: Literal["text"]
-    text: str = Field(max_length=_MAX_TEXT)
+class _Part(_Strict):
+    """Part of a message; the field of its type's name holds its content."""
 
+    type: Literal["text", "video_url", "audio_url", "input_audio"]
+    text: str = Field(default="", max_length=_MAX_TEXT)
+    video_url: _Url | None = None
+    audio_url: _Url | None = None
+    input_audio: _InputAudio | None = None
 
-class _VideoPart(_Strict):
-    type: Literal["video_url"]
-    video_url: _Url
-
-
-class _AudioPart(_Strict):
-    type: Literal["audio_url"]
-    audio_url: _Url
-
-
-class _InputAudioPart(_Strict):
-    type: Literal["input_audio"]
-    input_audio: _InputAudio
-
-
-_Part = Annotated[_TextPart | _VideoPart | _AudioPart | _InputAudioPart, Field(discriminator="type")]
+    @model_validator(mode="after")
+    def _has_content(self) -> _Part:
+        if self.model_fields_set != {"type", self.type} or getattr(self, self.type) is None:
+            raise ValueError(f"a part of type {self.type} has the field {self.type} and no other")
+        return self
 
 
 class _Message(BaseModel):
     role: str = Field(max_length=32)
-    content: Annotated[str, Field(max_length=_MAX_TEXT)] | Annotated[list[_Part], Field(min_length=1, max_length=16)]
+    content: list[_Part] = Field(min_length=1, max_length=16)
 
     @field_validator("content", mode="before")
     @classmethod
-    def _name_unknown_parts(cls, value: Any) -> Any:
-        """Refuse other parts by number and type; the error of a union names neither."""
-        if isinstance(value, str):
-            return value
-        if not isinstance(value, list):
-            raise ValueError(f"found {_json_type(value)}; {_ACCEPTED_PARTS}")
-        for number, part in enumerate(value[:17]):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind in ("text", "video_url", "audio_url", "input_audio"):
-                continue
-            if not isinstance(part, dict):
-                found = _json_type(part)
-            else:
+    def _as_parts(cls, content: Any) -> Any:
+        """Take a text as one part, and refuse other types of parts in words; pydantic's name no part."""
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        if not isinstance(content, list):
+            raise ValueError(f"found {_json_type(content)}; {_ACCEPTED_PARTS}")
+        for number, part in enumerate(content[:17]):
+            found = _json_type(part)
+            if isinstance(part, dict):
+                kind = part.get("type")
+                if kind in ("text", "video_url", "audio_url", "input_audio"):
+                    continue
                 found = f"type {kind[:32]!r}" if isinstance(kind, str) else "no type"
             raise ValueError(f"part {number} has {found}; {_ACCEPTED_PARTS}")
-        return value
+        return content
 
 
 def _json_type(value: Any) -> str:
@@ -139,8 +131,7 @@ class ChatRequest(BaseModel):
                 f"messages: expected one user message, found {', '.join(roles)}. The model has one prompt and no "
                 "memory: put the question into the user message"
             )
-        content = self.messages[0].content
-        types = [] if isinstance(content, str) else [part.type for part in content]
+        types = [part.type for part in self.messages[0].content]
         for kinds in (("text",), ("video_url",), ("audio_url", "input_audio")):
             if sum(kind in kinds for kind in types) > 1:
                 raise ValueError(
@@ -150,16 +141,14 @@ class ChatRequest(BaseModel):
 
     def question(self) -> Question:
         """The request without OpenAI's form."""
-        content = self.messages[0].content
-        text, video, audio = content if isinstance(content, str) else "", None, None
-        for part in () if isinstance(content, str) else content:
-            if isinstance(part, _TextPart):
-                text = part.text
-            elif isinstance(part, _VideoPart):
+        text, video, audio = "", None, None
+        for part in self.messages[0].content:
+            text = part.text or text
+            if part.video_url is not None:
                 video = part.video_url.url
-            elif isinstance(part, _AudioPart):
+            if part.audio_url is not None:
                 audio = part.audio_url.url
-            else:
+            if part.input_audio is not None:
                 audio = f"data:audio/{part.input_audio.format};base64,{part.input_audio.data}"
         return Question(
             video=video, audio=audio, subtitle=self.subtitle, text=text.strip() or None, person=self.person,
@@ -221,9 +210,11 @@ async def _chat(service: Service, request: Request) -> Response:
             if await request.is_disconnected():
                 return Response(status_code=499)
             loop, events = asyncio.get_running_loop(), asyncio.Queue[TextDelta | Choice]()
-            service.answer(
-                prepared, lambda event: loop.call_soon_threadsafe(events.put_nowait, event), stream=wanted.stream
-            )
+
+            def emit(event: TextDelta | Choice) -> None:
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+            service.answer(prepared, emit, stream=wanted.stream)
             if not wanted.stream:
                 return await _whole_answer(service, request, prepared, events)
             usage = wanted.stream_options is not None and wanted.stream_options.include_usage
@@ -385,9 +376,7 @@ def _unknown_model(service: Service) -> Response:
 
 def _explain(error: ValidationError) -> tuple[str, str | None]:
     """Message of the first fault in a request, without the value that was given, and its field."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    first = max(details, key=lambda detail: len(detail["loc"]))  # a union also says what its other branches miss
-    names = [name for name in first["loc"] if isinstance(name, int) or not re.search(r"[\[-]", name)]
-    field = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names).removeprefix(".")[:200]
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in first["loc"])[1:201]
     message = first["msg"].removeprefix("Value error, ")[:500]
     return (f"{field}: {message}" if field else message), field or None

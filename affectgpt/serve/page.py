@@ -187,7 +187,7 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
         if parameters < TOY_PARAMETERS:
             gr.HTML(
                 f'<div class="ag-note" role="note" id="ag-toy"><b>A toy is running.</b> This model has {parameters:,} '
-                "parameters and was taught drawn faces and synthetic voices (<code>make demo</code>), or nothing at "
+                "parameters and was trained on synthetic faces and voices (<code>make demo</code>), or nothing at "
                 "all. What it says of real people means nothing.</div>"
             )
         with gr.Row():
@@ -209,7 +209,8 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                 if examples:
                     gr.Examples(
                         [[str(path), said] for path, said in examples], inputs=[video, subtitle],
-                        label="Drawn clips to try", cache_examples=False, examples_per_page=3, api_visibility="private",
+                        label="Synthetic clips to try", cache_examples=False, examples_per_page=3,
+                        api_visibility="private",
                     )  # fmt: skip
             with gr.Column(scale=7, min_width=260):
                 answer = gr.HTML(_muted("The answer comes here."), elem_id="ag-answer")
@@ -258,7 +259,7 @@ def _answer_updates(
         if kind == _OWN and not text:
             raise DataError("type your question, or choose another one")
         if not clip and set(get_mode(service.session.mode).media) - {Modality.AUDIO}:
-            raise DataError("give a clip first: drop a video, record one, or take one of the drawn clips")
+            raise DataError("give a clip first: drop a video, record one, or take one of the synthetic clips")
         question = Question(
             video=Path(clip) if clip else None, subtitle=said[:_MAX_TEXT] or None,
             text={_DESCRIPTION: render_question("description"), _OWN: text[:_MAX_TEXT]}.get(kind),
@@ -391,37 +392,38 @@ def _wave_figure(samples: np.ndarray, *, spacing: int) -> Any:
 
 def _wheel_figure(wheel: Wheel, marked: Mapping[str, str]) -> Any:
     """Inner and middle ring of a wheel, with the sectors of labels coloured. ``marked``: label → inner word."""
-    middle_words: dict[str, dict[str, None]] = {}  # inner word → its middle words, in the sheet's order
+    middle_words: dict[str, dict[str, None]] = {}  # inner word → its middle words, in the order of the rows
     for inner, middle, _ in wheel.rows:
         middle_words.setdefault(inner, {})[middle] = None
-    figure, axes = _transparent_figure(5.2, 4.0)
-    inner_colours = [
-        COLOURS[i % len(COLOURS)] if word in marked.values() else "none" for i, word in enumerate(middle_words)
+    colours = [
+        COLOURS[i % len(COLOURS)] if inner in marked.values() else "none" for i, inner in enumerate(middle_words)
     ]
-    outer = [(word, 1 / len(words)) for words in middle_words.values() for word in words]
-    outer_colours = [c for c, words in zip(inner_colours, middle_words.values(), strict=True) for _ in words]
-    edge = {"edgecolor": _GREY, "lw": 0.6}
-    shared: dict[str, Any] = {"rotatelabels": True, "normalize": True}
-    _, texts = axes.pie(
-        [1] * len(middle_words), radius=0.62, labels=[short(word) for word in middle_words], labeldistance=0.55,
-        colors=inner_colours, wedgeprops={"width": 0.46, **edge}, textprops={"fontsize": 7.6}, **shared,
-    )  # fmt: skip
-    wedges, middle_texts = axes.pie(
-        [size for _, size in outer], radius=0.98, labels=[short(word) for word, _ in outer], labeldistance=0.8,
-        colors=outer_colours, wedgeprops={"width": 0.36, **edge}, textprops={"fontsize": 5.8}, **shared,
-    )  # fmt: skip
-    for wedge in wedges:
-        wedge.set_alpha(0.45)
-    for text in middle_texts:
-        text.set_color(_GREY)
-    for i, (text, word, colour) in enumerate(zip(texts, middle_words, inner_colours, strict=True)):
-        text.set_color(_GREY if colour == "none" else "white")
-        labels = [short(label) for label, group in marked.items() if group == word]
-        angle = 2 * math.pi * (i + 0.5) / len(texts)
-        x, y = math.cos(angle), math.sin(angle)
+    inner_ring = [(inner, 1.0, colour) for inner, colour in zip(middle_words, colours, strict=True)]
+    middle_ring = [
+        (middle, 1 / len(words), colour)
+        for words, colour in zip(middle_words.values(), colours, strict=True)
+        for middle in words
+    ]
+    figure, axes = _transparent_figure(5.2, 4.0)
+    for sectors, radius, width, size, alpha in (
+        (inner_ring, 0.62, 0.46, 7.6, 0.9),
+        (middle_ring, 0.98, 0.36, 5.8, 0.45),
+    ):
+        wedges, texts = axes.pie(
+            [share for _, share, _ in sectors], radius=radius, labels=[short(word) for word, _, _ in sectors],
+            labeldistance=(radius - width / 2) / radius, rotatelabels=True, colors=[colour for _, _, colour in sectors],
+            wedgeprops={"width": width, "edgecolor": _GREY, "lw": 0.6}, textprops={"fontsize": size},
+        )  # fmt: skip
+        for wedge, text, (_, _, colour) in zip(wedges, texts, sectors, strict=True):
+            if colour != "none":
+                wedge.set_alpha(alpha)
+            text.set(ha="center", va="center", color="white" if colour != "none" and alpha > 0.5 else _GREY)
+    for i, (inner, colour) in enumerate(zip(middle_words, colours, strict=True)):
+        labels = [short(label) for label, group in marked.items() if group == inner][:4]
+        angle = 2 * math.pi * (i + 0.5) / len(middle_words)
+        x, y = 1.06 * math.cos(angle), 1.06 * math.sin(angle)
         side = "left" if x > 0.25 else "right" if x < -0.25 else "center"
-        axes.text(1.06 * x, 1.06 * y, "\n".join(labels[:4]), ha=side, va="center", fontsize=9, fontweight="bold",
-                  color=colour)  # fmt: skip
+        axes.text(x, y, "\n".join(labels), ha=side, va="center", fontsize=9, color=colour, fontweight="bold")
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.12, 1.12))
     return figure
 

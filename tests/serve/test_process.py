@@ -160,24 +160,6 @@ def test_clients_that_go_away_cost_nothing(server, clips):
         assert time.monotonic() < deadline
 
 
-def test_a_toy_on_a_cpu_takes_one_thread_for_an_operation(predictor, monkeypatch):
-    import torch
-
-    from affectgpt.cli.serve import few_threads
-
-    told = []
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    few_threads(predictor)
-    assert told == []
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    few_threads(predictor)
-    assert told == [1]
-    monkeypatch.setattr("affectgpt.serve.service.TOY_PARAMETERS", 1000)
-    few_threads(predictor)
-    assert told == [1]
-
-
 def test_who_was_just_answered_may_ask_again_before_the_next_batch(monkeypatch):
     """Else a row that comes late for a batch would be answered alone, and late again for each after it."""
     from affectgpt.serve.batcher import Batcher
