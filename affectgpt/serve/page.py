@@ -9,8 +9,6 @@ import json
 import math
 import os
 import queue
-import shutil
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -156,12 +154,7 @@ def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]]
 
     import gradio as gr
 
-    copies = []  # in the folder of uploads: a call may name no other file
-    for i, (path, said) in enumerate(examples):
-        copy = folder / "examples" / str(i) / path.name
-        copy.parent.mkdir(parents=True)
-        copies.append((shutil.copyfile(path, copy), said))
-    blocks = _blocks(gr, service, copies)
+    blocks = _blocks(gr, service, examples)
     # Gradio's default theme with the fonts of the reader's system: its own come from a font server.
     sans = ["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
     theme = gr.themes.Default(primary_hue="blue", font=sans, font_mono=["ui-monospace", "Consolas", "monospace"])
@@ -173,13 +166,13 @@ def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]]
     # Until this is set, gradio lets a call name any file of this machine, and serves it; launch() sets it, mounting
     # does not. MountedPage refuses such calls before.
     blocks.has_launched = True
-    threading.Thread(target=_sweep, args=(folder, set(folder.rglob("*"))), daemon=True).start()  # the examples stay
     return MountedPage(folder, {number: len(function.inputs) for number, function in blocks.fns.items()})
 
 
 def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> Any:
     parameters = sum(p.numel() for p in service.session.model.parameters())
-    with gr.Blocks(title=f"AffectGPT · {service.model}", analytics_enabled=False) as blocks:
+    title = f"AffectGPT · {service.model}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_SWEEP_SECONDS, _KEEP_SECONDS)) as blocks:
         gr.Markdown(
             f"# AffectGPT\nWhat does a person in a clip express? Model **{html.escape(service.model)}**, input mode "
             f"`{service.session.mode}`. The answer names what an expression suggests, not what somebody feels."
@@ -436,21 +429,6 @@ def _transparent_figure(width: float, height: float) -> tuple[Any, Any]:
     axes.spines["bottom"].set_color(_PALE)
     axes.tick_params(colors=_GREY)
     return figure, axes
-
-
-def _sweep(folder: Path, keep: set[Path]) -> None:
-    """Remove old uploads, as long as the folder is there."""
-    while folder.is_dir():
-        time.sleep(_SWEEP_SECONDS)
-        sweep(folder, keep, older_than=_KEEP_SECONDS)
-
-
-def sweep(folder: Path, keep: set[Path], *, older_than: float) -> None:
-    """Remove what was not touched for so many seconds, but not what is in ``keep``."""
-    for path in sorted(folder.rglob("*"), reverse=True):  # files before their folder
-        with suppress(OSError):  # removed meanwhile, or a folder that is not empty
-            if path not in keep and time.time() - path.lstat().st_mtime > older_than:
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _muted(text: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +51,11 @@ def message(video: Path | str, text: str | None = None) -> list[dict]:
     url = video if isinstance(video, str) else data_url(video)
     parts: list[dict] = [{"type": "video_url", "video_url": {"url": url}}]
     return [{"role": "user", "content": parts + ([{"type": "text", "text": text}] if text else [])}]
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from served import FRAMES, running
+from served import FRAMES, running, wait_until
 from tiny_whisper import make_tiny_whisper
 
 pytest.importorskip("gradio", reason="the extra [page] is not installed")
@@ -126,25 +126,21 @@ def test_nothing_of_the_page_is_loaded_from_elsewhere(page):
     assert "A toy is running" in json.dumps(json.loads(call(page, "GET", "/config")[2]))
 
 
-def test_uploads_are_limited_private_and_swept(predictor, clips, tmp_path):
-    from affectgpt.serve.page import sweep
-
+def test_uploads_are_limited_private_and_removed(predictor, clips, monkeypatch):
+    """The examples stay, and so does the service's folder."""
+    monkeypatch.setattr("affectgpt.serve.page._SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("affectgpt.serve.page._KEEP_SECONDS", 1.0)
     with running(predictor, page=True, megabytes=0.5, examples=[(clips / "0.mp4", "")]) as server:
+        folder = server.page.upload_folder
+        examples = {path for path in folder.rglob("*") if path.is_file()}
         content = (clips / "1.mp4").read_bytes()
         status, text = upload(server, "../../a b.mp4", content)
         (path,) = json.loads(text)
-        folder = server.page.upload_folder
-        assert status == 200 and Path(path).is_relative_to(folder) and Path(path).read_bytes() == content
+        assert status == 200 and Path(path).is_relative_to(folder) and folder.stat().st_mode & 0o777 == 0o700
         assert upload(server, "a.mp4", b"x" * (2**20))[0] == 413
         assert upload(server, "a.mp4", b"x" * (3 * 2**20))[0] == 413
-        named = set(re.findall(r'"path":\s*"([^"]+\.mp4)"', call(server, "GET", "/config")[2].decode()))
-        named = {one for one in named if Path(one).is_relative_to(folder) and Path(one).exists()}
-        named.add(str(next((folder / "examples").rglob("*.mp4"))))
-        keep = set(folder.rglob("*")) - {Path(path), Path(path).parent}
-        sweep(folder, keep, older_than=60)
-        assert Path(path).exists()
-        sweep(folder, keep, older_than=-1)
-        assert not Path(path).exists() and not Path(path).parent.exists() and all(Path(one).exists() for one in named)
+        wait_until(lambda: not Path(path).exists())
+        assert examples and examples == {path for path in folder.rglob("*") if path.is_file()}
 
 
 def test_with_a_key_the_page_wants_it(predictor):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from drawn_clip import write_clip
-from served import client_of, data_url, message, running
+from served import client_of, data_url, message, running, wait_until
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.media.guard import Decoder
@@ -321,14 +321,6 @@ def test_bodies_together_are_limited(predictor):
             promises.sendall(b" " * (4 * 2**20))  # too many while it comes
             assert b" 429 " in promises.recv(1000)
         wait_until(lambda: not server.guard.body_bytes)
-
-
-def wait_until(condition) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 @pytest.mark.parametrize(
