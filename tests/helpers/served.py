@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import http.client
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -59,3 +62,15 @@ def wait_until(condition: Callable[[], Any]) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("it never came")
+
+
+def call(server, method: str, path: str, body=None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and content of a request as it stands; ``body``: bytes, or what is sent as JSON."""
+    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    given = {"Content-Type": "application/json"} if body is not None else {}
+    connection.request(method, path, content, {**given, **{k.replace("_", "-"): v for k, v in headers.items()}})
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, dict(response.getheaders()), text

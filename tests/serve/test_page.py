@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import http.client
 import json
 import re
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from served import FRAMES, running, wait_until
+from served import FRAMES, call, running, wait_until
 from tiny_whisper import make_tiny_whisper
 
 pytest.importorskip("gradio", reason="the extra [page] is not installed")
@@ -29,17 +27,6 @@ def _its_uploads(request, monkeypatch):
     """Gradio has one folder of uploads per process, that of the latest page: this test's."""
     if "page" in request.fixturenames:
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(request.getfixturevalue("page").page.upload_folder))
-
-
-def call(server, method: str, path: str, body=None, **headers: str):
-    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
-    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    given = {"Content-Type": "application/json"} if body is not None else {}
-    connection.request(method, path, content, {**given, **{k.replace("_", "-"): v for k, v in headers.items()}})
-    response = connection.getresponse()
-    text = response.read()
-    connection.close()
-    return response.status, dict(response.getheaders()), text
 
 
 def endpoints(server) -> list[dict]:
