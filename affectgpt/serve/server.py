@@ -200,7 +200,10 @@ class _Server(uvicorn.Server):
         end = time.monotonic() + self.service.settings.drain_timeout
         while self.service.active and time.monotonic() < end and not self.force_exit:
             await asyncio.sleep(_POLL_SECONDS)
-        await super().shutdown(sockets)  # which gives open pages timeout_graceful_shutdown
+        await asyncio.sleep(_POLL_SECONDS)  # in which the last answers are written
+        for connection in list(self.server_state.connections):
+            connection.transport.close()  # open pages hold streams that never end
+        await super().shutdown(sockets)
 
 
 class Running:
@@ -220,7 +223,7 @@ class Running:
         # No limit_concurrency: it counts idle connections, so that clients who only connect would shut out all others.
         config = uvicorn.Config(
             self.app, http=_Protocol, ws="none", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, h11_max_incomplete_event_size=1 << 16, timeout_graceful_shutdown=1,
+            proxy_headers=False, h11_max_incomplete_event_size=1 << 16, timeout_graceful_shutdown=5,
         )  # fmt: skip
         self._server = _Server(config, service)
         service.batcher.on_lost = lambda: threading.Timer(_LOST_SECONDS, self.stop).start()

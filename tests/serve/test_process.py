@@ -103,6 +103,17 @@ def test_sigterm_finishes_what_runs_and_refuses_the_rest(start, clips, tmp_path)
         socket.create_connection(("127.0.0.1", int(second.address.rpartition(":")[2])), timeout=5)
 
 
+def test_an_open_page_does_not_hold_up_the_end(start):
+    """Its stream never ends by itself; it is closed without an error in the log."""
+    pytest.importorskip("gradio", reason="the extra [page] is not installed")
+    served = start("--ui")
+    with socket.create_connection(("127.0.0.1", int(served.address.rpartition(":")[2]))) as page:
+        page.sendall(b"GET /gradio_api/heartbeat/abc HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in page.recv(1000)
+        assert served.end(signal.SIGTERM) == 0
+    assert not [line for line in served.lines if "Traceback" in line or "Cancel" in line]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
