@@ -163,10 +163,8 @@ def _stream(folder: Path, *, mode: str, workers: int, steps: int):
     import torch
 
     from affectgpt.core.types import Labels, Modality, Sample
-    from affectgpt.processing.dataset import ExampleDataset
-    from affectgpt.processing.loader import BatchStream
+    from affectgpt.processing.data import BatchStream, MixedBatches, TrainDataset
     from affectgpt.processing.processor import AffectGPTProcessor
-    from affectgpt.processing.sampler import MixedBatches
 
     torch.set_num_threads(1)
     video, wav = _clip(folder)
@@ -179,7 +177,7 @@ def _stream(folder: Path, *, mode: str, workers: int, steps: int):
         _tokenizer(), mode=mode, transforms=dict.fromkeys((Modality.FRAME, Modality.AUDIO), transform)
     )
     processor.tokenizer = _Characters()
-    dataset = ExampleDataset(samples, processor, label_types=("ovlabel",))
+    dataset = TrainDataset(samples, processor, label_types=("ovlabel",))
     batches = MixedBatches([len(samples)], batch_size=4, iters_per_epoch=steps, seed=0)
     return BatchStream({"X": dataset}, batches=batches, num_workers=workers)
 

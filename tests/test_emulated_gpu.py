@@ -26,8 +26,14 @@ inside = pytest.mark.skipif(not EMULATED, reason="run by test_on_an_emulated_gpu
 GPU = torch.device("cuda")
 FORCED = ("-p", "forcecuda")  # what asks for a CPU gets the device
 RUNS = {
-    "steps": ("tests/training/test_gpu.py", "-m", "gpu", "-k", "float16 or overflow"),
-    "waits": ("tests/test_emulated_gpu.py", "-k", "waits_of or two_devices"),
+    "steps": (
+        "tests/training/test_gpu.py",
+        "-m",
+        "gpu",
+        "-k",
+        "(float16 or overflow or qformer or packing) and not (stopped and bfloat16)",
+    ),
+    "waits": ("tests/test_emulated_gpu.py", "-k", "waits_of or two_devices or arithmetic"),
     "engine": ("tests/inference/test_engines.py", *FORCED, "-k", "(contract or watched) and not played"),
     "grpo": ("tests/training/test_grpo.py", *FORCED, "-k", "last_step_left or embedded_once"),
 }
@@ -121,3 +127,46 @@ def test_two_devices(tmp_path, tiny_models):
     assert {p.device for p in predictor.session.model.parameters()} == {torch.device("cuda:1")}
     predictor.use(next(iter(world.run_folder.glob("*_000011_*"))))
     assert predictor(None, subtitle="I am glad.").answer is not None
+
+
+@inside
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_arithmetic_of_connectors_when_answering(tmp_path, tiny_models, dtype):
+    """A model trained in bfloat16 is answered with it: float16 could not hold the outputs of its connectors."""
+    from affectgpt.inference.predictor import Predictor
+
+    world = World(tmp_path, tiny_models)
+    write_corpus(tmp_path / "dataset", 1)
+    write_run(world.run_folder, world.config(), (11,))
+    options = ["run.device=cuda", "inference.max_new_tokens=2", f"model.llm_dtype={dtype}"]
+    predictor = Predictor.from_config(world.yaml, mode="audio_text", options=options)
+    predictor.use(next(iter(world.run_folder.glob("*_000011_*"))))
+    outputs = set()
+    predictor.session.model.audio.proj.register_forward_hook(lambda *hooked: outputs.add(hooked[2].dtype))
+    predictor(None, audio=world.root / "dataset" / next(iter((world.root / "dataset").rglob("*.wav"))), subtitle="Yes.")
+    assert outputs == {getattr(torch, dtype)}
+
+
+@inside
+def test_speech_is_heard_on_the_second_of_two_devices(tmp_path, tiny_models, monkeypatch):
+    import soundfile
+    from tiny_whisper import make_tiny_whisper
+    from transformers import WhisperForConditionalGeneration
+
+    from affectgpt.cli.sample import main
+
+    world = World(tmp_path, tiny_models)
+    write_corpus(tmp_path / "dataset", 1)
+    write_run(world.run_folder, world.config(), (11,))
+    soundfile.write(tmp_path / "said.wav", torch.randn(32_000).numpy() * 0.1, 16_000)
+    (tmp_path / "whisper").mkdir()
+    heard, plain = [], WhisperForConditionalGeneration.generate
+    monkeypatch.setattr(
+        WhisperForConditionalGeneration, "generate",
+        lambda self, *args, **options: heard.append(self.device) or plain(self, *args, **options),
+    )  # fmt: skip
+    arguments = ["--zeroshot", "--cfg-path", str(world.yaml), "--audio_path", str(tmp_path / "said.wav")]
+    arguments += ["--asr", str(make_tiny_whisper(tmp_path / "whisper")), "--outside_face_or_frame=audio_text"]
+    options = ["run.device=cuda", "inference.gpu=1", "inference.max_new_tokens=2", "model.llm_dtype=float16"]
+    assert main([*arguments, "--options", *options]) == 0
+    assert heard and set(heard) == {torch.device("cuda:1")}

@@ -303,7 +303,7 @@ def test_missing_cells_of_ones_own_tables_are_words(tmp_path):
 def test_a_missing_reason_is_an_unreadable_sample_in_training(tmp_path, tiny_models):
     """Cells read as missing: run.on_error decides, as for any sample that cannot be read; check_data names it."""
     from affectgpt.processing.check import check_split
-    from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.data import training_batches
     from affectgpt.processing.processor import AffectGPTProcessor
 
     names = [f"s{i}" for i in range(4)]

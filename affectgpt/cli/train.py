@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
-    from affectgpt.processing.loader import BatchStream, FailureLog
-    from affectgpt.training.rollouts import Rollouts
+    from affectgpt.processing.data import BatchStream, FailureLog
+    from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.run_state import Resumed
     from affectgpt.training.validation import HeldOut, Score
 
@@ -172,7 +172,7 @@ def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
     with config.naming("run.objective"):
         draws = OBJECTIVES.get(run.objective).draws
     if draws:
-        from affectgpt.cli.rollouts import check_rollouts
+        from affectgpt.training.objectives.grpo import check_rollouts
 
         check_rollouts(config)
     if run.tensorboard:
@@ -185,13 +185,10 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
 
     What can be wrong with files is found before the weights are loaded. Raises ConfigError, DataError, CheckpointError.
     """
-    from affectgpt.cli.rollouts import RolloutPlan, plan_rollouts
-    from affectgpt.cli.training_scores import training_scores
     from affectgpt.core.runtime import logger, rank, seed_everything
     from affectgpt.modeling.build import build_model
-    from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.data import training_batches, validation_batches
     from affectgpt.processing.processor import AffectGPTProcessor
-    from affectgpt.processing.validation import validation_batches
     from affectgpt.training.objectives.base import OBJECTIVES
     from affectgpt.training.preflight import check_memory
     from affectgpt.training.run_state import check_made_from, made_from
@@ -199,9 +196,12 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     resumed = None if dry_run else _find_resume(config, locks=locks)
     if resumed is not None and not config.run.evaluate and _is_finished(config, resumed):
         return None
-    data: BatchStream | RolloutPlan
-    if OBJECTIVES.get(config.run.objective).draws:
-        data = plan_rollouts(config, lazy=dry_run)
+    data: BatchStream | Rollouts
+    draws = OBJECTIVES.get(config.run.objective).draws
+    if draws:
+        from affectgpt.training.objectives.grpo import Rollouts
+
+        data = Rollouts(config, lazy=dry_run)
         processor = data.processor
     else:
         processor = AffectGPTProcessor.from_config(config, training=True, augment=True)
@@ -215,7 +215,9 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     for name, part in held_out.items():
         logger.info("%s: %d held-out samples", name, sum(part.counts.values()))
     scored = None
-    if not dry_run:
+    if not dry_run and config.run.score_every:
+        from affectgpt.cli.training_scores import training_scores
+
         scored = training_scores(config, processor=AffectGPTProcessor.from_config(config), device=device)
     if config.run.evaluate and not held_out and scored is None:
         raise ConfigError(
@@ -231,7 +233,7 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     seed_everything(config.run.seed + rank())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info("%s on %s: %s trained parameters", config.name, device, f"{trained:,}")
-    batches = data.bind(model, device) if isinstance(data, RolloutPlan) else data
+    batches: Any = data.bind(model, device) if draws else data  # type: ignore[union-attr]
     return Job(
         config=config, device=device, dry_run=dry_run, resumed=resumed, model=model, batches=batches,
         counts=data.counts, made_from=made, failures=data.failures,
@@ -264,11 +266,10 @@ def run(job: Job, *, locks: ExitStack) -> int:
 def _train(job: Job, *, output_dir: Path) -> int:
     """Train, with a record of how it ended."""
     from affectgpt.core.runtime import logger, rank, world_size
-    from affectgpt.inference.rollout import NOTES
     from affectgpt.media.video import video_reader
+    from affectgpt.processing.data import BatchStream
     from affectgpt.training.loop import train
     from affectgpt.training.progress import draw_training
-    from affectgpt.training.rollouts import Rollouts
     from affectgpt.training.run_state import Record, revisions_of
     from affectgpt.training.stopping import Interrupted
 
@@ -276,8 +277,8 @@ def _train(job: Job, *, output_dir: Path) -> int:
     main_rank = rank() == 0
     # What run.on_error: skip leaves out; each rank has samples of its own.
     job.failures.write_to(output_dir / ("failed.csv" if main_rank else f"failed.{rank()}.csv"))
-    if isinstance(job.batches, Rollouts) and main_rank:
-        job.batches.source.notes = output_dir / NOTES
+    if main_rank and not isinstance(job.batches, BatchStream):
+        job.batches.notes = output_dir
     record = Record(
         output_dir / "run.json" if main_rank else None,
         config=job.config, device=job.device, counts=job.counts, video_reader=video_reader(),

@@ -66,16 +66,26 @@ class Registry:
 
         return enter
 
-    def _scan(self) -> None:
-        if not self._scanned:
-            package = importlib.import_module(str(self.package))
-            for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
-                importlib.import_module(module.name)
-            self._scanned = True
+    def _scan(self, name: str = "") -> None:
+        """Import the modules of the package; of a ``name`` at first those that mention it, which mostly is one."""
+        if self._scanned or self._key(name) in self._entries:
+            return
+        package = importlib.import_module(str(self.package))
+        modules = list(pkgutil.iter_modules(package.__path__, f"{self.package}."))
+        if name:
+            for module in modules:
+                source = Path(package.__path__[0], f"{module.name.rpartition('.')[2]}.py")
+                if source.is_file() and f'"{name}"' in source.read_text(encoding="utf-8"):
+                    importlib.import_module(module.name)
+            if self._key(name) in self._entries:
+                return
+        for module in modules:
+            importlib.import_module(module.name)
+        self._scanned = True
 
     def get(self, name: str) -> Any:
         """The entry called ``name``; ConfigError with the nearest known name otherwise."""
-        self._scan()
+        self._scan(name)
         try:
             entry = self._entries[self._key(name)]
         except KeyError:
@@ -109,8 +119,10 @@ class Registry:
         return list(self._entries.items())
 
     def __contains__(self, name: object) -> bool:
-        self._scan()
-        return isinstance(name, str) and self._key(name) in self._entries
+        if not isinstance(name, str):
+            return False
+        self._scan(name)
+        return self._key(name) in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter([name for name, _ in self.items()])

@@ -98,6 +98,14 @@ class Grades:
         """The weighted sums ``[C, G]``."""
         return (self.values * self.weights[:, :, None]).sum(axis=0)
 
+    def of_clip(self, c: int) -> Grades:
+        """Those of one clip alone."""
+        one = slice(c, c + 1)
+        return Grades(
+            self.kinds, self.values[:, one], self.weights[:, one], self.labels[one], self.precision[one],
+            self.recall[one], self.readable[one],
+        )  # fmt: skip
+
 
 class Batch(dict[str, Any]):
     """What a model's forward takes, by keyword: ``model(**batch)``. Shapes: B samples, L tokens.

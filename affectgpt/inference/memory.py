@@ -20,10 +20,17 @@ LARGEST_BATCH = {"cuda": 128, "cpu": 16}
 _SHARE = 0.8  # of the free memory
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None = torch.float16) -> AbstractContextManager[Any]:
-    """Encoders and connectors run under fp16 autocast on a GPU, as the released checkpoints were trained and scored.
+def autocast_dtype(llm_dtype: torch.dtype) -> torch.dtype:
+    """Arithmetic of encoders and connectors on a GPU, from the dtype of the LLM's weights.
 
-    ``dtype`` None: without."""
+    float16, as the released checkpoints were trained and scored. A model trained in bfloat16 is answered with it too:
+    its connectors may have outputs that float16 cannot hold.
+    """
+    return torch.bfloat16 if llm_dtype == torch.bfloat16 else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast on a GPU to ``dtype`` (None: without); nothing on a CPU, where everything is float32."""
     return torch.autocast("cuda", dtype=dtype) if device.type == "cuda" and dtype is not None else nullcontext()
 
 

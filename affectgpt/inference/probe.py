@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from affectgpt.core.types import Sample
-from affectgpt.inference.memory import autocast
+from affectgpt.inference.memory import autocast, autocast_dtype
 from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.questions import render_question
 
@@ -83,7 +83,8 @@ def run_stages(session: GenerationSession, folder: Path, *, trained: bool = True
         normalizer = getattr(model.visual_encoder, "normalizer", None) if tensor.dtype is torch.uint8 else None
         stages[f"encoder input, {modality}"] = tensor if normalizer is None else normalizer(tensor)
     batch = session.processor.collate([example]).to(session.device)
-    with autocast(session.device):
+    llm_dtype = model.get_input_embeddings().weight.dtype
+    with autocast(session.device, autocast_dtype(llm_dtype)):
         features = model.encode(**batch)
         for modality, z in features.items():
             stages[f"encoder output, {modality}"] = z[0]

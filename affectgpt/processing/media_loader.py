@@ -10,7 +10,7 @@ from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
 from affectgpt.media.reader import MediaReader, Source, media_source, tell_conversion
 from affectgpt.processing.collator import share
-from affectgpt.processing.loader import Failure, loaded, loader_workers, quiet_worker
+from affectgpt.processing.data import Failure, loaded, loader_workers, quiet_worker
 
 if TYPE_CHECKING:
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,13 +11,17 @@ from torch import nn
 from affectgpt.config.schema import Config
 from affectgpt.modeling.checkpoint import published_name
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.processing.data import BatchStream
 from affectgpt.training.cost import Shape, peak_flop, step_flop, step_memory
 from affectgpt.training.distributed import sum_over_ranks, world
-from affectgpt.training.loop import Batches, LiveBatches
+from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import memory_gb
 from affectgpt.training.step import build_train_step
+
+if TYPE_CHECKING:
+    from affectgpt.training.objectives.grpo import Rollouts
 
 _STEPS = 2  # and one more where the first two may be compiled for
 
@@ -31,14 +36,20 @@ def parameter_table(model: nn.Module) -> list[tuple[str, int, int]]:
     return [(part, trained, frozen) for part, (trained, frozen) in rows.items()]
 
 
-def dry_run(*, model: AffectGPTForConditionalGeneration, config: Config, batches: Batches, device: torch.device) -> str:
+def dry_run(
+    *,
+    model: AffectGPTForConditionalGeneration,
+    config: Config,
+    batches: BatchStream | Rollouts,
+    device: torch.device,
+) -> str:
     """Run two steps on real data and report what a run would take: parameters, memory, hours."""
     run = config.run
     table = parameter_table(model)
     train_step = build_train_step(model, config, device, resumed=None)
     schedule = get_schedule(run)
     model.train()
-    live = isinstance(batches, LiveBatches)
+    live = OBJECTIVES.get(run.objective).draws
     micro_batches = Prefetcher(batches(1), count=run.accum_grad_iters, device=device, ahead=not live)
     lines = [f"{'part':<28}{'trained':>16}{'frozen':>18}"]
     lines += [f"{part:<28}{trained:>16,}{frozen:>18,}" for part, trained, frozen in table]

@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from affectgpt.config.schema import Config, to_dict
 from affectgpt.core.errors import AffectGPTError, CheckpointError
 from affectgpt.core.runtime import logger
-from affectgpt.core.types import Batch
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.processing.data import BatchStream
 from affectgpt.training.distributed import world
+from affectgpt.training.objectives.base import OBJECTIVES
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.progress import Progress
 from affectgpt.training.run_state import Position, Resumed, Saver, revisions_of
-from affectgpt.training.step import Step, build_train_step
+from affectgpt.training.step import build_train_step
 from affectgpt.training.stopping import BadSteps, Interrupt, Interrupted
 from affectgpt.training.validation import HeldOut, Score, held_out_losses
 
-
-class Batches(Protocol):
-    """What gives the data: an epoch's micro-batches from number ``start`` on; None: nothing of one could be read."""
-
-    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]: ...
-
-
-@runtime_checkable
-class LiveBatches(Protocol):
-    """Batches that depend on the model in training (roll-outs): they have a state, are logged, and may end a run."""
-
-    halt: str | None  # why training should stop after this step; the same on every rank
-
-    def __call__(self, epoch: int, *, start: int = 0) -> Iterator[Batch | None]: ...
-
-    def after_step(self, at: Position, step: Step) -> dict[str, float]:
-        """What is to be logged of a step."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the next batch depends on, as plain data."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo ``state_dict``."""
-        ...
+if TYPE_CHECKING:
+    from affectgpt.training.objectives.grpo import Rollouts
 
 
 def train(
     *,
     model: AffectGPTForConditionalGeneration,
     config: Config,
-    batches: Batches,
+    batches: BatchStream | Rollouts,
     output_dir: Path,
     device: torch.device,
     resumed: Resumed | None = None,
@@ -67,7 +44,8 @@ def train(
     An epoch has ``iters_per_epoch × accum_grad_iters`` micro-batches. Writes to ``output_dir`` a checkpoint of the
     published layout before the first epoch (epoch 0) and after each, ``last.state`` every ``run.save_state_every``
     steps, and ``log.txt``. ``held_out``: split → its batches, whose loss is logged after an epoch; ``score``:
-    checkpoint → named scores; ``made_from``: see ``run_state.made_from``.
+    checkpoint → named scores; ``made_from``: see ``run_state.made_from``. Roll-outs depend on the model in training:
+    they are drawn when a step needs them, have a state of their own in ``last.state``, and may end the run.
 
     Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and AffectGPTError
     when the loss is not a number three steps in a row, the disk is full, or the batches ask to stop.
@@ -75,7 +53,7 @@ def train(
     run = config.run
     schedule = get_schedule(run)
     train_step = build_train_step(model, config, device, resumed=resumed)
-    live = batches if isinstance(batches, LiveBatches) else None
+    live: Rollouts | None = batches if OBJECTIVES.get(run.objective).draws else None  # type: ignore[assignment]
     saver = Saver(
         output_dir, model=model, optimizer=train_step.optimizer, scaler=train_step.scaler,
         config={**to_dict(config), "revisions": revisions_of(resumed), "made_from": dict(made_from or {})},
@@ -108,7 +86,7 @@ def train(
                     fetched, lr=lr, stop=interrupt.asked, meanwhile=micro_batches.fetch if ahead else None
                 )
                 at.advance(step.loss)
-                progress.step(at, step, lr=lr, more=step.metrics if live is None else live.after_step(at, step))
+                progress.step(at, step, lr=lr, more=step.metrics if live is None else live.after_step(step))
                 bad_steps.check(at, fetched)
                 stop = step.stop or (world() == 1 and interrupt.asked)  # several ranks agree with the next step
                 if stop or (run.save_state_every and at.step % run.save_state_every == 0):

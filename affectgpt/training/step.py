@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class TrainStep:
         self.amp_dtype = amp_dtype(run, device)
         self.scaler = torch.amp.GradScaler("cuda") if self.amp_dtype is torch.float16 else None
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._looks_for_hidden = run.parallel != "fsdp2"  # with the first loss; FSDP2 computes with copies
 
     def autocast(self) -> Any:
         """The arithmetic of a forward pass."""
@@ -90,10 +92,14 @@ class TrainStep:
             with last_backward(self.wrapped, number + 1 == len(fetched)):
                 with self.autocast():
                     loss = self.wrapped(None if batch is None else batch.to(self.device))
+                leaves = self._unknown_leaves(loss) if self._looks_for_hidden else []
+                self._looks_for_hidden = False
                 # Wrappers average gradients over ranks; the mean over terms needs their sum.
                 scaled = loss * (world() / max(terms, 1))
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             losses.append(loss.detach())
+            del loss, scaled  # the graph and what it alone kept
+            self._refuse_hidden(leaves)
         if meanwhile is not None:
             meanwhile()
         norm = self._norm() if terms else torch.zeros((), device=self.device)
@@ -107,6 +113,33 @@ class TrainStep:
             loss=mean, grad_norm=length, samples=int(samples), tokens=int(tokens), stop=stops > 0,
             metrics=self.objective.take_metrics(),
         )  # fmt: skip
+
+    def _unknown_leaves(self, loss: torch.Tensor) -> list[weakref.ref[torch.Tensor]]:
+        """Tensors that a loss has a gradient for, other than the trained parameters."""
+        mine, seen, nodes, found = {id(p) for p in self.parameters}, set(), [loss.grad_fn], []
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)  # of AccumulateGrad nodes alone
+            if leaf is not None and id(leaf) not in mine:
+                found.append(weakref.ref(leaf))
+            nodes.extend(edge for edge, _ in node.next_functions)
+        return found
+
+    def _refuse_hidden(self, leaves: Sequence[weakref.ref[torch.Tensor]]) -> None:
+        """Raise ConfigError for a tensor that outlives its graph and that no optimizer changes and no checkpoint saves.
+
+        An objective may keep one where ``named_parameters`` does not look: in a list, a dict, a module-level variable.
+        Recomputed activations are leaves too, but are gone with the graph.
+        """
+        for leaf in filter(None, (leaf() for leaf in leaves)):
+            raise ConfigError(
+                f"run.objective: {type(self.objective).__name__} computes its loss with a tensor of shape "
+                f"{list(leaf.shape)} that requires a gradient but belongs to no trained part of the model: it "
+                "would be neither trained nor saved. Make it a constant (requires_grad=False)"
+            )
 
     def _norm(self) -> torch.Tensor:
         """The length of the gradient, which is clipped."""

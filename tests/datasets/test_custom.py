@@ -12,9 +12,8 @@ from affectgpt.config.load import load_config
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, Modality
 from affectgpt.datasets.base import open_dataset
-from affectgpt.processing.loader import training_batches
+from affectgpt.processing.data import training_batches, validation_batches
 from affectgpt.processing.processor import AffectGPTProcessor
-from affectgpt.processing.validation import validation_batches
 
 N_TOKENS = dict.fromkeys(Modality, 1)
 

@@ -279,7 +279,16 @@ class Weighted(SupervisedObjective):
         super().__init__(model, run)
         self.weight = nn.Parameter(torch.ones(3))
 
+class Hidden(SupervisedObjective):
+    def __init__(self, model, run):
+        super().__init__(model, run)
+        self.scales = [torch.ones((), requires_grad=True)]
+
+    def forward(self, batch):
+        return super().forward(batch) * self.scales[0]
+
 OBJECTIVES.register("weighted")(Weighted)
+OBJECTIVES.register("hidden")(Hidden)
 MODES.register("pose")(Mode("pose", (AUDIO, "The pose is: <Pose><PoseHere></Pose>. ", SUBTITLE)))
 MODES.register("pictured")(Mode("pictured", (IMAGE, AUDIO, SUBTITLE)))
 """
@@ -302,6 +311,8 @@ def test_what_would_be_ignored_is_an_error(lab):
     (lab / "wrong.yaml").write_text(f"extends: mine.yaml\nimports: [wrong.py]\n{block}\n")
     own = error_of("train", "--dry-run", "--options", "run.objective=weighted")
     assert "run.objective: weighted has parameters of its own (weight)" in own and "Traceback" not in own
+    own = error_of("train", "--dry-run", "--options", "run.objective=hidden", "run.num_workers=0")
+    assert "Hidden computes its loss with a tensor of shape [] that requires a gradient but belongs to no" in own
     (lab / "any.pth").write_bytes(b"")
     asked = error_of(
         "infer", "--dataset", "mymoods", "--zeroshot", "--options", f"inference.ckpt_name={lab / 'any.pth'}"

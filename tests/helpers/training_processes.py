@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import resource
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ class Trouble:
     signal_worker_in_step: tuple[int, int] | None = None  # the same for a worker of the loader
     max_file_size: tuple[int, int] | None = None  # from this step on, no file may be larger than so many bytes
     nan_from_step: int | None = None
+    fails_in_step: int | None = None  # an error of this process alone; leaving the group blocks, as NCCL's does then
     no_dropout: bool = False  # LoRA's, whose noise depends on how samples are spread over processes
 
 
@@ -85,6 +88,7 @@ def _child(
 
     from affectgpt.cli.common import run_cli
     from affectgpt.cli.train import main
+    from affectgpt.core.errors import DataError
     from affectgpt.modeling import lora
     from affectgpt.training.step import Step, TrainStep
 
@@ -96,6 +100,10 @@ def _child(
 
     def run(self, fetched, **options) -> Step:
         steps[0] += 1
+        if steps[0] == trouble.fails_in_step:
+            torch.distributed.destroy_process_group = lambda *_: time.sleep(1000)
+            multiprocessing.util.Finalize(None, time.sleep, args=(1000,), exitpriority=100)  # at the process' end too
+            raise DataError("clip_03: this rank alone cannot read it")
         if trouble.signal_in_step and steps[0] == trouble.signal_in_step[0]:
             os.kill(os.getpid(), trouble.signal_in_step[1])
         if trouble.signal_worker_in_step and steps[0] == trouble.signal_worker_in_step[0]:

@@ -90,7 +90,7 @@ def load_parts(folder: Path, models: Path, dataset: Path, **run) -> Parts:
 
     from affectgpt.config.load import load_config
     from affectgpt.modeling.build import build_model
-    from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.data import training_batches
     from affectgpt.processing.processor import AffectGPTProcessor
 
     config = load_config(write_recipe(folder, models=models, dataset=dataset, mode="multiface_audio_face_text", **run))

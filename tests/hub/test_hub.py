@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -273,12 +275,12 @@ def test_three_steps_of_the_trainer(exported, world, tmp_path):
     from transformers import Trainer, TrainingArguments
 
     from affectgpt.datasets.base import open_dataset
-    from affectgpt.processing.dataset import ExampleDataset
+    from affectgpt.processing.data import TrainDataset
 
     model, processor = load(exported())
     model.llm.requires_grad_(False)
     samples = open_dataset(world.config(), "OVMERDPlus").samples("test")[:2]  # the same batch in every step
-    data = ExampleDataset(samples, processor, label_types=("ovlabel",))
+    data = TrainDataset(samples, processor, label_types=("ovlabel",))
     before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
     frozen = {name: p.clone() for name, p in model.visual_encoder.named_parameters()}
     arguments = TrainingArguments(
@@ -298,12 +300,10 @@ def test_three_steps_of_the_trainer(exported, world, tmp_path):
 def test_accumulated_losses_are_those_of_one_batch(exported, world):
     """``num_items_in_batch``: the share of a global batch, whatever its parts."""
     from affectgpt.datasets.base import open_dataset
-    from affectgpt.processing.dataset import ExampleDataset
+    from affectgpt.processing.data import TrainDataset
 
     model, processor = load(exported())
-    data = ExampleDataset(
-        open_dataset(world.config(), "OVMERDPlus").samples("test"), processor, label_types=("ovlabel",)
-    )
+    data = TrainDataset(open_dataset(world.config(), "OVMERDPlus").samples("test"), processor, label_types=("ovlabel",))
     examples = [data[i] for i in range(4)]
     with torch.no_grad():
         whole = model(**processor.collate(examples)).loss
@@ -394,6 +394,39 @@ def test_predictor_and_commands_take_the_folder(exported, world, clips, tmp_path
     assert "probe clip: 13 stages in float32" in capsys.readouterr().out
     assert run_cli(sample.main, ["--hf", str(tmp_path), "--subtitle", "x"]) == 1
     assert "not a folder that affectgpt export --hf wrote" in capsys.readouterr().err
+
+
+def test_an_exported_folder_is_served(exported, clips):
+    """By a command that names no device: the GPU if there is one."""
+    pytest.importorskip("fastapi", reason="the extra [web] is not installed")
+    folder = exported()
+    command = [sys.executable, "-m", "affectgpt.cli.main", "serve", "--hf", str(folder), "--mode", "audioonly",
+               "--port", "0", "--media-root", str(Path(clips[1]["audio"]).parent), "--options",
+               "inference.decoding=greedy", "inference.max_new_tokens=24"]  # fmt: skip
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = []
+        for line in server.stderr:
+            lines.append(line)
+            if address := re.search(r"http://127\.0\.0\.1:\d+/v1", line):
+                break
+        else:
+            raise AssertionError("".join(lines))
+        sound = {"type": "audio_url", "audio_url": {"url": Path(clips[1]["audio"]).as_uri()}}
+        content = [sound, {"type": "text", "text": QUESTION}]
+        body = json.dumps({"model": folder.name, "messages": [{"role": "user", "content": content}]}).encode()
+        request = urllib.request.Request(f"{address[0]}/chat/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as response:
+            answer = json.load(response)["choices"][0]["message"]["content"]
+    finally:
+        server.kill()
+        server.wait()
+    from affectgpt import Predictor
+    from affectgpt.config.load import default_config
+
+    config = default_config("tiny", ["inference.decoding=greedy", "inference.max_new_tokens=24"])
+    predictor = Predictor.from_pretrained(folder, config=config, mode="audioonly")
+    assert answer == predictor(audio=clips[1]["audio"], question=QUESTION).answer != ""
 
 
 def test_text_of_others_in_a_chat_is_quoted(exported):

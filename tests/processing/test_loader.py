@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import multiprocessing
@@ -16,11 +17,16 @@ from affectgpt.datasets.label_files import load_samples
 from affectgpt.datasets.splits import keep_fraction
 from affectgpt.datasets.table import get_row
 from affectgpt.processing.collator import collate
-from affectgpt.processing.dataset import ExampleDataset
-from affectgpt.processing.loader import BatchStream, Failure, FailureLog, training_batches
+from affectgpt.processing.data import (
+    BatchStream,
+    Failure,
+    FailureLog,
+    SequentialBatches,
+    TrainDataset,
+    training_batches,
+)
 from affectgpt.processing.modes import MODES
 from affectgpt.processing.processor import AffectGPTProcessor
-from affectgpt.processing.sampler import SequentialBatches
 
 N_TOKENS = dict.fromkeys(Modality, 1)
 
@@ -64,7 +70,19 @@ def dataset_of(dataset_root, tokenizer, transforms):
             samples = load_samples(get_row("OVMERD"), split="train", dataset_root=dataset_root)
         options = options or {"label_types": ("description", "ovlabel")}
         processor = AffectGPTProcessor(tokenizer, n_tokens=N_TOKENS, transforms=transforms)
-        return ExampleDataset(samples, processor, mode=mode, **options)
+        return TrainDataset(samples, processor, mode=mode, **options)
+
+    return build
+
+
+@pytest.fixture
+def asked(dataset_root, tokenizer, transforms):
+    """``asked(mode, samples)`` → their examples for generation."""
+
+    def build(mode="multiface_audio_face_text", samples=None):
+        processor = AffectGPTProcessor(tokenizer, n_tokens=N_TOKENS, transforms=transforms, mode=mode)
+        samples = samples or load_samples(get_row("OVMERD"), split="train", dataset_root=dataset_root)
+        return [processor(sample, question="What?") for sample in samples]
 
     return build
 
@@ -143,7 +161,7 @@ def test_what_transforms_draw_depends_on_sample_and_epoch_alone(config, tokenize
 
 
 def test_more_workers_than_cpus_are_not_started(config, batches_of, monkeypatch, log_lines, recwarn):
-    monkeypatch.setattr("affectgpt.processing.loader.allowed_cpus", lambda: 2)
+    monkeypatch.setattr("affectgpt.processing.data.allowed_cpus", lambda: 2)
     many, again = (batches_of(with_run(config, num_workers=7)) for _ in range(2))
     few = batches_of(with_run(config, num_workers=1))
     assert [stream._loader.num_workers for stream in (many, again, few)] == [2, 2, 1]
@@ -181,7 +199,7 @@ def test_only_label_types_that_a_sample_has_are_drawn(dataset_of):
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))
-def test_every_mode_reads_just_its_media(mode, dataset_of, dataset_root, tmp_path):
+def test_every_mode_reads_just_its_media(mode, asked, dataset_root, tmp_path):
     from PIL import Image
 
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
@@ -190,29 +208,28 @@ def test_every_mode_reads_just_its_media(mode, dataset_of, dataset_root, tmp_pat
     kept = {"audio": Modality.AUDIO, "face": Modality.FACE, "video": Modality.FRAME}
     paths = {field: getattr(sample, field) if m in needed else tmp_path / "gone" for field, m in kept.items()}
     sample = dataclasses.replace(sample, image=tmp_path / "a.png", **paths)
-    batch = collate([dataset_of(mode, [sample], question="What?")[0]] * 2, pad_token_id=0, placeholder_ids={})
+    batch = collate([asked(mode, [sample])[0]] * 2, pad_token_id=0, placeholder_ids={})
     assert set(batch.media) == set(needed) and batch.mode == mode
     if mode == "image":
         assert batch.media[Modality.IMAGE].shape == (2, 3, 224, 224)
 
 
-def test_questions_are_padded_on_the_left_and_come_in_order(dataset_of):
-    dataset = dataset_of(question="What?")
-    batches = list(in_order(dataset, batch_size=3, num_workers=0))
-    assert [n for b in batches for n in b.names] == [s.name for s in dataset.samples]
-    batch = batches[0]
+def test_questions_are_padded_on_the_left_and_come_in_order(asked):
+    examples = asked()[:3]
+    batch = collate(examples, pad_token_id=0, placeholder_ids={})
+    assert batch.names == [example.name for example in examples]
     lengths = batch.attention_mask.sum(dim=1).tolist()
     assert batch.labels is None and len(set(lengths)) > 1
     for row, length in enumerate(lengths):
         assert batch.attention_mask[row, -length:].all() and not batch.attention_mask[row, :-length].any()
-        assert batch.input_ids[row, -length:].tolist() == dataset[row].input_ids
+        assert batch.input_ids[row, -length:].tolist() == examples[row].input_ids
 
 
-def test_mixed_modes_and_missing_media_are_refused_by_name(dataset_of):
-    face, text = dataset_of("face", question="What?"), dataset_of("textonly", question="What?")
+def test_mixed_modes_and_missing_media_are_refused_by_name(asked, dataset_of):
+    face, text = asked("face"), asked("textonly")
     with pytest.raises(DataError, match=r"sample 'sample_00000000' is face, sample 'sample_00000000' is textonly"):
         collate([face[0], text[0]], pad_token_id=0, placeholder_ids={})
-    example = face[1]
+    example = copy.deepcopy(face[1])
     del example.media[Modality.AUDIO]
     with pytest.raises(DataError, match=r"sample 'Ses05F_impro01_F000': mode face needs audio, which is missing"):
         collate([face[0], example], pad_token_id=0, placeholder_ids={})
@@ -224,15 +241,15 @@ def test_mixed_modes_and_missing_media_are_refused_by_name(dataset_of):
         collate([text[0], dataset_of("textonly")[0]], pad_token_id=0, placeholder_ids={})
 
 
-def test_a_video_without_sound_is_flagged_and_a_lost_wav_is_an_error(dataset_of, make, tmp_path):
+def test_a_video_without_sound_is_flagged_and_a_lost_wav_is_an_error(asked, make, tmp_path):
     silent = Sample(name="a", dataset="X", video=make.video(tmp_path / "a.mp4", sound=False), audio=tmp_path / "a.wav")
-    example = dataset_of("audioonly", [silent], question="What?")[0]
+    example = asked("audioonly", [silent])[0]
     assert example.flags == ("no_audio_track",) and not example.media[Modality.AUDIO].any()
     spoken = dataclasses.replace(silent, video=make.video(tmp_path / "b.mp4"))
     with pytest.raises(DataError, match=r"X: sample 'a', audio: .*a\.wav: no such file, though .*b\.mp4 has sound"):
-        dataset_of("audioonly", [spoken], question="What?")[0]
+        asked("audioonly", [spoken])
     alone = dataclasses.replace(spoken, audio=None)
-    assert dataset_of("audioonly", [alone], question="What?")[0].media[Modality.AUDIO].any()
+    assert asked("audioonly", [alone])[0].media[Modality.AUDIO].any()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -242,7 +259,7 @@ def test_a_broken_sample_ends_the_run_or_is_left_out_and_noted(num_workers, data
     broken.write_bytes(b"no faces")
     samples[1] = dataclasses.replace(samples[1], face=broken)
     samples[2] = dataclasses.replace(samples[2], audio=tmp_path / "gone.wav", video=None)
-    dataset = dataset_of(samples=samples, question="What?")
+    dataset = dataset_of(samples=samples)
     with pytest.raises(DataError, match=r"^OVMERD: sample 'Ses05F_impro01_F000', face: .*broken\.npy: no plain npy"):
         list(in_order(dataset, batch_size=2, num_workers=num_workers))
     log = FailureLog(tmp_path / "out" / "failed.csv")

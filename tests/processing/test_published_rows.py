@@ -14,10 +14,9 @@ from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.tables import read_table
 from affectgpt.core.types import Labels, Modality, Sample
 from affectgpt.encoders.llm import LLMS, load_tokenizer
-from affectgpt.processing.dataset import ExampleDataset
+from affectgpt.processing.data import MixedBatches, TrainDataset
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.prompt import render_prompt
-from affectgpt.processing.sampler import MixedBatches
 
 
 def test_of_doubled_rows_of_published_tables_the_last_counts(tmp_path, caplog):
@@ -165,7 +164,7 @@ def test_a_type_is_drawn_each_time_that_a_sample_is_drawn(processor):
     batches = MixedBatches([4], batch_size=4, iters_per_epoch=40, seed=42)
     keys = [key for batch in batches for key in batch]
     assert len(set(keys)) == 160  # each drawing is one of its own
-    data = ExampleDataset([sample(name=str(i)) for i in range(4)], processor, label_types=("ovlabel", "description"))
+    data = TrainDataset([sample(name=str(i)) for i in range(4)], processor, label_types=("ovlabel", "description"))
     prompts = {data.text(index, epoch=number).prompt for _, number, index in keys if index == 0}
     assert len(prompts) == 2
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from affectgpt.core.errors import ConfigError
-from affectgpt.processing.sampler import MixedBatches, SequentialBatches
+from affectgpt.processing.data import MixedBatches, SequentialBatches
 
 
 def epoch_of(batches, epoch, start=0):

@@ -254,12 +254,15 @@ def test_a_folder_with_code_of_its_own_asks_nothing_on_a_terminal(kind, tmp_path
 
     from affectgpt.core.errors import AffectGPTError
 
+    questions: list[str] = []
+
     class Terminal:
         def isatty(self) -> bool:
             return True
 
-        def readline(self, *_: object) -> str:
-            raise AssertionError("a question was asked on the terminal")
+        def readline(self, *question: object) -> str:
+            questions.append(str(question))
+            return "n"
 
         read = fileno = readline
 
@@ -299,3 +302,4 @@ def test_a_folder_with_code_of_its_own_asks_nothing_on_a_terminal(kind, tmp_path
             from affectgpt.encoders.llm import folder_generation_config
 
             folder_generation_config(tmp_path)
+    assert not questions

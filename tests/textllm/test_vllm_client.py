@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from importlib.metadata import PackageNotFoundError
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from vllm_source import fields_of, parameters_of, vllm_source
 
-from affectgpt.core import provenance
+from affectgpt.core import local_vllm, provenance
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.local_vllm import memory_settings
 from affectgpt.textllm import vllm_client
@@ -139,3 +140,19 @@ def test_vllm_has_what_is_asked_of_it(folder, request):
     assert calls["SamplingParams"][0].keys() <= fields_of(sampling, "SamplingParams")
     assert {"text", "finish_reason"} <= fields_of(outputs, "CompletionOutput")
     assert "outputs" in parameters_of(outputs, "RequestOutput", "__init__")
+
+
+def test_workers_do_not_share_memory_in_growing_segments(monkeypatch):
+    """Tensor parallelism's all-reduce cannot; this process has its setting again when the engine has started."""
+    name, value = "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True,max_split_size_mb:64"
+    monkeypatch.setenv(name, value)
+    seen = []
+
+    def refuse(**_: object) -> None:
+        seen.append(os.environ[name])
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr(local_vllm, "import_vllm", lambda: SimpleNamespace(LLM=refuse))
+    with pytest.raises(local_vllm.EngineFailedError, match="no GPU here"):
+        local_vllm.LocalVLLM().start(model="m")
+    assert seen == ["max_split_size_mb:64"] and os.environ[name] == value

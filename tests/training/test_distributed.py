@@ -130,6 +130,13 @@ def test_killed_ranks_resume_as_if_nothing_had_happened(recipe):
     assert curve(disturbed) == curve(quiet)
 
 
+def test_a_rank_that_fails_alone_says_why_and_ends(recipe):
+    """It must not wait for the others, who wait for it: NCCL leaves a group in order only when all ranks do."""
+    path = recipe(mode="face_text", batch_size_train=2)
+    _, failed = run_ranks(2, "--cfg-path", str(path), of_last=Trouble(fails_in_step=2))
+    assert failed.status == 1 and "error: clip_03: this rank alone cannot read it" in failed.stderr, failed
+
+
 @pytest.mark.slow
 def test_torchrun_takes_the_published_command(recipe):
     path = recipe(mode="face_text", batch_size_train=2, iters_per_epoch=3, max_epoch=1)

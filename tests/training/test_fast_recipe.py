@@ -15,7 +15,7 @@ from affectgpt.config.load import load_config
 from affectgpt.config.schema import to_dict
 from affectgpt.core.runtime import seed_everything
 from affectgpt.modeling.build import build_model
-from affectgpt.processing.loader import training_batches
+from affectgpt.processing.data import training_batches
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.step import build_train_step

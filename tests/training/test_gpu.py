@@ -38,12 +38,13 @@ def take(tmp_path, tiny_models, training_set):
     """``take(device, **run)``: five steps without dropout: the train_step and its steps. All begin with one model."""
     weights: dict[str, torch.Tensor] = {}
 
-    def five(device: torch.device, *, llm_dtype: str = "float32", **run):
+    def five(device: torch.device, *, llm_dtype: str = "float32", fusion: str = "attention", **run):
         parts = load_parts(tmp_path, tiny_models, training_set, init_lr=1e-3)
-        weights.update(parts.model.state_dict() if not weights else {})
-        model = replace(parts.config.model, llm_dtype=llm_dtype, encoder_dtype=llm_dtype)
+        kinds = dict.fromkeys(("video_fusion_type", "audio_fusion_type", "multi_fusion_type"), fusion)
+        model = replace(parts.config.model, llm_dtype=llm_dtype, encoder_dtype=llm_dtype, **kinds)
         config = replace(parts.config, model=model, run=replace(parts.config.run, device=device.type, **run))
         made = build_model(config, device=device, tokenizer=AffectGPTProcessor.from_config(config).tokenizer)
+        weights.update({} if weights else {name: t.clone() for name, t in made.state_dict().items()})
         made.load_state_dict(weights)
         made.train()  # recomputation happens in train mode alone
         for module in made.modules():
@@ -63,17 +64,19 @@ def take(tmp_path, tiny_models, training_set):
         ({"amp": False}, 1e-4),
         ({"amp_dtype": "float16", "llm_dtype": "float16"}, 2e-2),
         ({"amp_dtype": "bfloat16", "llm_dtype": "bfloat16"}, 5e-2),
+        ({"amp": False, "llm_dtype": "bfloat16"}, 5e-2),
+        ({"amp_dtype": "float16", "llm_dtype": "float16", "fusion": "qformer"}, 2e-2),
         ({"amp": False, "fused_adamw": True}, 1e-4),
         ({"amp": False, "gradient_checkpointing": True}, 1e-4),
         ({"amp": False, "packing": 400}, 1e-4),
         ({"amp_dtype": "bfloat16", "llm_dtype": "bfloat16", "packing": 400, "fused_adamw": True}, 5e-2),
     ],
-    ids=["float32", "float16", "bfloat16", "fused", "checkpointing", "packing", "all"],
+    ids=["float32", "float16", "bfloat16", "no autocast", "qformer", "fused", "checkpointing", "packing", "all"],
 )
 def test_losses_are_those_of_a_cpu_in_float32(take, run, tolerance):
     if run.get("amp_dtype") == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bfloat16")
-    _, expected = take(CPU)
+    _, expected = take(CPU, fusion=run.get("fusion", "attention"))
     train_step, found = take(GPU, **run)
     assert [step.loss for step in found] == pytest.approx([step.loss for step in expected], rel=tolerance)
     assert [step.tokens for step in found] == [step.tokens for step in expected]

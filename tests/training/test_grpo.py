@@ -183,11 +183,11 @@ def test_the_start_holds_connectors_as_well_as_lora(recipe):
 
 def test_answers_are_drawn_with_the_weights_that_the_last_step_left(recipe, monkeypatch):
     """Labelled batches are read while the step before them computes; these cannot be."""
-    from affectgpt.inference.rollout import RolloutSource
+    from affectgpt.training.objectives.grpo import Rollouts
     from affectgpt.training.step import TrainStep
 
     drawn, left = [], []
-    plain_draw, plain_run = RolloutSource.draw, TrainStep.run
+    plain_draw, plain_run = Rollouts.draw, TrainStep.run
 
     def draw(self, keys, *, number):
         drawn.append(torch.cat([p.detach().flatten() for p in self.session.model.parameters() if p.requires_grad]))
@@ -198,7 +198,7 @@ def test_answers_are_drawn_with_the_weights_that_the_last_step_left(recipe, monk
         left.append(torch.cat([p.detach().flatten() for p in self.objective.model.parameters() if p.requires_grad]))
         return step
 
-    monkeypatch.setattr(RolloutSource, "draw", draw)
+    monkeypatch.setattr(Rollouts, "draw", draw)
     monkeypatch.setattr(TrainStep, "run", run)
     train(recipe())
     assert len(drawn) == len(left) == 6
@@ -224,11 +224,11 @@ def test_no_answer_depends_on_the_clips_beside_it(recipe):
     texts = []
     for at_once in (64, 4):
         stream, _ = rollouts_of(recipe(grpo=f"answers_at_once: {at_once}"))
-        keys = [key for group in zip(range(2), stream.source.order(1, start=0), strict=False) for key in group[1]]
-        texts.append([[a.text for a in clip.answers] for clip in stream.source.draw(keys, number=0)])
-        texts.append([[a.text for a in stream.source.draw([key], number=0)[0].answers] for key in keys])
+        keys = [key for _, micro_batch in zip(range(2), stream.order, strict=False) for key in micro_batch]
+        texts.append([[a.text for a in answers] for _, answers in stream.draw(keys, number=0)])
+        texts.append([[a.text for a in stream.draw([key], number=0)[0][1]] for key in keys])
     assert texts[0] == texts[1] == texts[2] == texts[3]
-    assert stream.source.draw(keys, number=1)[0].answers != stream.source.draw(keys, number=0)[0].answers
+    assert stream.draw(keys, number=1)[0][1] != stream.draw(keys, number=0)[0][1]
 
 
 def test_dynamic_sampling_leaves_no_group_without_variance(recipe):
@@ -361,16 +361,16 @@ GUARD = "rewards: {recall: 1.0, letters: 0.1}, guard_window: 2, guard_labels: 1.
 def listing(monkeypatch):
     """The policy lists more with every roll-out, and less of it is right."""
     from affectgpt.evaluation import rewards
-    from affectgpt.inference.rollout import RolloutSource
+    from affectgpt.training.objectives.grpo import Rollouts
 
-    words, plain = ["happy", "sad", "angry", "worried", "surprised"], RolloutSource.draw
+    words, plain = ["happy", "sad", "angry", "worried", "surprised"], Rollouts.draw
     now = [0]
 
     def draw(self, keys, *, number):
         now[0] = number
         return plain(self, keys, number=number)
 
-    monkeypatch.setattr(RolloutSource, "draw", draw)
+    monkeypatch.setattr(Rollouts, "draw", draw)
     monkeypatch.setattr(rewards, "read_labels", lambda text: words[: now[0] + 1])
 
 

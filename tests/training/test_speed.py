@@ -14,7 +14,7 @@ from training_recipe import load_parts
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.layout import layout_of
-from affectgpt.processing.loader import split_by_tokens
+from affectgpt.processing.data import split_by_tokens
 from affectgpt.processing.processor import Example
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.prefetch import Prefetcher
@@ -250,7 +250,7 @@ def test_parts_keep_the_order_and_one_that_is_too_long_is_alone():
 
 
 def test_lengths_on_a_gpu_are_multiples_of_eight(tmp_path, tiny_models, training_set):
-    from affectgpt.processing.loader import training_batches
+    from affectgpt.processing.data import training_batches
     from affectgpt.processing.processor import AffectGPTProcessor
 
     fresh = load_parts(tmp_path, tiny_models, training_set)

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Batch
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
-from affectgpt.inference.memory import autocast
+from affectgpt.inference.memory import autocast, autocast_dtype
 from affectgpt.inference.sampling import SampleByRow, top_k_of
 from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.lora import MergedLora, has_lora
@@ -60,7 +60,7 @@ class TransformersEngine:
         self.processor = processor
         self.decoding = decoding
         self.top_k = top_k_of(decoding.top_k, defaults)
-        self.autocast_dtype = torch.float16  # of a GPU; roll-outs of a training set the training's
+        self.autocast_dtype: torch.dtype | None = autocast_dtype(model.get_input_embeddings().weight.dtype)
         self.keeps_logprobs = False
         self._drawn: torch.Tensor | None = None  # [B, n]: log-probabilities of the last batch, where they are kept
         self._lora = None

@@ -27,7 +27,7 @@ from affectgpt.core.files import locked
 from affectgpt.core.local_vllm import LocalVLLM, import_vllm, memory_settings
 from affectgpt.core.types import Batch
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, OnToken
-from affectgpt.inference.memory import autocast, cache_bytes
+from affectgpt.inference.memory import autocast, autocast_dtype, cache_bytes
 from affectgpt.inference.sampling import top_k_of
 from affectgpt.modeling.build import load_checkpoint
 from affectgpt.modeling.lora import drop_base_weights, has_lora, lora_state, write_adapter, write_merged
@@ -114,7 +114,7 @@ class VLLMEngine:
         """An answer per row. ``on_token`` gets the row's new ids after each; where it gives True, the row ends."""
         batch = batch.to(self.device)
         embedding = self.model.llm.get_input_embeddings().weight
-        with autocast(self.device):
+        with autocast(self.device, autocast_dtype(embedding.dtype)):
             embeds = self.model.embed(**batch).to(embedding.dtype)  # [B, L, D]
         if embeds.shape[2] != embedding.shape[1] or not torch.isfinite(embeds).all():  # vLLM would end with it
             raise DataError(f"batch of sample {batch.names[0]!r}: prompt embeddings are not finite [tokens, hidden]")
