@@ -24,7 +24,7 @@ from affectgpt.core.files import parse_json
 from affectgpt.core.runtime import logger
 from affectgpt.serve.batcher import ShuttingDownError
 from affectgpt.serve.media import TooLargeError
-from affectgpt.serve.service import BusyError, Choice, PreparedQuestion, Question, Service, TextDelta
+from affectgpt.serve.service import BusyError, Choice, PreparedQuestion, Question, Service
 
 _MAX_TEXT = 10_000  # characters of a question or subtitle
 # Fields of OpenAI's that change no answer.
@@ -37,6 +37,9 @@ _NEUTRAL: tuple[Any, ...] = (None, False, 0, [], {}, {"type": "text"}, "none", "
 _ACCEPTED_PARTS = "a question is a text, or a list of parts of type text, video_url, audio_url and input_audio"
 _ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _FILE_PATH = re.compile(r"(?<![\w.:/<])/(?:[\w.@+~-]+/)+[\w.@+~-]*")
+
+
+_Events = asyncio.Queue[tuple[int, str | None]]  # index of a choice, its new text; None: one of its rows is answered
 
 
 class _Strict(BaseModel):
@@ -209,14 +212,18 @@ async def _chat(service: Service, request: Request) -> Response:
             held.callback(prepared.cancel)
             if await request.is_disconnected():
                 return Response(status_code=499)
-            loop, events = asyncio.get_running_loop(), asyncio.Queue[TextDelta | Choice]()
-
-            def emit(event: TextDelta | Choice) -> None:
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-            service.answer(prepared, emit, stream=wanted.stream)
             if not wanted.stream:
-                return await _whole_answer(service, request, prepared, events)
+                service.answer(prepared)
+                return await _whole_answer(service, request, prepared)
+            loop, events = asyncio.get_running_loop(), _Events()
+
+            def on_text(index: int, text: str | None) -> None:
+                loop.call_soon_threadsafe(events.put_nowait, (index, text))
+
+            service.answer(prepared, on_text)
+            for choice in prepared.choices:
+                for row in choice.rows:
+                    row.answer.add_done_callback(lambda _, index=choice.index: on_text(index, None))
             usage = wanted.stream_options is not None and wanted.stream_options.include_usage
             return _StreamedAnswer(_chunks(service, prepared, events, deadline, usage=usage), deadline, held.pop_all())
 
@@ -231,54 +238,36 @@ def _parse(body: bytes) -> ChatRequest:
     return ChatRequest.model_validate(value)
 
 
-async def _whole_answer(
-    service: Service, request: Request, prepared: PreparedQuestion, events: asyncio.Queue[TextDelta | Choice]
-) -> Response:
+async def _whole_answer(service: Service, request: Request, prepared: PreparedQuestion) -> Response:
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    async def all_choices() -> list[Choice]:
-        choices = [await events.get() for _ in range(prepared.question.n)]
-        return sorted((c for c in choices if isinstance(c, Choice)), key=lambda choice: choice.index)
-
-    gone, answered = asyncio.create_task(disconnected()), asyncio.create_task(all_choices())
+    gone = asyncio.create_task(disconnected())
+    answered = asyncio.gather(*(asyncio.wrap_future(row.answer) for row in prepared.rows))
     try:
         await asyncio.wait((gone, answered), return_when=asyncio.FIRST_COMPLETED)
         if not answered.done():
             return Response(status_code=499)  # nobody reads it; the rows are cancelled
-        choices = answered.result()
+        await answered  # raises the error of a row
     finally:
         gone.cancel()
         answered.cancel()
-    for choice in choices:
-        if choice.error is not None:
-            raise choice.error
-    return JSONResponse(
-        _envelope(service, "chat.completion")
-        | {
-            "choices": [
-                {
-                    "index": choice.index, "finish_reason": _finish_reason(choice), "logprobs": None,
-                    "message": {
-                        "role": "assistant", "content": choice.answer.text, "refusal": None,  # type: ignore[union-attr]
-                        "affectgpt": service.explained(prepared, choice),
-                    },
-                }
-                for choice in choices
-            ],
-            "usage": prepared.usage(choices),
+    choices = [
+        {
+            "index": choice.index, "finish_reason": _finish_reason(choice), "logprobs": None,
+            "message": {
+                "role": "assistant", "content": choice.row.answer.result().text, "refusal": None,
+                "affectgpt": service.explained(prepared, choice),
+            },
         }
-    )  # fmt: skip
+        for choice in prepared.choices
+    ]  # fmt: skip
+    return JSONResponse(_envelope(service, "chat.completion") | {"choices": choices, "usage": prepared.usage()})
 
 
 async def _chunks(
-    service: Service,
-    prepared: PreparedQuestion,
-    events: asyncio.Queue[TextDelta | Choice],
-    deadline: float,
-    *,
-    usage: bool,
+    service: Service, prepared: PreparedQuestion, events: _Events, deadline: float, *, usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events of a streamed answer. An error is the last one: the status was sent long before."""
     envelope = _envelope(service, "chat.completion.chunk")
@@ -288,21 +277,21 @@ async def _chunks(
         return f"data: {json.dumps(envelope | {'choices': [choice]}, ensure_ascii=False)}\n\n"
 
     try:
-        for index in range(prepared.question.n):
-            yield event(index, {"role": "assistant", "content": ""})
-        choices: list[Choice] = []
-        while len(choices) < prepared.question.n:
+        for choice in prepared.choices:
+            yield event(choice.index, {"role": "assistant", "content": ""})
+        waiting = [len(choice.rows) for choice in prepared.choices]  # rows of each choice without an answer
+        while any(waiting):
             async with asyncio.timeout_at(deadline):
-                found = await events.get()
-            if isinstance(found, TextDelta):
-                yield event(found.index, {"content": found.text})
+                index, text = await events.get()
+            if text is not None:
+                yield event(index, {"content": text})
                 continue
-            if found.error is not None:
-                raise found.error
-            choices.append(found)
-            yield event(found.index, {"affectgpt": service.explained(prepared, found)}, _finish_reason(found))
+            waiting[index] -= 1
+            if not waiting[index]:
+                choice = prepared.choices[index]
+                yield event(index, {"affectgpt": service.explained(prepared, choice)}, _finish_reason(choice))
         if usage:
-            yield f"data: {json.dumps(envelope | {'choices': [], 'usage': prepared.usage(choices)})}\n\n"
+            yield f"data: {json.dumps(envelope | {'choices': [], 'usage': prepared.usage()})}\n\n"
     except Exception as error:
         yield f"data: {bytes(error_response(error).body).decode()}\n\n"
     yield "data: [DONE]\n\n"
@@ -331,7 +320,7 @@ def _envelope(service: Service, kind: str) -> dict[str, Any]:
 
 
 def _finish_reason(choice: Choice) -> str:
-    return "stop" if choice.answer is not None and choice.answer.stopped else "length"
+    return "stop" if choice.row.answer.result().stopped else "length"
 
 
 def error_response(error: Exception) -> JSONResponse:

@@ -6,7 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from affectgpt.core.errors import AffectGPTError
@@ -50,21 +52,19 @@ class Clip:
 
 @dataclass(eq=False)
 class Row:
-    """One answer to one question about a clip.
+    """One answer to one question about a clip. To cancel ``answer`` ends the row at its next token.
 
-    ``emit`` is called in the batcher's thread: with new text of the answer (if ``stream``), at the end with the answer
-    or the error. A row that is ``cancelled`` ends at its next token and emits nothing more.
+    ``on_text`` is called in the batcher's thread with each new piece of the answer's text, before the answer is set.
     """
 
     clip: Clip
     question: str
     seed: int
     decoding: Decoding  # its max_new_tokens is this row's own: a batch is as long as its longest row
-    emit: Callable[[str | Answer | Exception], None]
-    stream: bool = False
-    cancelled: bool = False
+    on_text: Callable[[str], None] | None = None
+    answer: Future[Answer] = field(default_factory=Future)
     prompt_tokens: int = 0  # set when it is answered
-    streamed: str = ""  # the text that was emitted
+    streamed: str = ""  # what on_text was called with
     kept_ids: list[int] | None = None  # the answer's ids where the row reached its own limit
 
     @property
@@ -73,18 +73,19 @@ class Row:
         return replace(self.decoding, max_new_tokens=0)
 
     def finish(self, result: Answer | Exception) -> None:
-        """Emit the rest of a streamed answer, and the result."""
-        if self.cancelled:
-            return
-        if self.stream and isinstance(result, Answer):
-            self.emit_text(result.text)
-        self.emit(result)
+        """Set the answer or its error; nothing happens where there is one already."""
+        with suppress(InvalidStateError):
+            if isinstance(result, Exception):
+                self.answer.set_exception(result)
+            else:
+                self.stream(result.text)
+                self.answer.set_result(result)
 
-    def emit_text(self, text: str) -> None:
-        """Emit what is new in the text so far; nothing if a later token changed what was emitted."""
-        if text.startswith(self.streamed) and text != self.streamed:
+    def stream(self, text: str) -> None:
+        """Pass on what is new in the text so far; nothing if a later token changed what was passed on."""
+        if self.on_text and not self.answer.cancelled() and text.startswith(self.streamed) and text != self.streamed:
             new, self.streamed = text[len(self.streamed) :], text
-            self.emit(new)
+            self.on_text(new)
 
 
 class Batcher:
@@ -144,7 +145,7 @@ class Batcher:
         with self._changed:
             self._closed = True
             for row in self._running:
-                row.cancelled = True
+                row.answer.cancel()
             self._changed.notify_all()
         self._thread.join()
 
@@ -184,7 +185,7 @@ class Batcher:
     def _answer(self, rows: Sequence[Row]) -> None:
         ready = []
         for row in rows:
-            if row.cancelled:
+            if row.answer.cancelled():
                 continue
             try:
                 if row.clip.features is None:
@@ -241,7 +242,7 @@ class Batcher:
         row.kept_ids = None
 
         def watch(ids: list[int]) -> bool:
-            if row.cancelled:
+            if row.answer.cancelled():
                 return True
             # An engine that cannot stream gives all ids at once: its stop may lie anywhere.
             kept, stopped = processor.cut(ids if len(ids) > most else ids[-longest_stop:])
@@ -249,9 +250,9 @@ class Batcher:
                 row.kept_ids = kept[:most] if len(kept) > most else None
             elif len(ids) == most and not stopped:
                 row.kept_ids = list(ids)
-            if row.stream and (len(ids) <= _STREAM_EVERY or len(ids) % 4 == 0):
+            if row.on_text and (len(ids) <= _STREAM_EVERY or len(ids) % 4 == 0):
                 # What a later token may complete or take back is held back: half a character, a stop sequence, spaces.
-                row.emit_text(processor.decode(row.kept_ids or ids).rstrip("#\ufffd").rstrip())
+                row.stream(processor.decode(row.kept_ids or ids).rstrip("#\ufffd").rstrip())
             return stopped or row.kept_ids is not None
 
         return watch

@@ -30,7 +30,7 @@ from affectgpt.media.video import sample_faces
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
 from affectgpt.serve.api import without_paths
-from affectgpt.serve.service import TOY_PARAMETERS, Choice, PreparedQuestion, Question, Service, TextDelta
+from affectgpt.serve.service import TOY_PARAMETERS, Choice, PreparedQuestion, Question, Service
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,15 +267,15 @@ def _answer_updates(
                 "answer": _muted("Asking the model …"), "seen": seen[0],
                 "people": [someone.where for someone in prepared.clip.people],
             }  # fmt: skip
-            events: queue.Queue[TextDelta | Choice] = queue.Queue()
-            service.answer(prepared, events.put, stream=True)
+            texts: queue.Queue[str | None] = queue.Queue()  # None: there is an answer, or an error
+            service.answer(prepared, lambda _, text: texts.put(text))
+            (choice,) = prepared.choices
+            choice.row.answer.add_done_callback(lambda _: texts.put(None))
             so_far = ""
-            while isinstance(event := events.get(timeout=max(end - time.monotonic(), 0.01)), TextDelta):
-                so_far += event.text
+            while (piece := texts.get(timeout=max(end - time.monotonic(), 0.01))) is not None:
+                so_far += piece
                 yield {"answer": f'<div class="ag-answer" aria-live="polite">{html.escape(so_far)}▌</div>'}
-            if event.error is not None:
-                raise event.error
-            yield _answer_html(service, prepared, event)
+            yield _answer_html(service, prepared, choice)
     except (queue.Empty, TimeoutError):
         yield {"answer": _problem("The answer took too long.")}
     except AffectGPTError as error:
@@ -290,17 +290,17 @@ def _answer_updates(
 
 def _answer_html(service: Service, prepared: PreparedQuestion, choice: Choice) -> dict[str, Any]:
     """The answer with its labels and notes, the labels on a wheel, and all of it as a JSON file."""
-    assert choice.answer is not None
+    answer = choice.row.answer.result().text
     explained = service.explained(prepared, choice)
     wheel = service.lexicon.wheels[0]
     marked = {label: group for label, groups in explained["groups"].items() if (group := groups.get(wheel.name))}
-    parts = [f'<div class="ag-answer">{html.escape(choice.answer.text) or _muted("(an empty answer)")}</div>']
+    parts = [f'<div class="ag-answer">{html.escape(answer) or _muted("(an empty answer)")}</div>']
     for label in explained["labels"]:
         group = f" <small>{html.escape(marked[label])}</small>" if label in marked else ""
         parts.append(f'<span class="ag-label">{html.escape(label)}{group}</span>')
     parts += [f'<div class="ag-note" role="note">{html.escape(note)}</div>' for note in explained["notes"]]
     alt = f"Labels on {wheel.name}'s wheel: " + ", ".join(f"{k} in {v}" for k, v in marked.items())
-    record = {"model": service.model, "answer": choice.answer.text, **explained}
+    record = {"model": service.model, "answer": answer, **explained}
     data = base64.b64encode(json.dumps(record, ensure_ascii=False, indent=1).encode()).decode()
     return {
         "answer": "".join(parts),

@@ -18,7 +18,7 @@ from affectgpt.core.types import Modality
 from affectgpt.evaluation.grouping import grouping_of
 from affectgpt.evaluation.lexicon import Lexicon, find_lexicon
 from affectgpt.inference.clips import ClipReader, GivenClip, ReadClip
-from affectgpt.inference.engines.base import Answer, Decoding
+from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.flags import answer_flags
 from affectgpt.inference.predictor import Predictor, claimed_labels, odd_description
 from affectgpt.inference.reply import Reply
@@ -120,49 +120,49 @@ class Question:
     max_tokens: int | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Choice:
-    """One of a question's ``n`` answers, and the description that was asked for beside it. ``error``: there is none."""
+    """One of a question's ``n`` answers, and the description that was asked for beside it."""
 
     index: int
-    answer: Answer | None = None
-    description: Answer | None = None
-    error: Exception | None = None
-    missing: int = 1  # rows without a result
+    row: Row
+    description: Row | None
 
-
-@dataclass(frozen=True)
-class TextDelta:
-    """New text of a streamed choice."""
-
-    index: int
-    text: str
-
-
-Emit = Callable[[TextDelta | Choice], None]  # called from the batcher's thread
-Inspect = Callable[[ReadClip, Path | None, Path | None], None]  # clip, its video and its sound file
+    @property
+    def rows(self) -> list[Row]:
+        """The one or two rows."""
+        return [self.row] if self.description is None else [self.row, self.description]
 
 
 @dataclass(eq=False)
 class PreparedQuestion:
-    """A question whose clip is read, and its rows once they are queued."""
+    """A question whose clip is read, and its choices once they are queued."""
 
     question: Question
     text: str
     decoding: Decoding
     clip: ReadClip
-    rows: list[Row] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all choices."""
+        return [row for choice in self.choices for row in choice.rows]
 
     def cancel(self) -> None:
         """End the rows at their next token: nobody waits for them."""
         for row in self.rows:
-            row.cancelled = True
+            row.answer.cancel()
 
-    def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
+    def usage(self) -> dict[str, int]:
         """Tokens of the prompts, each counted once, and of the answers."""
         prompt = sum({row.question: row.prompt_tokens for row in self.rows}.values())
-        completion = sum(answer.tokens for c in choices for answer in (c.answer, c.description) if answer is not None)
+        completion = sum(row.answer.result().tokens for row in self.rows)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+OnText = Callable[[int, str], None]  # index of a choice, its new text; called from the batcher's thread
+Inspect = Callable[[ReadClip, Path | None, Path | None], None]  # clip, its video and its sound file
 
 
 class Service:
@@ -230,39 +230,34 @@ class Service:
             self._reading -= 1
         self.batcher.notify()
 
-    def answer(self, prepared: PreparedQuestion, emit: Emit, *, stream: bool = False) -> None:
-        """Queue a question's rows. ``emit`` is called with each complete choice, before it with its text if ``stream``.
-
-        Raises ShuttingDownError.
-        """
+    def answer(self, prepared: PreparedQuestion, on_text: OnText | None = None) -> None:
+        """Queue a question's choices; ``on_text``: of a streamed answer. Raises ShuttingDownError."""
         question = prepared.question
         clip = Clip(prepared.clip.sample, prepared.clip.example)
         base = secrets.randbits(62) if question.seed is None else question.seed
         description = render_question("description")
+        describe = question.describe and prepared.text != description
+
+        def new_row(index: int, text: str, on_text: Callable[[str], None] | None = None) -> Row:
+            # The first choice has the seed of a question with n = 1, so that both have the same answer.
+            seed = sample_seed("serve", base, text, *((index,) if index else ()))
+            return Row(clip, text, seed, prepared.decoding, on_text)
+
         for index in range(question.n):
-            texts = [prepared.text]
-            if question.describe and prepared.text != description:
-                texts.append(description)
-            choice = Choice(index, missing=len(texts))
-            for described, text in enumerate(texts):
-                seed = sample_seed("serve", base, text, *((index,) if index else ()))
-                collect = partial(_collect, choice, bool(described), emit)
-                prepared.rows.append(
-                    Row(clip, text, seed, prepared.decoding, collect, stream=stream and not described)
-                )  # fmt: skip
+            row = new_row(index, prepared.text, None if on_text is None else partial(on_text, index))
+            prepared.choices.append(Choice(index, row, new_row(index, description) if describe else None))
         self.batcher.submit(prepared.rows)
 
     def explained(self, prepared: PreparedQuestion, choice: Choice) -> dict[str, Any]:
-        """Labels of an answer with their groups in each wheel, description and notes."""
-        assert choice.answer is not None
-        reply = self._reply(prepared, prepared.text, choice.answer)
+        """Labels of an answer with their groups in each wheel, description and notes. Raises the error of its rows."""
+        reply = self._reply(prepared, choice.row)
         result: dict[str, Any] = {
             "labels": reply.labels, "groups": self.groups(reply.labels), "lexicon": Path(self.lexicon.source).name,
             "question": prepared.text, "subtitle": prepared.clip.sample.subtitle, "description": None,
             "notes": reply.notes,
         }  # fmt: skip
         if choice.description is not None:
-            described = self._reply(prepared, render_question("description"), choice.description)
+            described = self._reply(prepared, choice.description)
             result["description"] = described.answer
             result["notes"] += [note for note in described.notes if note not in result["notes"]]
         elif prepared.text == render_question("description"):
@@ -334,28 +329,13 @@ class Service:
         sample = replace(clip.sample, name="clip", video=None, audio=None, face=None)
         return clip._replace(video="", sample=sample, flags=flags + clip.flags)
 
-    def _reply(self, prepared: PreparedQuestion, question: str, answer: Answer) -> Reply:
-        labels, unread = claimed_labels(question, answer.text)
+    def _reply(self, prepared: PreparedQuestion, row: Row) -> Reply:
+        answer = row.answer.result()
+        labels, unread = claimed_labels(row.question, answer.text)
         flags = (
             *prepared.clip.flags,
             *answer_flags(answer.text, stopped=answer.stopped or prepared.question.max_tokens is not None),
-            *odd_description(self.session.config.name, question, answer.text),
+            *odd_description(self.session.config.name, row.question, answer.text),
             *unread,
         )
-        return Reply(answer=answer.text, labels=labels, question=question, flags=tuple(dict.fromkeys(flags)))
-
-
-def _collect(choice: Choice, described: bool, emit: Emit, event: str | Answer | Exception) -> None:
-    """Pass a row's text on, and its choice when it is complete."""
-    if isinstance(event, str):
-        emit(TextDelta(choice.index, event))
-        return
-    if isinstance(event, Exception):
-        choice.error = event
-    elif described:
-        choice.description = event
-    else:
-        choice.answer = event
-    choice.missing -= 1
-    if not choice.missing:
-        emit(choice)
+        return Reply(answer=answer.text, labels=labels, question=row.question, flags=tuple(dict.fromkeys(flags)))

@@ -174,8 +174,9 @@ def test_phone_width(tab, clips, request):
 
 
 @pytest.mark.parametrize("width", [1280, 400], ids=["desktop", "phone"])
-def test_with_a_key_the_browser_asks_for_it_once(browser, predictor, clips, width):
+def test_with_a_key_the_browser_asks_for_it_once(browser, predictor, clips, width, monkeypatch):
     """Without it there is no page; with it upload, streamed answer and download work."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # of the process: the other tests' page gets its own back
     with running(predictor, page=True, api_key="correct horse") as site:
         size = {"viewport": {"width": width, "height": 900}}
         stranger = browser.new_context(**size, http_credentials={"username": "me", "password": "a wrong horse"})

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -187,7 +188,7 @@ def test_who_was_just_answered_may_ask_again_before_the_next_batch(monkeypatch):
                 done.set()
 
     def row():
-        return SimpleNamespace(batch_key="same", cancelled=False, finish=lambda _: None)
+        return SimpleNamespace(batch_key="same", answer=Future())
 
     monkeypatch.setattr("affectgpt.serve.batcher._PAUSE", 30)
     batcher = Counting(None, wait=30, max_rows=2)
