@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -200,7 +201,7 @@ async def _chat(service: Service, request: Request) -> Response:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a form on another site can send anything else without asking
         raise HTTPException(415, "expected Content-Type: application/json")
-    body = await request.body()
+    body = await request.body()  # which the middleware has read
     deadline = asyncio.get_running_loop().time() + service.settings.request_timeout
     with ExitStack() as held:
         held.enter_context(service.admitted())
@@ -210,7 +211,7 @@ async def _chat(service: Service, request: Request) -> Response:
                 return _unknown_model(service)
             prepared = await asyncio.wrap_future(service.read(wanted.question()))
             held.callback(prepared.cancel)
-            if await request.is_disconnected():
+            if await request.is_disconnected():  # reading takes seconds: do not generate for nobody
                 return Response(status_code=499)
             if not wanted.stream:
                 service.answer(prepared)
@@ -220,10 +221,14 @@ async def _chat(service: Service, request: Request) -> Response:
             def on_text(index: int, text: str | None) -> None:
                 loop.call_soon_threadsafe(events.put_nowait, (index, text))
 
+            def on_answer(index: int, _: Any) -> None:
+                on_text(index, None)
+
             service.answer(prepared, on_text)
             for choice in prepared.choices:
                 for row in choice.rows:
-                    row.answer.add_done_callback(lambda _, index=choice.index: on_text(index, None))
+                    row.answer.add_done_callback(partial(on_answer, choice.index))
+            # From here on the response holds the place, as long as it is sent.
             usage = wanted.stream_options is not None and wanted.stream_options.include_usage
             return _StreamedAnswer(_chunks(service, prepared, events, deadline, usage=usage), deadline, held.pop_all())
 

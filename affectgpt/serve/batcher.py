@@ -177,6 +177,7 @@ class Batcher:
                 self._changed.wait(left)
             if not self._rows:  # drained meanwhile
                 return []
+            # Rows of one batch share their decoding settings; rows with others wait for the next batch.
             key = self._rows[0].batch_key
             self._running = [row for row in self._rows if row.batch_key == key][:size]
             self._rows = deque(row for row in self._rows if row not in self._running)

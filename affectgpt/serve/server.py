@@ -110,6 +110,7 @@ class RequestGuard:
         # Another site's name may point here (DNS rebinding); an address in digits cannot.
         if host not in self._hosts and (settings.is_loopback or not _is_address(host)):
             raise HTTPException(421, "this server is not known by that name (Host); its operator can allow the name")
+        # Browsers send these two with requests of other sites' pages, which could use a login or the loopback address.
         origin = headers.get("origin")
         if origin is not None and origin not in (f"http://{headers['host']}", f"https://{headers['host']}"):
             raise HTTPException(403, "requests of other sites' pages are refused (Origin)")

@@ -172,6 +172,7 @@ class Service:
         self.settings, self.model = settings, model
         self.session = predictor.session
         self.decoder = Decoder(time_limit=_DECODE_SECONDS, memory=_DECODE_MEMORY)
+        # All media are decoded in processes with limits of time and memory, also those that the processor reads itself.
         self.session.processor.media.decoder = self.decoder
         self.reader = ClipReader(
             self.session, recognise=predictor.reader.recognise, face_framing=predictor.reader.face_framing,
@@ -216,9 +217,8 @@ class Service:
         """
         text = question.text or render_question("ovlabel")
         decoding = self._decoding(question)
-
         with self._lock:
-            self._reading += 1
+            self._reading += 1  # a batch waits for clips that are being read
         future = self._readers.submit(
             lambda: PreparedQuestion(question, text, decoding, self._read(question, inspect))
         )  # fmt: skip
@@ -326,6 +326,7 @@ class Service:
                 clip = self.reader.read(given, folder=folder)
                 if inspect is not None:
                     inspect(clip, files["video"], files["audio"])
+        # The files are gone; messages must not name them.
         sample = replace(clip.sample, name="clip", video=None, audio=None, face=None)
         return clip._replace(video="", sample=sample, flags=flags + clip.flags)
 

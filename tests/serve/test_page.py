@@ -76,17 +76,14 @@ def test_the_file_reading_hole_is_closed(page, tmp_path, wrapped):
     assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
 
 
-def test_gradio_itself_refuses_it_too(page, tmp_path):
-    """Behind the guard, too: what gradio does with a request that names a file that was not uploaded."""
-    from starlette.testclient import TestClient
-
+def test_gradio_itself_refuses_it_too(page, tmp_path, monkeypatch):
+    """What gradio does with a call that names a file that was not uploaded, where nothing stands before it."""
+    monkeypatch.setattr("affectgpt.serve.page.MountedPage._is_upload", lambda *_: True)
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(b"a secret")
-    inner = TestClient(page.app.router, base_url="http://127.0.0.1")
-    number = next(d["id"] for d in endpoints(page) if len(d["inputs"]) == 5)
-    body = {"data": [file_data(str(secret)), "", "Labels", "", ""], "fn_index": number, "session_hash": "abc"}
-    answer = inner.post("/gradio_api/run/predict", json=body)
-    assert answer.status_code >= 400 and "a secret" not in answer.text
+    events = ask(page, [file_data(str(secret)), "", "Labels", "", "most prominent"])
+    assert [one["success"] for one in events if one["msg"] == "process_completed"] == [False], events
+    assert call(page, "GET", f"/gradio_api/file={secret}")[0] == 403
     uploads = page.page.upload_folder
     assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
 
