@@ -94,8 +94,8 @@ def scores(records: Records) -> str:
             f["votes"]["percent"], interval(f["votes"]["interval_percent"])), votes),
         row("votes minus mean; p", gain),
         row("known groups per answer: singles, votes", groups),
-        row("floor: answers dealt to other clips", lambda f: f"{f['floor_dealt_percent']:.1f}"),
-        row("floor: one answer for all clips", constant),
+        row("chance level: answers permuted among clips", lambda f: f"{f['floor_dealt_percent']:.1f}"),
+        row("chance level: one answer for all clips", constant),
     ]  # fmt: skip
     line = source(records, "released_answers")
     return f"{table(['', *head, f'mean of the first {first}'], body)}\n\n{line}"
@@ -198,7 +198,7 @@ def scoring_row(records: Records) -> list[str]:
     quick, whole = (found[k]["wall_seconds"] for k in ("scoring_without_intervals_and_floors", "scoring"))
     return [f"scores of {words(found['checkpoints'])} checkpoints on {words(found['datasets'])} data sets",
             f"{quick:.2f} s, {times(found['wall_ratio'])} times as fast as a straightforward implementation; "
-            f"{whole:.2f} s with intervals and floors", NOTHING, script("scoring")]  # fmt: skip
+            f"{whole:.2f} s with intervals and chance levels", NOTHING, script("scoring")]  # fmt: skip
 
 
 def classifiers_row(records: Records) -> list[str]:
@@ -246,7 +246,7 @@ def memory(records: Records) -> str:
          f"{data['growth']['epochs_growth_mb']:.1f} MB", script("data")],
         [f"growth of a decoder over {data['growth']['opened']:,} videos",
          f"{data['growth']['decoder_growth_mb']:.1f} MB", script("data")],
-        [f"scores of {checkpoints} checkpoints on {sets} data sets with intervals and floors",
+        [f"scores of {checkpoints} checkpoints on {sets} data sets with intervals and chance levels",
          f"{scoring['scoring']['peak_mb']:.0f} MB", script("scoring")],
         [f"training {classifiers} classifiers on {epoch_['clips']:,} clips", f"{epoch_['peak_gb']:.1f} GB",
          script("captioning")],

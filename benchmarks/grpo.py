@@ -26,13 +26,12 @@ from transformers import GenerationConfig
 
 from affectgpt.config.grpo import GRPOConfig
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.layout import layout_of
 from affectgpt.core.types import Batch, Labels, Modality
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import load_builtin
+from affectgpt.evaluation.lexicon import grouping_of, load_builtin
 from affectgpt.evaluation.rewards import SENTENCE, Grader, truth_of
 from affectgpt.inference.engines.base import Answer, Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine
+from affectgpt.processing.collate import layout_of
 from affectgpt.training.objectives.grpo import GRPOObjective, Scorer, advantages_of
 from affectgpt.training.optim import build_optimizer
 from affectgpt.training.progress import memory_gb

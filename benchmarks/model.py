@@ -147,9 +147,9 @@ def step(model, batch, device) -> dict[str, float]:
     """One step, stage by stage: stage → milliseconds."""
     import torch
 
-    from affectgpt.core.layout import layout_of
     from affectgpt.core.types import Modality
-    from affectgpt.modeling.inputs import merge_multimodal_embeddings
+    from affectgpt.modeling.modeling_affectgpt import merge_multimodal_embeddings
+    from affectgpt.processing.collate import layout_of
 
     clock = Clock(device)
     autocast = torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()

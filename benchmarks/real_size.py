@@ -200,7 +200,7 @@ class Rehearsal:
         """train.py; its figures, of steps without the first (warm-up) where there are several."""
         from affectgpt.cli.train import main
         from affectgpt.config.load import load_config
-        from affectgpt.training.cost import Shape, peak_flop, step_flop, step_memory
+        from affectgpt.training.dry_run import Shape, peak_flop, step_flop, step_memory
 
         self.steps.clear()
         self.clock = dict.fromkeys(self.clock, 0.0)
@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.core.runtime import available_memory, setup_logging
     from affectgpt.modeling import build as building
-    from affectgpt.training import cost
+    from affectgpt.training import dry_run as cost
 
     setup_logging()
     free = available_memory() or 0

@@ -33,7 +33,6 @@ from records import Run, add_out_argument
 from sizes import SIZES, Size
 
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.layout import layout_of
 from affectgpt.core.types import IGNORE_INDEX, Batch, Modality, Sample
 from affectgpt.encoders.clip import ClipEncoder
 from affectgpt.encoders.llm import get_llm
@@ -41,8 +40,9 @@ from affectgpt.encoders.speech import HubertEncoder
 from affectgpt.modeling.configuration_affectgpt import AffectGPTConfig
 from affectgpt.modeling.lora import add_lora
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.processing.collate import layout_of
 from affectgpt.processing.features import FeatureReader, FeatureWriter
-from affectgpt.training.cost import peak_flop, step_flop
+from affectgpt.training.dry_run import peak_flop, step_flop
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import build_optimizer
 from affectgpt.training.step import TrainStep, prepare_llm

@@ -277,19 +277,17 @@ def test_the_site_is_built(tmp_path):
 def test_what_one_answer_for_all_clips_scores(merunibench):
     """The table of docs/scores.md, computed again from the published labels and lexicon."""
     from affectgpt.datasets.table import get_row
-    from affectgpt.evaluation import floors
+    from affectgpt.evaluation.chance import ConstantAnswers
     from affectgpt.evaluation.lexicon import load_folder
-    from affectgpt.evaluation.metrics.base import GroupMetric
-    from affectgpt.evaluation.run_scores import ScoringPaths, score_run
+    from affectgpt.evaluation.score import ScoringPaths, score_run
 
     lexicon = load_folder(merunibench / "emotion_wheel")
 
     def constants(name: str, output: str, *, words: int) -> list:
         places = ScoringPaths(merunibench / output / "results", merunibench / "dataset")
-        run = score_run([get_row(name)], places, lexicon, draws=0, deals=0, allow_missing=True)
+        run = score_run([get_row(name)], places, lexicon, draws=0, permutations=0, allow_missing=True)
         score = run.scores[name][0]
-        coded = score.metric if isinstance(score.metric, GroupMetric) else floors._Plain(score.metric)
-        found = floors._Constants(score, coded, largest=words, labels=[])
+        found = ConstantAnswers(score.metric, score.truth, largest=words)
         return [
             (f"{100 * values[score.metric.keys[0]]:.1f}", answers)
             for values, answers in map(found.of, range(1, words + 1))

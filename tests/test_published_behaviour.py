@@ -33,20 +33,19 @@ from affectgpt.core.npz import write_npz
 from affectgpt.core.provenance import REVISIONS
 from affectgpt.core.tables import MISSING
 from affectgpt.core.types import Labels, Modality, Sample
+from affectgpt.datasets.base import keep_fraction
 from affectgpt.datasets.label_files import load_labels, load_samples
-from affectgpt.datasets.splits import keep_fraction
 from affectgpt.datasets.table import get_row
+from affectgpt.evaluation.results import read_meta
 from affectgpt.inference.predictor import Predictor
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.media.audio import FIRST_CHANNEL, read_audio, read_wave
 from affectgpt.media.reader import MediaReader, Source
 from affectgpt.media.video import read_faces, read_frames
-from affectgpt.processing.feature_key import feature_key
-from affectgpt.processing.features import FeatureReader, FeatureWriter
+from affectgpt.processing.features import FeatureReader, FeatureWriter, feature_key
 from affectgpt.processing.processor import AffectGPTProcessor
 from affectgpt.processing.prompt import render_prompt
 from affectgpt.processing.questions import question_context, render_answer, render_question
-from affectgpt.results.files import read_meta
 from affectgpt.training.optim import get_schedule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -182,7 +182,7 @@ def load_ensemble(
 
     CheckpointError when it is missing or unfinished, of other encoders, or was trained otherwise than ``spec`` says.
     """
-    from affectgpt.processing.feature_key import differing
+    from affectgpt.processing.features import differing
 
     record = read_record(folder)
     if record is None:
@@ -222,7 +222,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    from affectgpt.processing.feature_key import differing
+    from affectgpt.processing.features import differing
 
     record = read_record(folder)
     plain = json.loads(json.dumps(settings, default=str))

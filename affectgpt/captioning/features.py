@@ -13,8 +13,7 @@ import numpy as np
 from affectgpt.config.schema import Config
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Modality, Sample
-from affectgpt.processing.feature_key import crops_of, device_type, feature_key, store_folder, without_crops
-from affectgpt.processing.features import FeatureReader
+from affectgpt.processing.features import FeatureReader, crops_of, device_type, feature_key, store_folder, without_crops
 
 UNLABELLED = "unlabelled"  # the split under which features of the clips to annotate are stored
 _REMAP = 4096  # samples after which the memory maps are opened again: touched pages count as this process's memory

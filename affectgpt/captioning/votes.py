@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import Lexicon, clean
+from affectgpt.evaluation.lexicon import Lexicon, clean, grouping_of
 
 POLARITIES = ("negative", "neutral", "positive")
 

@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from affectgpt.config.load import load_config
     from affectgpt.config.schema import Config
-    from affectgpt.core.errors import ConfigError
-    from affectgpt.core.printable import printable
+    from affectgpt.core.errors import ConfigError, printable
     from affectgpt.core.registry import import_files
     from affectgpt.core.runtime import setup_logging
 
@@ -192,8 +191,7 @@ def check_truth(config: Config, name: str, report: SplitReport) -> None:
     """Into the report: clips to answer whose truth, by which ``task`` scores them, is missing or not valid."""
     from affectgpt.cli.score import scored_row
     from affectgpt.core.errors import DataError
-    from affectgpt.evaluation.grouping import grouping_of
-    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
     from affectgpt.evaluation.score import Truth, unknown_truths_note
     from affectgpt.processing.check import note_joined_labels
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from affectgpt.datasets.table import DatasetRow
     from affectgpt.evaluation.consensus import Consensus
     from affectgpt.evaluation.results import ResultFile
-    from affectgpt.evaluation.run_scores import ScoringPaths
+    from affectgpt.evaluation.score import ScoringPaths
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,54 +45,53 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Find the voters, vote, say how."""
     args = build_parser().parse_args(argv)
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.errors import ConfigError, printable
     from affectgpt.core.names import check_name
-    from affectgpt.core.printable import printable
     from affectgpt.evaluation import consensus
-    from affectgpt.evaluation.grouping import grouping_of
+    from affectgpt.evaluation.lexicon import grouping_of
 
     check_name(args.name, source="--name", what="run name", suffix="")
     if args.voters and (args.run or args.checkpoints):
         raise ConfigError("--voters names runs and files itself: leave out --run and --checkpoints")
-    rows, places, lexicon = open_inputs(args)
-    found, extraction, notes = find_voters(args, rows, places)
-    made = [
+    rows, paths, lexicon = open_inputs(args)
+    by_set, extraction, notes = find_voters(args, rows, paths)
+    results = [
         consensus.consensus(
             row, voters, grouping_of(lexicon),
-            base_root=places.base_root, name=args.name, stem=stem, extraction=extraction, at_least=args.at_least,
+            base_root=paths.base_root, name=args.name, stem=stem, extraction=extraction, at_least=args.at_least,
             allow_missing=args.allow_missing, overwrite=args.overwrite,
         )
-        for row in rows if row.name in found for stem, voters in ballots(found[row.name], args.name).items()
+        for row in rows if row.name in by_set for stem, voters in ballots(by_set[row.name], args.name).items()
     ]  # fmt: skip
-    print(table(made, args.name))
+    print(table(results, args.name))
     for words in notes:
         print(printable(f"note: {words}"))
-    given = [
+    options = [
         word for flag in ("cfg_path", "output_root", "base_root", "dataset_root", "lexicon")
         if (value := getattr(args, flag)) for word in (f"--{flag.replace('_', '-')}", value)
     ]  # fmt: skip
     allowed = ["--allow-missing"] if args.allow_missing else []
-    print(f"\nscore it: {command_line('evaluation-scoreonly.py', ['--run', args.name, *given, *allowed])}")
+    print(f"\nscore it: {command_line('evaluation-scoreonly.py', ['--run', args.name, *options, *allowed])}")
     return 0
 
 
 def find_voters(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths
+    args: argparse.Namespace, rows: Sequence[DatasetRow], paths: ScoringPaths
 ) -> tuple[dict[str, dict[str, ResultFile]], str, list[str]]:
     """Data set → ``RUN/CHECKPOINT`` → file with labels; which extraction; notes. Raises DataError."""
     from affectgpt.core.errors import ConfigError, DataError
     from affectgpt.evaluation.metrics.base import METRICS
     from affectgpt.evaluation.results import CheckpointChoice
-    from affectgpt.evaluation.run_scores import extraction_of, pick_files
+    from affectgpt.evaluation.score import extraction_of, pick_files
 
     files: dict[str, dict[str, ResultFile]] = {}
     notes: list[str] = []
     flag = "--voters" if args.voters else "--run"
-    for wanted in args.voters or [args.run]:
-        run, _, checkpoint = (wanted or "").strip("/").partition("/")
+    for text in args.voters or [args.run]:
+        run, _, checkpoint = (text or "").strip("/").partition("/")
         choice = CheckpointChoice.parse(checkpoint or args.checkpoints)
         name, picked, absent = pick_files(
-            rows, places, run=run or None, choice=choice, optional=not named_one_by_one(args), flag=flag
+            rows, paths, run=run or None, choice=choice, optional=not named_one_by_one(args), flag=flag
         )
         if name == args.name:
             raise ConfigError(f"--name {args.name}: is one of the voters' runs; give the votes a name of their own")
@@ -102,11 +101,11 @@ def find_voters(
                 raise DataError(f"{dataset}, {name}: no result file of epoch {', '.join(map(str, lacking))}")
             files.setdefault(dataset, {}).update({f"{name}/{file.stem}": file for file in of_set})
     polarity = {row.name: METRICS.get(row.task).polarity for row in rows}
-    extraction = args.extractor or extraction_of({d: list(found.values()) for d, found in files.items()}, polarity)
-    everyone = list(dict.fromkeys(voter for found in files.values() for voter in found))
+    extraction = args.extractor or extraction_of({d: list(of_set.values()) for d, of_set in files.items()}, polarity)
+    everyone = list(dict.fromkeys(voter for of_set in files.values() for voter in of_set))
     lacking_labels = {
-        dataset: [v for v in everyone if v not in found or not found[v].has(extraction, polarity=polarity[dataset])]
-        for dataset, found in files.items()
+        dataset: [v for v in everyone if v not in of_set or not of_set[v].has(extraction, polarity=polarity[dataset])]
+        for dataset, of_set in files.items()
     }
     words = [
         f"{dataset}: {len(voters)} of {len(everyone)} files are missing or have no extracted labels: "
@@ -119,7 +118,7 @@ def find_voters(
             f"{'; '.join(words)}. Answer and extract these (evaluation.py), choose others with --checkpoints, or let "
             "those vote that are there with --allow-missing"
         )
-    ready = {d: {v: f for v, f in found.items() if v not in lacking_labels[d]} for d, found in files.items()}
+    ready = {d: {v: f for v, f in of_set.items() if v not in lacking_labels[d]} for d, of_set in files.items()}
     return ready, extraction, notes + words
 
 
@@ -127,16 +126,16 @@ def ballots(voters: Mapping[str, ResultFile], name: str) -> dict[str, dict[str, 
     """Stem of the file to write → who votes for it: all together, or the samples of each checkpoint."""
     if not voters or any(file.sample_of is None for file in voters.values()):
         return {name: dict(voters)}
-    found: dict[str, dict[str, ResultFile]] = {}
+    by_stem: dict[str, dict[str, ResultFile]] = {}
     for voter, file in voters.items():
-        found.setdefault(f"{name}_{file.sample_of}", {})[voter] = file
-    return found
+        by_stem.setdefault(f"{name}_{file.sample_of}", {})[voter] = file
+    return by_stem
 
 
-def table(made: Sequence[Consensus], name: str) -> str:
+def table(results: Sequence[Consensus], name: str) -> str:
     """One line per file that was written, then the notes."""
-    from affectgpt.core.printable import printable
-    from affectgpt.evaluation.report_text import grid
+    from affectgpt.core.errors import printable
+    from affectgpt.evaluation.report import grid
 
     head = ["data set", "voters", "clips", "votes needed", "groups per answer", "single answers", "undecided", ""]
     rows = [
@@ -146,10 +145,10 @@ def table(made: Sequence[Consensus], name: str) -> str:
             *("–" if value is None else f"{value:.2f}" for value in (c.votes.groups, c.votes.single)),
             str(len(c.votes.undecided)), "" if c.fresh else "was there",
         ]
-        for c in made
+        for c in results
     ]  # fmt: skip
     voters: dict[str, list[str]] = {}
-    for run, _, stem in (voter.partition("/") for voter in dict.fromkeys(v for c in made for v in c.voters)):
+    for run, _, stem in (voter.partition("/") for voter in dict.fromkeys(v for c in results for v in c.voters)):
         voters.setdefault(run, []).append(stem)
     lines = [f"run        {printable(name)}"]
     lines += [printable(f"voters     {run}: {', '.join(stems)}") for run, stems in voters.items()]
@@ -158,7 +157,7 @@ def table(made: Sequence[Consensus], name: str) -> str:
         "groups per answer: those that the lexicon knows. undecided: clips where no group had enough votes (the first\n"
         "of those with most is kept), or the polarity was a tie (neutral)."
     )
-    lines += [f"note: {c.dataset}: {printable(words)}" for c in made for words in c.notes]
+    lines += [f"note: {c.dataset}: {printable(words)}" for c in results for words in c.notes]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt.cli.common import run_cli
-from affectgpt.core.printable import printable
+from affectgpt.core.errors import printable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def _check(config: Any, args: argparse.Namespace) -> bool:
     from affectgpt.config.paths import select_checkpoints
     from affectgpt.core.errors import AffectGPTError
     from affectgpt.evaluation.lexicon import find_lexicon
-    from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_installation, check_versions
+    from affectgpt.inference.doctor import FAIL, OK, WARN, Finding, check_installation, check_versions
 
     failed = False
     for finding in check_versions() if args.hf else check_installation(config, hashes=not args.no_hash):
@@ -91,8 +91,18 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
     from affectgpt.core.errors import AffectGPTError, DataError
     from affectgpt.core.files import write_json
     from affectgpt.core.provenance import device_name, file_hash, installed_versions
-    from affectgpt.inference.checkup import FAIL, OK, WARN, Finding, check_checkpoint, check_inputs
-    from affectgpt.inference.probe import TOLERANCES, fingerprint, first_deviation, run_stages
+    from affectgpt.inference.doctor import (
+        FAIL,
+        OK,
+        TOLERANCES,
+        WARN,
+        Finding,
+        check_checkpoint,
+        check_inputs,
+        fingerprint,
+        first_deviation,
+        run_stages,
+    )
     from affectgpt.inference.session import GenerationSession, inference_device
     from affectgpt.modeling.build import exported_weights
 
@@ -158,7 +168,7 @@ def _probe(config: Any, args: argparse.Namespace) -> bool:
 
 
 def _compare(config: Any, args: argparse.Namespace) -> bool:
-    from affectgpt.inference.agreement import USUAL, compare_answers, verdict
+    from affectgpt.inference.doctor import USUAL, compare_answers, verdict
 
     theirs = Path(args.against)
     if args.answers:

@@ -15,10 +15,9 @@ from affectgpt.cli.common import run_cli
 if TYPE_CHECKING:
     from affectgpt.datasets.table import DatasetRow
     from affectgpt.evaluation.extract import Extractor
-    from affectgpt.evaluation.results import ResultFile
-    from affectgpt.evaluation.run_scores import ScoringPaths
+    from affectgpt.evaluation.score import ScoringPaths
 
-DIRECT = "direct"
+LONGEST_ENDING = "-openset-direct-sentiment.meta.json"  # of the files that an answers file gets beside it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,19 +57,21 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse, extract what is missing, score, report."""
     args = build_parser().parse_args(argv)
+    from dataclasses import replace
+
     from affectgpt.core.runtime import setup_logging
-    from affectgpt.evaluation import results
+    from affectgpt.evaluation.results import DIRECT, LLM
 
     setup_logging()
-    scoring.check_scoring_arguments(args)
-    rows, places, lexicon = scoring.open_inputs(args)
+    rows, paths, lexicon = scoring.open_inputs(args)
     if args.answers:
-        import_run(args, rows, places)
+        import_run(args, rows, paths)
+        paths = replace(paths)
     with open_extractor(args) as extractor:
         for run in args.compare or args.seeds or [args.run]:
-            extract_run(args, rows, places, extractor, run=run)
-    extraction = results.DIRECT if args.extractor == DIRECT else results.LLM
-    return scoring.score(args, rows, places, lexicon, extraction=extraction)
+            extract_run(args, rows, paths, extractor, run=run)
+    paths = replace(paths)  # look for result files again: labels have been added
+    return scoring.score(args, rows, paths, lexicon, extraction=DIRECT if args.extractor == DIRECT else LLM)
 
 
 def open_extractor(args: argparse.Namespace) -> Extractor:
@@ -92,60 +93,55 @@ def open_extractor(args: argparse.Namespace) -> Extractor:
     return get_extractor(args.extractor, sampling=Sampling(seed=args.seed), **settings)
 
 
-def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths) -> None:
+def import_run(args: argparse.Namespace, rows: Sequence[DatasetRow], paths: ScoringPaths) -> None:
     """Put ``--answers FILE`` among the results as a run of its own, so that its labels are kept and can be compared."""
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.errors import ConfigError, DataError
     from affectgpt.core.names import check_name
     from affectgpt.core.runtime import logger
-    from affectgpt.evaluation import answers as tables
-    from affectgpt.evaluation.results import results_folder
+    from affectgpt.evaluation import results
 
     path, row = Path(args.answers), scoring.one_dataset(args, rows)
     if args.compare or args.seeds:
         raise ConfigError(
             "--answers and --compare or --seeds: score the answers first, then compare the run that this makes"
         )
-    if tables.holds_items(path):
+    if results.holds_items(path):
         raise ConfigError(f"{path}: holds extracted labels already; score it with evaluation-scoreonly.py --answers")
     args.run = check_name(args.run or path.stem, source="--run" if args.run else path, what="run name", suffix="")
-    stem = check_name(path.stem, source=path, what="file name", suffix=tables.LONGEST_ENDING)
-    target = results_folder(places.base_root, row) / args.run / f"{stem}.npz"
-    tables.import_answers(tables.read_answers(path), target)
+    stem = check_name(path.stem, source=path, what="file name", suffix=LONGEST_ENDING)
+    target = results.results_folder(paths.base_root, row) / args.run / f"{stem}.npz"
+    answers = results.read_answer_table(path)
+    if not target.exists():
+        results.write_answers(target, answers)
+    elif results.read_answers(target) != answers:
+        raise DataError(f"{target}: holds other answers; give these a name of their own with --run NAME")
     args.checkpoints = path.stem
     logger.info("answers of %s are kept as %s", path, target)
 
 
 def extract_run(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths, extractor: Extractor, *, run: str | None
+    args: argparse.Namespace, rows: Sequence[DatasetRow], paths: ScoringPaths, extractor: Extractor, *, run: str | None
 ) -> None:
     """Extract labels of a run's answers, data set by data set, where they are missing."""
     from affectgpt.evaluation.compare import MEAN
     from affectgpt.evaluation.extract import extract_file
     from affectgpt.evaluation.results import CheckpointChoice
-    from affectgpt.evaluation.run_scores import pick_files
+    from affectgpt.evaluation.score import pick_files
 
     checkpoints = args.checkpoints
     if (args.compare or args.seeds) and run:
         run, _, checkpoint = run.strip("/").partition("/")
         checkpoints = checkpoint if checkpoint not in ("", MEAN) else checkpoints
     _, files, _ = pick_files(
-        rows, places, run=run, choice=CheckpointChoice.parse(checkpoints), optional=not scoring.named_one_by_one(args)
+        rows, paths, run=run, choice=CheckpointChoice.parse(checkpoints), optional=not scoring.named_one_by_one(args)
     )
-    tasks = {row.name: row.task for row in rows}
-    for dataset, found in files.items():
-        for file in filter(has_answers, found):
-            extract_file(
-                file.answers,
-                task=tasks[dataset],
-                extractor=extractor,
-                overwrite=args.overwrite,
-                allow_empty=args.allow_missing,
-            )
-
-
-def has_answers(file: ResultFile) -> bool:
-    """Whether the answers file is there; of released results only the labels may have been downloaded."""
-    return "" in file.kinds
+    for row in rows:
+        for file in files.get(row.name, ()):
+            if "" in file.kinds:  # of released results only the labels may have been downloaded
+                extract_file(
+                    file.answers, task=row.task, extractor=extractor, overwrite=args.overwrite,
+                    allow_empty=args.allow_missing,
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

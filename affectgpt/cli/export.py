@@ -90,7 +90,7 @@ def _export_hf(args: argparse.Namespace, checkpoint: Path, out: Path) -> int:
 
     import torch
 
-    from affectgpt.evaluation.report_json import headline
+    from affectgpt.evaluation.report import headline
     from affectgpt.inference.hub import export_hf
     from affectgpt.modeling.checkpoint import read_checkpoint
 

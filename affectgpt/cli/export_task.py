@@ -38,13 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Read the data sets, write the folder, say how it is run."""
     args = build_parser().parse_args(argv)
-    from affectgpt.core.errors import ConfigError
-    from affectgpt.core.printable import printable
+    from affectgpt.core.errors import ConfigError, printable
     from affectgpt.core.registry import import_files
     from affectgpt.core.runtime import setup_logging
-    from affectgpt.datasets.table import DATASETS, get_row
+    from affectgpt.datasets.table import DATASETS
     from affectgpt.evaluation.lexicon import find_lexicon
-    from affectgpt.evaluation.lmms_task import Doc, write_task
+    from affectgpt.evaluation.lmms_task import write_task
     from affectgpt.mllm.prompts import find_prompt, parse_media
 
     setup_logging()
@@ -57,24 +56,12 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(
             f"--datasets {own[0]}: only the table's data sets can be exported; score it with affectgpt ask"
         )
-    docs = {
-        dataset.name: [
-            Doc(
-                sample.name, prompt.text(sample.subtitle if "subtitle" in media else ""),
-                sample.video if "video" in media else None, sample.audio if "audio" in media else None,
-            )
-            for sample in dataset.samples("test", labels=False)
-        ]
-        for dataset in datasets
-    }  # fmt: skip
     folder = Path(args.lmms_eval)
     lexicon = args.lexicon if args.lexicon == "builtin" else str(Path(args.lexicon or "emotion_wheel").resolve())
     if args.lexicon is None and not Path("emotion_wheel").is_dir():
         lexicon = "builtin"
-    tasks = write_task(
-        folder, docs, [get_row(name) for name in docs], dataset_root=datasets[0].dataset_root, lexicon=lexicon
-    )
-    print(printable(f"{folder}: {sum(map(len, docs.values()))} clips of {len(docs)} data sets: {', '.join(tasks[1:])}"))
+    tasks, clips = write_task(folder, datasets, prompt, media, lexicon=lexicon)
+    print(printable(f"{folder}: {clips} clips of {len(datasets)} data sets: {', '.join(tasks[1:])}"))
     print(
         "run it: " + shlex.join(
             ["python", "-m", "lmms_eval", "--model", "qwen2_5_omni", "--include_path", str(folder), "--tasks", tasks[0],

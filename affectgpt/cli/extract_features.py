@@ -103,8 +103,7 @@ def extract(
     from affectgpt.core.runtime import rank, world_size
     from affectgpt.core.types import Modality
     from affectgpt.inference.encode import encode_into
-    from affectgpt.processing.feature_key import crops_of, feature_key, store_folder
-    from affectgpt.processing.features import FeatureWriter
+    from affectgpt.processing.features import FeatureWriter, crops_of, feature_key, store_folder
 
     encoder = config.model.acoustic_encoder if modality is Modality.AUDIO else config.model.visual_encoder
     frames = config.model.vis_processor.train if split == "train" else config.inference_frames

@@ -112,10 +112,10 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("inference.samples: greedy answers are all the same; set inference.decoding=sampling")
     draws = [None] if config.inference.samples == 1 else list(range(1, config.inference.samples + 1))
 
+    from affectgpt.evaluation.results import export
     from affectgpt.inference.benchmark import Benchmark
     from affectgpt.inference.session import inference_device
     from affectgpt.processing.questions import check_asked, render_question
-    from affectgpt.results.files import export
 
     if args.hf:
         from affectgpt.modeling.build import exported_weights

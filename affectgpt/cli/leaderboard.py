@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from affectgpt.cli.common import run_cli
-from affectgpt.cli.score import FEWEST_DEALS, add_place_arguments, open_inputs
+from affectgpt.cli.score import add_place_arguments, add_statistics_arguments, open_inputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="affectgpt leaderboard",
         description="Score every run that has extracted labels and write a page with all of them and the paper's "
-        "tables: intervals, floors, paired tests; rows can be chosen by input in the browser.",
+        "tables: intervals, chance levels, paired tests; rows can be chosen by input in the browser.",
     )
     add_place_arguments(parser)
     what = parser.add_argument_group("what is shown")
@@ -34,8 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--extractor", choices=("llm", "direct"), help="labels of which extraction are scored (default: llm where a "
         "run has any)",
     )  # fmt: skip
-    what.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (1000)")
-    what.add_argument("--deals", type=int, default=50, metavar="N", help="of the answers, for the floors (50)")
+    add_statistics_arguments(what)
     parser.add_argument("--out", default="leaderboard.html", metavar="FILE", help="page to write (leaderboard.html)")
     return parser
 
@@ -43,20 +42,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Find, score, write."""
     args = build_parser().parse_args(argv)
-    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.errors import printable
     from affectgpt.core.files import write_text
-    from affectgpt.core.printable import printable
     from affectgpt.core.runtime import setup_logging
     from affectgpt.evaluation.leaderboard import gather, page
-    from affectgpt.evaluation.summary import percent
+    from affectgpt.evaluation.report import percent
 
     setup_logging()
-    if args.bootstrap < 0 or (args.deals and args.deals < FEWEST_DEALS):
-        raise ConfigError(f"--bootstrap takes 0 or more, --deals 0 or {FEWEST_DEALS} and more")
-    rows, places, lexicon = open_inputs(args)
+    rows, paths, lexicon = open_inputs(args)
     board = gather(
-        rows, places, lexicon, runs=args.runs, extraction=args.extractor, allow_missing=args.allow_missing,
-        draws=args.bootstrap, deals=args.deals, modality=args.modality, against=args.against,
+        rows, paths, lexicon, runs=args.runs, extraction=args.extractor, allow_missing=args.allow_missing,
+        draws=args.bootstrap, permutations=args.permutations, modality=args.modality, against=args.against,
     )  # fmt: skip
     write_text(args.out, page(board))
     for entry in board.entries:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from affectgpt.cli.common import run_cli
 from affectgpt.cli.infer import add_inference_arguments, load_inference_config
-from affectgpt.core.printable import printable
+from affectgpt.core.errors import printable
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import Config
@@ -127,8 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     config = load_inference_config(args, args.options)
 
     from affectgpt.config.paths import CheckpointFile, select_checkpoints
-    from affectgpt.inference.clips import check_inputs
-    from affectgpt.inference.predictor import Predictor
+    from affectgpt.inference.predictor import Predictor, check_inputs
     from affectgpt.inference.session import training_mode
     from affectgpt.modeling.build import exported_config, exported_weights
 

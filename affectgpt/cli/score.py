@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from affectgpt.config.schema import Config
     from affectgpt.datasets.table import DatasetRow
     from affectgpt.evaluation.lexicon import Lexicon
-    from affectgpt.evaluation.run_scores import RunScores, ScoringPaths
+    from affectgpt.evaluation.score import RunScores, ScoringPaths
 
 ALL = "all"
 ANSWERS_HELP = (
@@ -24,11 +24,11 @@ ANSWERS_HELP = (
     'evaluation-scoreonly.py reads labels directly (answers such as "happy, calm" or "The character\'s emotional state '
     'is happy."); evaluation.py with its --extractor, a language model unless it is direct'
 )
-FEWEST_DEALS = 20  # below, the floor depends on luck
+FEWEST_PERMUTATIONS = 20  # below, the chance level depends on luck
 
 
 def add_place_arguments(parser: argparse.ArgumentParser, *, lexicon: bool = True) -> None:
-    """Where results, data sets and (for those that score) the lexicon are, for every command on result files."""
+    """Add the folders of results, data sets and (for those that score) the lexicon; every command on result files."""
     where = parser.add_argument_group("where things are")
     where.add_argument(
         "--cfg-path", metavar="FILE", help="configuration whose datasets: describe your own sets (task: says how they "
@@ -51,7 +51,7 @@ def add_place_arguments(parser: argparse.ArgumentParser, *, lexicon: bool = True
 
 
 def add_selection_arguments(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
-    """Which result files are meant."""
+    """Add the choice of data sets, run and checkpoints."""
     what = parser.add_argument_group(title)
     what.add_argument(
         "--datasets",
@@ -70,8 +70,29 @@ def add_selection_arguments(parser: argparse.ArgumentParser, title: str) -> argp
     return what
 
 
+def add_statistics_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the numbers of resamples and permutations, see ``check_statistics``."""
+    group.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (1000; 0: none)"
+    )
+    group.add_argument(
+        "--deals", type=int, default=50, metavar="N", dest="permutations",
+        help="permutations of the answers among the clips, for the chance levels beside each score (50; 0: none)",
+    )  # fmt: skip
+
+
+def check_statistics(args: argparse.Namespace) -> None:
+    """Raise ConfigError for numbers of resamples or permutations that give no statistics."""
+    from affectgpt.core.errors import ConfigError
+
+    if args.bootstrap < 0:
+        raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
+    if args.permutations < 0 or 0 < args.permutations < FEWEST_PERMUTATIONS:
+        raise ConfigError(f"--deals {args.permutations}: {FEWEST_PERMUTATIONS} or more, or 0 for no chance levels")
+
+
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that both evaluation commands have."""
+    """Add the arguments that both evaluation commands have."""
     add_place_arguments(parser)
     what = add_selection_arguments(parser, "what is scored")
     what.add_argument("--answers", metavar="FILE", help=ANSWERS_HELP)
@@ -93,13 +114,7 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--latex", nargs="?", const="-", metavar="FILE", help="table rows (printed without FILE)")
     report.add_argument("--unknown-labels", metavar="FILE", help="CSV of labels that the lexicon does not know")
     report.add_argument("--all-metrics", action="store_true", help="print secondary metrics and intervals too")
-    report.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (1000; 0: none)"
-    )
-    report.add_argument(
-        "--deals", type=int, default=50, metavar="N",
-        help="times that the answers are dealt to other clips, for the floors beside each score (50; 0: no floors)",
-    )  # fmt: skip
+    add_statistics_arguments(report)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,33 +133,23 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse, score, report."""
     args = build_parser().parse_args(argv)
-    check_scoring_arguments(args)
-    rows, places, lexicon = open_inputs(args)
+    rows, paths, lexicon = open_inputs(args)
     if args.answers:
-        return report(args, score_answers(args, rows, places, lexicon))
-    return score(args, rows, places, lexicon, extraction=args.extractor)
-
-
-def check_scoring_arguments(args: argparse.Namespace) -> None:
-    """ConfigError for a value that no scoring can have."""
-    from affectgpt.core.errors import ConfigError
-    from affectgpt.evaluation.grouping import check_grouping
-
-    if args.bootstrap < 0:
-        raise ConfigError(f"--bootstrap {args.bootstrap}: the number of resamples cannot be negative")
-    if args.deals < 0 or 0 < args.deals < FEWEST_DEALS:
-        raise ConfigError(f"--deals {args.deals}: {FEWEST_DEALS} or more, or 0 for no floors")
-    check_grouping(args.grouping)
+        return report(args, score_answers(args, rows, paths, lexicon))
+    return score(args, rows, paths, lexicon, extraction=args.extractor)
 
 
 def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPaths, Lexicon]:
-    """Data set rows, places and lexicon that the arguments name."""
+    """Check the arguments; the data set rows, folders and lexicon that they name."""
     from affectgpt.core.registry import import_files
     from affectgpt.datasets.table import get_row, parse_names
-    from affectgpt.evaluation.lexicon import find_lexicon
-    from affectgpt.evaluation.run_scores import ScoringPaths
-    from affectgpt.evaluation.score import check_scored
+    from affectgpt.evaluation.lexicon import check_grouping, find_lexicon
+    from affectgpt.evaluation.score import ScoringPaths, check_scored
 
+    if "permutations" in args:
+        check_statistics(args)
+    if "grouping" in args:
+        check_grouping(args.grouping)
     import_files(args.imports)
     config: Config | None = None
     base_root, dataset_root = f"{args.output_root or 'output'}/results", "../dataset"
@@ -161,23 +166,17 @@ def open_inputs(args: argparse.Namespace) -> tuple[list[DatasetRow], ScoringPath
     rows = [scored_row(config, name) if config else get_row(name) for name in names]
     for row in rows:
         check_scored(row)
-    places = ScoringPaths(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
+    paths = ScoringPaths(Path(args.base_root or base_root), Path(args.dataset_root or dataset_root))
     if config and getattr(args, "run", "") is None and not getattr(args, "answers", None):
-        args.run = run_of(config.name, rows, places)
-    return rows, places, find_lexicon(args.lexicon)
-
-
-def run_of(name: str, rows: Sequence[DatasetRow], places: ScoringPaths) -> str | None:
-    """The run that a configuration of this name made; None where there is none, or more than one."""
-    from affectgpt.evaluation.run_scores import find_runs
-
-    of_name = re.compile(rf"{re.escape(name)}(_\d{{11}}(_\d+)?)?")  # the minute's last digit is left out
-    found = {run for runs in find_runs(rows, places).values() for run in runs if of_name.fullmatch(run)}
-    return found.pop() if len(found) == 1 else None
+        # the run that a configuration of this name made, where there is one only
+        of_name = re.compile(rf"{re.escape(config.name)}(_\d{{11}}(_\d+)?)?")  # the minute's last digit is left out
+        runs = {run for row in rows for run in paths.runs(row) if of_name.fullmatch(run)}
+        args.run = runs.pop() if len(runs) == 1 else None
+    return rows, paths, find_lexicon(args.lexicon)
 
 
 def scored_row(config: Config, name: str) -> DatasetRow:
-    """A configuration's data set as a row with its truth. Raises ConfigError where its block does not say which."""
+    """A configuration's data set as a row with its truth. Raises ConfigError where its block names no truth."""
     from affectgpt.datasets.base import open_dataset
     from affectgpt.evaluation.metrics.base import METRICS
 
@@ -185,27 +184,27 @@ def scored_row(config: Config, name: str) -> DatasetRow:
 
 
 def named_one_by_one(args: argparse.Namespace) -> bool:
-    """Whether the user named data sets, so that one without results is an error."""
+    """True where the user named data sets, so that one without results is an error."""
     return args.datasets.strip().lower() not in (ALL, "inferencedata")
 
 
 def score(
     args: argparse.Namespace,
     rows: Sequence[DatasetRow],
-    places: ScoringPaths,
+    paths: ScoringPaths,
     lexicon: Lexicon,
     *,
     extraction: str | None,
 ) -> int:
     """Score a run, or compare several, and report."""
     if args.compare or args.seeds:
-        return compare(args, rows, places, lexicon, extraction=extraction)
+        return compare(args, rows, paths, lexicon, extraction=extraction)
     from affectgpt.evaluation.results import CheckpointChoice
-    from affectgpt.evaluation.run_scores import score_run
+    from affectgpt.evaluation.score import score_run
 
     run_scores = score_run(
         rows,
-        places,
+        paths,
         lexicon,
         run=args.run,
         choice=CheckpointChoice.parse(args.checkpoints),
@@ -214,42 +213,39 @@ def score(
         allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
         draws=args.bootstrap,
-        deals=args.deals,
+        permutations=args.permutations,
     )
     return report(args, run_scores)
 
 
 def score_answers(
-    args: argparse.Namespace, rows: Sequence[DatasetRow], places: ScoringPaths, lexicon: Lexicon
+    args: argparse.Namespace, rows: Sequence[DatasetRow], paths: ScoringPaths, lexicon: Lexicon
 ) -> RunScores:
     """Score one file of answers without writing anything, labels read directly."""
-    from affectgpt.evaluation import answers as tables
-    from affectgpt.evaluation import extraction_file as files
-    from affectgpt.evaluation import run_scores as runs
-    from affectgpt.evaluation.grouping import grouping_of
-    from affectgpt.evaluation.score import Truth, make_metric, score_items
+    from affectgpt.evaluation import results
+    from affectgpt.evaluation.extract import direct_items
+    from affectgpt.evaluation.lexicon import grouping_of
+    from affectgpt.evaluation.score import RunScores, make_metric, score_items
 
     path, row = Path(args.answers), one_dataset(args, rows)
     metric = make_metric(row, grouping_of(lexicon, args.grouping))
-    truth = Truth.load(row, dataset_root=places.dataset_root)
-    notes, answers = [], None
-    if tables.holds_items(path):
-        items, extractor = files.read_items(path), files.describe(path)
+    truth = paths.truth(row)
+    run_scores, answers = RunScores(path.name, lexicon, args.grouping), None
+    if results.holds_items(path):
+        items, extractor = results.read_items(path), results.describe(path)
     else:
-        answers = tables.read_answers(path)
-        items, unread = tables.direct_items(answers, polarity=metric.polarity)
-        extractor = "direct"
+        answers = results.read_answer_table(path)
+        items, unread = direct_items(answers, polarity=metric.polarity)
+        extractor = results.DIRECT
         if unread:
-            notes.append(
+            run_scores.notes.append(
                 f"{len(unread)} of {len(answers)} answers have no form that can be read directly and count as no "
                 f"label (first: {', '.join(unread[:3])}); evaluation.py --answers … "
                 "--model-path DIR reads them with a language model"
             )
-    found = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
-    found.extractor, found.answers = extractor, answers
-    run_scores = runs.RunScores(path.name, lexicon, args.grouping, notes=notes)
-    run_scores.notes += runs.sample_notes(row, truth, [found])
-    run_scores.add_dataset(row.name, [found], draws=args.bootstrap, deals=args.deals)
+    result = score_items(items, truth, metric, source=path, checkpoint=path.stem, allow_missing=args.allow_missing)
+    result.extractor, result.answers = extractor, answers
+    run_scores.add_dataset(truth, [result], draws=args.bootstrap, permutations=args.permutations)
     return run_scores
 
 
@@ -265,7 +261,7 @@ def one_dataset(args: argparse.Namespace, rows: Sequence[DatasetRow]) -> Dataset
 def compare(
     args: argparse.Namespace,
     rows: Sequence[DatasetRow],
-    places: ScoringPaths,
+    paths: ScoringPaths,
     lexicon: Lexicon,
     *,
     extraction: str | None,
@@ -273,22 +269,22 @@ def compare(
     """Paired test between two runs, or the spread over training seeds."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.core.files import write_json
-    from affectgpt.evaluation import report_json, report_text
+    from affectgpt.evaluation import report
     from affectgpt.evaluation.compare import Sources, compare_runs, compare_seeds
 
     if args.compare and args.seeds:
         raise ConfigError("--compare and --seeds: give one of the two")
     sources = Sources(
-        rows, places, lexicon,
+        rows, paths, lexicon,
         checkpoints=args.checkpoints, extraction=extraction, grouping=args.grouping, allow_missing=args.allow_missing,
         optional=not named_one_by_one(args),
     )  # fmt: skip
     if args.compare:
         paired = compare_runs(args.compare, sources)
-        text, value = report_text.comparison_table(paired), report_json.comparison(paired)
+        text, value = report.comparison_table(paired), report.comparison_dict(paired)
     else:
         seeds = compare_seeds(args.seeds, sources, draws=args.bootstrap)
-        text, value = report_text.seeds_table(seeds), report_json.seeds(seeds)
+        text, value = report.seeds_table(seeds), report.seeds_dict(seeds)
     print(text)
     if args.json:
         write_json(args.json, value)
@@ -298,31 +294,25 @@ def compare(
 def report(args: argparse.Namespace, run_scores: RunScores) -> int:
     """Print the table and write the files asked for."""
     from affectgpt.core.files import write_json, write_text
-    from affectgpt.evaluation import report_text
-    from affectgpt.evaluation.grouping import grouping_of
-    from affectgpt.evaluation.score import unknown_labels
+    from affectgpt.evaluation import report
 
-    grouping = grouping_of(run_scores.lexicon, run_scores.grouping)
-    unknown = unknown_labels((s for scores in run_scores.scores.values() for s in scores), grouping)
-    print(report_text.table(run_scores))
-    if unknown.counts:
-        print(report_text.unknown_line(unknown))
+    print(report.table(run_scores))
+    if line := report.unknown_line(run_scores):
+        print(line)
     if args.all_metrics:
-        print(report_text.all_metrics(run_scores))
+        print(report.all_metrics(run_scores))
     if args.json:
-        from affectgpt.evaluation.report_json import as_dict
-
-        write_json(args.json, as_dict(run_scores))
+        write_json(args.json, report.as_dict(run_scores))
     if args.html:
         from affectgpt.evaluation.report_html import page
 
         write_text(args.html, page(run_scores))
     if args.latex == "-":
-        print("\n" + report_text.latex(run_scores))
+        print("\n" + report.latex(run_scores))
     elif args.latex:
-        write_text(args.latex, report_text.latex(run_scores) + "\n")
+        write_text(args.latex, report.latex(run_scores) + "\n")
     if args.unknown_labels:
-        write_text(args.unknown_labels, report_text.unknown_csv(unknown, run_scores.lexicon))
+        write_text(args.unknown_labels, report.unknown_csv(run_scores))
     return 0
 
 

@@ -1,14 +1,22 @@
-"""``affectgpt submission``: the CSV files of the MER2025 challenge, tracks 2 and 3, from a result file."""
+"""``affectgpt submission``: the CSV files of the MER2025 challenge, from a result file.
+
+They have the form of the challenge's own label tables. Track 2 (fine-grained emotions): ``name, openset`` with cells as
+``['happy', 'excited']``. Track 3 (descriptions): ``name, reason``. Every candidate has a row, in the order of
+``track_all_candidates.csv``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
 from affectgpt.cli.common import run_cli
 
 CANDIDATES = "track_all_candidates.csv"
+COLUMNS = {2: "openset", 3: "reason"}  # by track
+FIRST = 5  # names that a message lists
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,27 +47,63 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the file, say what is in it."""
-    args = build_parser().parse_args(argv)
-    from affectgpt.core.printable import printable
-    from affectgpt.datasets.table import get_row
-    from affectgpt.evaluation.submission import write_submission
+    """Read the cells, write a row per candidate, report what is in the file.
 
+    Raises DataError naming file and samples.
+    """
+    args = build_parser().parse_args(argv)
+    from affectgpt.core.errors import DataError, printable
+    from affectgpt.core.files import atomic_path
+    from affectgpt.core.tables import read_table
+    from affectgpt.datasets.table import get_row
+    from affectgpt.evaluation.consensus import is_empty
+    from affectgpt.evaluation.labels import parse_item
+    from affectgpt.evaluation.results import SUFFIXES, items_path, read_answers, read_items
+
+    source, blank = Path(args.result), ""
+    if args.track == 2:
+        blank = "[]"
+        if "-openset" not in source.stem:
+            source = items_path(source, SUFFIXES[args.extractor])
+            if not source.exists():
+                raise DataError(
+                    f"{source}: no such file; evaluation.py extracts the labels (--extractor direct: without an LLM)"
+                )
+        # [happy, calm] → ['happy', 'calm']; no cell where there is no item, which [] is not
+        cells = {
+            name: "" if is_empty(item) else "[" + ", ".join(f"'{label}'" for label in parse_item(item)) + "]"
+            for name, item in read_items(source).items()
+        }
+    else:
+        cells = {name: " ".join(answer.split()) for name, answer in read_answers(source).items()}
     names = Path(args.names) if args.names else Path(args.dataset_root) / get_row("MER2025OV").root / CANDIDATES
     checked = bool(args.names) or names.exists()
-    found = write_submission(
-        Path(args.result), Path(args.out), track=args.track, names=names if checked else None,
-        extraction=args.extractor, allow_missing=args.allow_missing,
-    )  # fmt: skip
-    print(printable(f"{args.out}: {found.rows} rows from {found.source}"))
-    if found.empty:
-        print(
-            printable(f"note: {len(found.empty)} candidates have an empty cell (first: {', '.join(found.empty[:5])})")
+    candidates = list(read_table(names, key="name", columns=())) if checked else list(cells)
+    empty = [name for name in candidates if not cells.get(name)]
+    known = set(candidates)
+    foreign = [name for name in cells if name not in known]
+    if (empty or foreign) and not args.allow_missing:
+        wrong = [
+            f"{len(which)} {what} (first: {', '.join(which[:FIRST])})"
+            for which, what in ((empty, "candidates have no answer"), (foreign, f"names are not in {names}"))
+            if which
+        ]
+        raise DataError(
+            f"{source}: {'; '.join(wrong)}. Answer these, or write empty cells and leave other names out with "
+            "--allow-missing"
         )
-    if found.foreign:
-        print(printable(f"note: {len(found.foreign)} names are no candidates and left out ({found.foreign[0]} …)"))
+    with atomic_path(args.out) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(("name", COLUMNS[args.track]))
+        writer.writerows((name, cells.get(name) or blank) for name in candidates)
+    lines = [f"{args.out}: {len(candidates)} rows from {source}"]
+    if empty:
+        lines.append(f"note: {len(empty)} candidates have an empty cell (first: {', '.join(empty[:FIRST])})")
+    if foreign:
+        lines.append(f"note: {len(foreign)} names are no candidates and left out ({foreign[0]} …)")
     if not checked:
-        print(printable(f"note: {names} is not there, so that nothing says whether every candidate has a row"))
+        lines.append(f"note: {names} is not there, so that nothing says whether every candidate has a row")
+    print("\n".join(map(printable, lines)))
     return 0
 
 

@@ -160,9 +160,9 @@ def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
         else:
             check_writable(Path(config.paths.output_root))
 
+    from affectgpt.training.dry_run import check_attention, check_compiler, check_precision
     from affectgpt.training.objectives.base import OBJECTIVES
     from affectgpt.training.optim import get_schedule
-    from affectgpt.training.preflight import check_attention, check_compiler, check_precision
     from affectgpt.training.progress import tensorboard_writer
 
     get_schedule(run)
@@ -189,8 +189,8 @@ def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitSta
     from affectgpt.modeling.build import build_model
     from affectgpt.processing.data import training_batches, validation_batches
     from affectgpt.processing.processor import AffectGPTProcessor
+    from affectgpt.training.dry_run import check_memory
     from affectgpt.training.objectives.base import OBJECTIVES
-    from affectgpt.training.preflight import check_memory
     from affectgpt.training.run_state import check_made_from, made_from
 
     resumed = None if dry_run else _find_resume(config, locks=locks)

@@ -26,13 +26,11 @@ def training_scores(config: Config, *, processor: Any, device: Any) -> Callable[
 
     from affectgpt.cli.score import scored_row
     from affectgpt.core.runtime import logger, rank, world_size
-    from affectgpt.datasets.base import open_dataset
-    from affectgpt.datasets.splits import keep_some
+    from affectgpt.datasets.base import keep_some, open_dataset
     from affectgpt.datasets.table import parse_names
     from affectgpt.encoders.llm import folder_generation_config, llm_folder
-    from affectgpt.evaluation.answers import direct_items
-    from affectgpt.evaluation.grouping import grouping_of
-    from affectgpt.evaluation.lexicon import find_lexicon
+    from affectgpt.evaluation.extract import direct_items
+    from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
     from affectgpt.evaluation.score import Truth, make_metric, score_items
     from affectgpt.inference.encode import DatasetFeatures
     from affectgpt.inference.engines.base import ENGINES, Decoding

@@ -1,11 +1,10 @@
-"""Names that become paths: of samples, runs, data sets, checkpoints, files that a table names."""
+"""Names of samples, runs and files that others chose: checked before they become part of a path."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from affectgpt.core.errors import AffectGPTError, DataError
-from affectgpt.core.printable import UNSHOWN
+from affectgpt.core.errors import UNSHOWN, AffectGPTError, DataError
 
 LONGEST_NAME = 255  # bytes of a file or folder name, on every usual file system
 _MEDIA_SUFFIX = ".jpeg"  # the longest that a sample's name gets

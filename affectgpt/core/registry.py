@@ -41,6 +41,7 @@ class Registry:
         self._entries: dict[str, Any] = {}
         self._places: dict[str, str] = {}  # FILE:LINE that registered it
         self._scanned = package is None
+        self._sought: set[str] = set()  # names whose modules are imported
 
     def _key(self, name: str) -> str:
         return name.strip().lower() if self.any_case else name
@@ -68,7 +69,7 @@ class Registry:
 
     def _scan(self, name: str = "") -> None:
         """Import the modules of the package; of a ``name`` at first those that mention it, which mostly is one."""
-        if self._scanned or self._key(name) in self._entries:
+        if self._scanned or self._key(name) in self._sought:
             return
         package = importlib.import_module(str(self.package))
         modules = list(pkgutil.iter_modules(package.__path__, f"{self.package}."))
@@ -78,6 +79,7 @@ class Registry:
                 if source.is_file() and f'"{name}"' in source.read_text(encoding="utf-8"):
                     importlib.import_module(module.name)
             if self._key(name) in self._entries:
+                self._sought.add(self._key(name))  # a user's file may have registered it before, so it was looked for
                 return
         for module in modules:
             importlib.import_module(module.name)

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from affectgpt.core.errors import ConfigError
-from affectgpt.core.printable import printable
+from affectgpt.core.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from affectgpt.core.layout import Layout
+    from affectgpt.processing.collate import Layout
 
 IGNORE_INDEX = -100  # label of a token that is not learnt
 N_FRAMES = 8  # frames per clip and audio clips per sample, as of the released models

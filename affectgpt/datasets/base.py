@@ -1,16 +1,18 @@
-"""A data set as one object: a published row of the table, or a block of a user's own; nobody else asks which it is."""
+"""Data sets: samples with labels and media of each split, and parts of a split."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from affectgpt.config.schema import Config
 from affectgpt.core.crops import AS_PUBLISHED, Crops
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.runtime import logger
+from affectgpt.core.seeds import seeded
 from affectgpt.core.tables import read_table
 from affectgpt.core.types import Sample
 from affectgpt.datasets import custom
@@ -19,6 +21,29 @@ from affectgpt.datasets.table import DATASETS, DatasetRow, get_row
 
 if TYPE_CHECKING:
     from affectgpt.config.schema import Config, DatasetConfig
+
+
+def hold_out(samples: Sequence[Sample], config: Config) -> tuple[list[Sample], list[Sample]]:
+    """A training split → what is trained on, and the seeded ``run.valid_ratio`` of it that is held out."""
+    if config.run.valid_ratio == 0 or len(samples) < 2:
+        return list(samples), []
+    held = keep_some(samples, count=round(len(samples) * config.run.valid_ratio), seed=config.run.seed + 1)
+    names = {sample.name for sample in held}
+    return [sample for sample in samples if sample.name not in names], held
+
+
+def keep_fraction(samples: Sequence[Sample], *, ratio: float, seed: int) -> list[Sample]:
+    """A seeded random fraction of the samples, ``int(n * ratio)`` (wire) but at least one, in their order."""
+    return keep_some(samples, count=int(len(samples) * ratio), seed=seed)
+
+
+def keep_some(samples: Sequence[Sample], *, count: int, seed: int) -> list[Sample]:
+    """``count`` seeded random samples, at least one and at most all of them, in their order."""
+    if count >= len(samples):
+        return list(samples)
+    kept = sorted(seeded("ratio", seed).sample(range(len(samples)), max(1, count)))
+    return [samples[i] for i in kept]
+
 
 HYBRID = "hybird"  # label_type of a block, in the published spelling: one of the set's types, drawn for each sample
 

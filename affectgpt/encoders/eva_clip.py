@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from affectgpt.config.paths import Weights
-from affectgpt.encoders.base import VISUAL_ENCODERS, Transform
-from affectgpt.encoders.pixels import PixelEncoder, RandomCrop
-from affectgpt.encoders.pretrained import CPU, files_read, load_part, read_config
+from affectgpt.encoders.base import CPU, VISUAL_ENCODERS, Transform, files_read, load_part, read_config
+from affectgpt.encoders.clip import PixelEncoder, RandomCrop
 
 _LN_VISION_EPS = 1e-5  # torch's default, as published; the folder's config.json says another for its post_layernorm
 _BLIP2 = {

@@ -20,8 +20,7 @@ from affectgpt.config.schema import Config
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Modality
-from affectgpt.encoders.base import ENCODERS, encoder_class, encoder_folder
-from affectgpt.encoders.pretrained import read_config
+from affectgpt.encoders.base import ENCODERS, encoder_class, encoder_folder, read_config
 
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

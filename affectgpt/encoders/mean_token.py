@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from affectgpt.config.paths import Weights
-from affectgpt.encoders.base import VISUAL_ENCODERS
-from affectgpt.encoders.pixels import PixelEncoder
-from affectgpt.encoders.pretrained import CPU, files_read, load_pretrained
+from affectgpt.encoders.base import CPU, VISUAL_ENCODERS, files_read, load_pretrained
+from affectgpt.encoders.clip import PixelEncoder
 
 
 class MeanTokenEncoder(PixelEncoder):

@@ -19,12 +19,12 @@ from typing import Any
 from affectgpt import __version__
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.datasets.table import DatasetRow
-from affectgpt.evaluation import extraction_file as files
+from affectgpt.evaluation import results
 from affectgpt.evaluation.extract import LABELS, MAX_ITEM, POLARITY
-from affectgpt.evaluation.grouping import Grouping
+from affectgpt.evaluation.labels import POLARITIES
+from affectgpt.evaluation.lexicon import Grouping
 from affectgpt.evaluation.metrics.base import METRICS
-from affectgpt.evaluation.metrics.sentiment import POLARITIES
-from affectgpt.evaluation.results import SUFFIXES, ResultFile, results_folder
+from affectgpt.evaluation.results import SUFFIXES, ResultFile
 
 EXTRACTOR = "votes"  # how the files describe themselves
 NEUTRAL = "neutral"
@@ -33,7 +33,7 @@ FIRST = 5  # names that a message lists
 
 @dataclass(frozen=True)
 class Votes:
-    """What voting gave: name → item, and how.
+    """The outcome of a vote: name → item, and how.
 
     ``at_least``: votes that a group needs (None: polarity words). ``single``, ``groups``: known groups per answer,
     of the voters and of the votes. ``undecided``: clips where no group had enough votes, or the polarity was a tie.
@@ -55,29 +55,36 @@ def vote_labels(voters: Sequence[Mapping[str, str]], grouping: Grouping, *, at_l
     """
     if at_least is not None and not 1 <= at_least <= len(voters):
         raise ConfigError(f"--at-least {at_least}: 1 to {len(voters)}, the number of voters")
-    named = functools.cache(lambda item: tuple(_groups(item, grouping).items()))
-    ballots: dict[str, list[_Entry]] = {}
+
+    @functools.cache
+    def groups_of(item: str) -> dict[int | str, str]:
+        """Group (the word itself, where the lexicon does not know it) → the first label of an item that names it."""
+        groups: dict[int | str, str] = {}
+        for label in grouping.item(item)[0]:
+            groups.setdefault(grouping.label_mask(label) or label, label)
+        return groups
+
+    ballots: dict[str, list[tuple[str, int]]] = {}  # clip → labels with their votes, most first
     answers = known_groups = 0
     reached = [0] * (len(voters) + 2)  # by T: known groups that are kept, over all clips
     for name in dict.fromkeys(name for voter in voters for name in voter):
-        entries: dict[int | str, _Entry] = {}
+        votes: Counter[int | str] = Counter()
+        first: dict[int | str, str] = {}
         for voter in voters:
             if is_empty(voter.get(name)):
                 continue
             answers += 1
-            for group, label in named(voter[name]):
-                known_groups += not isinstance(group, str)
-                entry = entries.get(group)
-                if entry is None:
-                    entry = entries[group] = _Entry(label, known=not isinstance(group, str))
-                entry.votes += 1
+            groups = groups_of(voter[name])
+            votes.update(groups.keys())
+            first = {**groups, **first}
+            known_groups += sum(not isinstance(group, str) for group in groups)
         # stable: of those with as many votes the first that was named
-        ballot = ballots[name] = sorted(entries.values(), key=lambda entry: -entry.votes)
-        for entry in ballot:
-            reached[entry.votes] += entry.known
-        if ballot and ballot[0].known:  # kept, too, where more votes are needed than it has
-            reached[ballot[0].votes] -= 1
-            reached[-1] += 1
+        ranked = votes.most_common()
+        ballots[name] = [(first[group], count) for group, count in ranked]
+        for at, (group, count) in enumerate(ranked):
+            if not isinstance(group, str):
+                # the first is kept, too, where more votes are needed than it has
+                reached[count if at else -1] += 1
     single, clips = known_groups / max(answers, 1), max(len(ballots), 1)
     allowed = [at_least] if at_least else range(1, len(voters) + 1)
     mean_groups = {needed: sum(reached[needed:]) / clips for needed in allowed}
@@ -85,34 +92,13 @@ def vote_labels(voters: Sequence[Mapping[str, str]], grouping: Grouping, *, at_l
     chosen = min(mean_groups, key=lambda needed: (abs(mean_groups[needed] - single), -needed))
     items, cut = {}, []
     for name, ballot in ballots.items():
-        items[name] = f"[{', '.join(entry.label for entry in _kept(ballot, chosen))}]"
+        labels = [label for label, count in ballot if count >= chosen] or [label for label, _ in ballot[:1]]
+        items[name] = f"[{', '.join(labels)}]"
         if len(items[name]) > MAX_ITEM:
             items[name] = items[name][:MAX_ITEM]
             cut.append(name)
-    undecided = [name for name, ballot in ballots.items() if ballot and ballot[0].votes < chosen]
+    undecided = [name for name, ballot in ballots.items() if ballot and ballot[0][1] < chosen]
     return Votes(items, undecided, chosen, single, mean_groups[chosen], cut)
-
-
-@dataclass
-class _Entry:
-    """A group on a clip: the label that named it first, whether the lexicon knows it, and its votes."""
-
-    label: str
-    known: bool
-    votes: int = 0
-
-
-def _groups(item: str, grouping: Grouping) -> dict[int | str, str]:
-    """Group (the word itself, where the lexicon does not know it) → the first label of an item that names it."""
-    found: dict[int | str, str] = {}
-    for label in grouping.item(item)[0]:
-        found.setdefault(grouping.label_mask(label) or label, label)
-    return found
-
-
-def _kept(ballot: Sequence[_Entry], needed: int) -> Sequence[_Entry]:
-    """The groups with enough votes, else the first of those with most."""
-    return [entry for entry in ballot if entry.votes >= needed] or ballot[:1]
 
 
 def vote_polarity(voters: Sequence[Mapping[str, str]]) -> Votes:
@@ -129,7 +115,7 @@ def vote_polarity(voters: Sequence[Mapping[str, str]]) -> Votes:
 
 
 def is_empty(item: str | None) -> bool:
-    """Whether a voter said nothing on a clip; ``[]`` is an answer."""
+    """True where a voter said nothing on a clip; ``[]`` is an answer."""
     return item is None or item.strip().lower() in ("", "nan")
 
 
@@ -166,15 +152,15 @@ def consensus(
     """
     if len(voters) < 2:
         raise DataError(f"{row.name}: a vote needs two or more result files; chosen is {', '.join(voters) or 'none'}")
-    target = results_folder(base_root, row) / name / f"{stem}.npz"
+    target = results.results_folder(base_root, row) / name / f"{stem}.npz"
     steps = [POLARITY] if METRICS.get(row.task).polarity else []
     if not steps or all(file.has(extraction, polarity=False) for file in voters.values()):
         steps.insert(0, LABELS)
-    made, notes = [], []
+    outputs, notes = [], []
     for step in steps:
         polarity = step == POLARITY
         paths = {voter: file.extracted(extraction, polarity=polarity) for voter, file in voters.items()}
-        items = {voter: files.read_items(path) for voter, path in paths.items()}
+        items = {voter: results.read_items(path) for voter, path in paths.items()}
         notes += _check(paths, items, allow_missing=allow_missing)
         votes = (
             vote_polarity(list(items.values()))
@@ -183,25 +169,25 @@ def consensus(
         )
         if votes.cut:
             notes.append(f"{len(votes.cut)} items of more than {MAX_ITEM} characters are cut ({_first(votes.cut)})")
-        path = (files.sentiment_path if polarity else files.labels_path)(target, SUFFIXES[extraction])
-        made.append((votes, path, _meta(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
+        path = results.items_path(target, SUFFIXES[extraction], polarity=polarity)
+        outputs.append((votes, path, _record(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
     # all are made before the first is written, so that an error leaves no half of a pair
-    fresh = [_is_new(path, votes, meta, overwrite=overwrite) for votes, path, meta in made]
-    for (votes, path, meta), new in zip(made, fresh, strict=True):
+    fresh = [_is_new(path, votes, record, overwrite=overwrite) for votes, path, record in outputs]
+    for (votes, path, record), new in zip(outputs, fresh, strict=True):
         if new:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_items(path, votes.items, meta=meta)
-    votes, path, _ = made[-1]
+            results.write_items(path, votes.items, record=record)
+    votes, path, _ = outputs[-1]
     return Consensus(row.name, tuple(voters), votes, path, any(fresh), tuple(dict.fromkeys(notes)))
 
 
 def _check(paths: Mapping[str, Path], items: Mapping[str, Mapping[str, str]], *, allow_missing: bool) -> list[str]:
     """Notes on clips that not all voters answered. Raises DataError where that was not allowed."""
-    names = list(dict.fromkeys(name for found in items.values() for name in found))
+    names = list(dict.fromkeys(name for of_voter in items.values() for name in of_voter))
     wrong, notes = [], []
-    for voter, found in items.items():
-        missing = [name for name in names if name not in found]
-        empty = [name for name in names if name in found and is_empty(found[name])]
+    for voter, of_voter in items.items():
+        missing = [name for name in names if name not in of_voter]
+        empty = [name for name in names if name in of_voter and is_empty(of_voter[name])]
         for what, which in (("lacks", missing), ("has empty items for", empty)):
             if which:
                 wrong.append(f"{paths[voter]} {what} {len(which)} of {len(names)} clips (first: {_first(which)})")
@@ -217,22 +203,23 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:FIRST]) + (" …" if len(names) > FIRST else "")
 
 
-def _meta(step: str, votes: Votes, paths: Mapping[str, Path], *, lexicon: str, notes: Sequence[str]) -> dict[str, Any]:
+def _record(
+    step: str, votes: Votes, paths: Mapping[str, Path], *, lexicon: str, notes: Sequence[str]
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "extractor": EXTRACTOR,
         "step": step,
-        "voters": {voter: files.file_sha256(path) for voter, path in paths.items()},
+        "voters": {voter: results.file_sha256(path) for voter, path in paths.items()},
     }
     if votes.at_least is not None:
         settings["at_least"] = votes.at_least
     return {
-        "version": files.META_VERSION,
         "settings": settings,
         "source": "; ".join(paths),
         "details": {
             "affectgpt": __version__,
             "lexicon": lexicon,
-            "labels_by": sorted({files.describe(path) for path in paths.values()}),
+            "labels_by": sorted({results.describe(path) for path in paths.values()}),
             "groups_per_answer": {"voters": votes.single, "votes": votes.groups},
         },
         "notes": {
@@ -242,14 +229,14 @@ def _meta(step: str, votes: Votes, paths: Mapping[str, Path], *, lexicon: str, n
     }
 
 
-def _is_new(path: Path, votes: Votes, meta: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Whether the file is to be written. Raises DataError where another one is in its place."""
+def _is_new(path: Path, votes: Votes, record: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """True where the file is to be written. Raises DataError where another one is in its place."""
     if not path.exists():
         return True
-    found = files.read_meta(path)
-    if found is not None and found["settings"] == meta["settings"] and files.read_items(path) == votes.items:
+    existing = results.read_record(path)
+    if existing is not None and existing["settings"] == record["settings"] and results.read_items(path) == votes.items:
         return False
     if overwrite:
         return True
-    what = "other votes" if found is not None and found["settings"].get("extractor") == EXTRACTOR else "no votes"
+    what = "other votes" if existing is not None and existing["settings"].get("extractor") == EXTRACTOR else "no votes"
     raise DataError(f"{path}: is there and holds {what}; give another --name, or replace it with --overwrite")

@@ -1,7 +1,12 @@
-"""Emotion labels from a model's answers: through a language model as published, or directly."""
+"""Emotion labels from a model's answers: through a language model as published (paper, appendix E), or directly.
+
+``extract_file`` writes ``X-openset.npz`` and its record beside ``X.npz`` (see results.py), and while it works
+``X-openset.journal.jsonl``, the items that are finished.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from affectgpt import __version__
-from affectgpt.core.errors import DataError
+from affectgpt.core.errors import DataError, printable
 from affectgpt.core.journal import Journal
-from affectgpt.core.printable import printable
 from affectgpt.core.registry import Registry
 from affectgpt.core.runtime import logger
-from affectgpt.evaluation import extract_llm
-from affectgpt.evaluation import extraction_file as files
 from affectgpt.evaluation import labels as reader
+from affectgpt.evaluation import results
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.textllm.base import CLIENTS, Sampling, TextLLM, TextReply, open_client
 
@@ -26,6 +29,33 @@ LABELS, POLARITY = "labels", "polarity"  # the two steps; the second, for sentim
 # Characters of an item; 512 tokens of a label list are a third of it. The file's array gives every item the room of the
 # longest one, so that a single reply of many megabytes would take tens of gigabytes.
 MAX_ITEM = 8192
+
+LABELS_PROMPT = (
+    "Please assume the role of an expert in the field of emotions. "
+    "We provide clues that may be related to the emotions of the characters. "
+    "Based on the provided clues, please identify the emotional states of the main character. "
+    "The main character is the one with the most detailed clues. "
+    "Please separate different emotional categories with commas and output only the clearly identifiable emotional "
+    "categories in a list format. If none are identified, please output an empty list. "
+    "Input: We cannot recognize his emotional state; Output: [] "
+    "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] "
+    "Input: {text}; Output: "
+)
+# The published prompt is one string over several indented lines: the blanks between its pieces are part of it.
+POLARITY_PROMPT = (" " * 13).join(
+    [
+        "Please act as an expert in the field of emotions.",
+        "We provide a few words to describe the emotions of a character.",
+        "Please choose the most likely sentiment from the given candidates: [positive, negative, neutral]",
+        "Please direct output answer without analyzing process.",
+        "Input: [joyful]; Output: positive",
+        "Input: []; Output: neutral",
+        "Input: {text}; Output: ",
+    ]
+)
+_PROMPTS = {LABELS: LABELS_PROMPT, POLARITY: POLARITY_PROMPT}
+CLEANING_VERSION = 3  # part of a result's settings: raise it when a reply is read as another item
+_LEADING = ("输入", "输出", "翻译", "让我们来翻译一下：", "output", "Output", "input", "Input")
 
 # Called with the index of a text, its item, and what was odd about it (None mostly).
 OnItem = Callable[[int, str, str | None], None]
@@ -43,7 +73,7 @@ class Extractor(ABC):
         """Everything of the extractor that decides an item of this step."""
 
     def details(self) -> dict[str, Any]:
-        """What is recorded but not compared: folders, versions."""
+        """Recorded but not compared: folders, versions."""
         return {}
 
     @abstractmethod
@@ -89,8 +119,36 @@ class DirectExtractor(Extractor):
             on_item(index, f"[{', '.join(labels or [])}]", note)
 
 
+def direct_items(answers: Mapping[str, str], *, polarity: bool) -> tuple[dict[str, str], list[str]]:
+    """Items of answers (by name) as the direct extractor gives them, and the names that it could not read.
+
+    An empty answer is a missing one: it has no item.
+    """
+    items, unread = {}, []
+    for name, answer in answers.items():
+        labels = reader.read_labels(answer)
+        if labels is None:
+            unread.append(name)
+        if answer.strip():
+            items[name] = reader.polarity(labels or []) if polarity else f"[{', '.join(labels or [])}]"
+    return items, unread
+
+
+def clean_reply(reply: str) -> str:
+    """A reply without a leading Input or Output (also in Chinese), the colon after it, and newlines.
+
+    As published: each prefix is removed once at most, in this order, upper and lower case apart, and only where the
+    text begins with it at that moment.
+    """
+    text = reply.strip()
+    for prefix in _LEADING:
+        text = text.removeprefix(prefix)
+    text = text.strip().removeprefix(":").removeprefix("：").strip()
+    return text.replace("\n", "").strip()
+
+
 class LLMExtractor(Extractor):
-    """The published way: a prompt per answer, and a second one per label list for sentiment data sets."""
+    """The published extraction: a prompt per answer, and a second one per label list for sentiment data sets."""
 
     def __init__(self, client: TextLLM, *, sampling: Sampling | None = None) -> None:
         self.client = client
@@ -103,13 +161,13 @@ class LLMExtractor(Extractor):
             "extractor": self.name,
             "step": step,
             **self.client.identity(),
-            "prompt_sha256": extract_llm.prompt_sha256(_PROMPTS[step]),
-            "cleaning": extract_llm.CLEANING_VERSION,
+            "prompt_sha256": hashlib.sha256(_PROMPTS[step].encode()).hexdigest(),
+            "cleaning": CLEANING_VERSION,
             "sampling": self.sampling.as_dict(),
         }
 
     def details(self) -> dict[str, Any]:
-        """Where the model is stored and the versions of what ran it."""
+        """The model's folder and the versions of what ran it."""
         return self.client.details()
 
     def run(self, step: str, texts: Sequence[str], *, on_item: OnItem) -> None:
@@ -117,13 +175,14 @@ class LLMExtractor(Extractor):
 
         def on_result(index: int, reply: TextReply) -> None:
             read = reader.read_reply_labels if step == LABELS else reader.read_reply_polarity
-            item, tolerantly = read(reply.text, extract_llm.clean_reply(reply.text))
+            item, tolerantly = read(reply.text, clean_reply(reply.text))
             note = "reply not of the published form, read tolerantly" if tolerantly else None
             if reply.truncated:
                 note = f"reply cut at {self.sampling.max_tokens} tokens"
             on_item(index, item, note)
 
-        conversations = [extract_llm.conversation(_PROMPTS[step], text) for text in texts]
+        prompts = [_PROMPTS[step].replace("{text}", text) for text in texts]  # an answer, or a label list
+        conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
         self.client.chat_many(conversations, sampling=self.sampling, on_result=on_result)
 
     def close(self) -> None:
@@ -131,11 +190,8 @@ class LLMExtractor(Extractor):
         self.client.close()
 
 
-_PROMPTS = {LABELS: extract_llm.LABELS_PROMPT, POLARITY: extract_llm.POLARITY_PROMPT}
-
-
 def extractor_names() -> list[str]:
-    """What ``get_extractor`` knows."""
+    """The names that ``get_extractor`` takes."""
     return [*EXTRACTORS.names(), *CLIENTS.names()]
 
 
@@ -153,7 +209,7 @@ def get_extractor(name: str, *, sampling: Sampling | None = None, **client_setti
 
 @dataclass(frozen=True)
 class Extraction:
-    """What ``extract_file`` made or found."""
+    """The files that ``extract_file`` made or found."""
 
     labels: Path
     sentiment: Path | None  # for sentiment data sets
@@ -180,28 +236,30 @@ def extract_file(
     Raises DataError for answers or extraction files that cannot be used, TextLLMError when the language model fails.
     """
     answers_path = Path(answers_path)
-    answers = files.read_answers(answers_path)
+    answers = results.read_answers(answers_path)
+    if not answers:
+        raise DataError(f"{answers_path}: name2reason is empty, there is no answer to read")
     empty = [name for name, answer in answers.items() if not answer.strip()]
     if empty and not allow_empty:
         raise DataError(
             f"{answers_path}: {len(empty)} of {len(answers)} answers are empty (first: {', '.join(empty[:3])}); "
             "answer these clips again, or say --allow-missing (allow_empty=True)"
         )
-    path = files.labels_path(answers_path, extractor.suffix)
+    path = results.items_path(answers_path, extractor.suffix)
+    source = {"answers_sha256": results.content_sha256(answers)}
     computed = _extract_step(
-        path, LABELS, answers, extractor=extractor, source={"answers_sha256": files.content_sha256(answers)},
-        overwrite=overwrite, source_name=answers_path.name,
-    )  # fmt: skip
+        path, LABELS, answers, extractor=extractor, source=source, source_name=answers_path.name, overwrite=overwrite
+    )
     sentiment = None
     if METRICS.get(task).polarity:
-        sentiment = files.sentiment_path(answers_path, extractor.suffix)
-        items = files.read_items(path)
+        sentiment = results.items_path(answers_path, extractor.suffix, polarity=True)
+        items = results.read_items(path)
         # The items of a file that was made otherwise must not turn up under this extractor's name.
-        source = {"labels_sha256": files.content_sha256(items), "labels_by": files.describe(path)}
+        source = {"labels_sha256": results.content_sha256(items), "labels_by": results.describe(path)}
         computed += _extract_step(
-            sentiment, POLARITY, items, extractor=extractor, source=source, overwrite=overwrite, source_name=path.name
+            sentiment, POLARITY, items, extractor=extractor, source=source, source_name=path.name, overwrite=overwrite
         )
-    return Extraction(labels=path, sentiment=sentiment, extractor=files.describe(sentiment or path), computed=computed)
+    return Extraction(path, sentiment, extractor=results.describe(sentiment or path), computed=computed)
 
 
 def _extract_step(
@@ -211,54 +269,64 @@ def _extract_step(
     *,
     extractor: Extractor,
     source: Mapping[str, str],
-    overwrite: bool,
     source_name: str,
+    overwrite: bool,
 ) -> int:
     """Make one extraction file from ``texts`` (name → text) unless it may be reused; how many items were computed."""
+    from tqdm import tqdm
+
     settings = {**extractor.settings(step), **source}
-    if files.is_reusable(path, settings=settings, names=texts, overwrite=overwrite):
-        return 0
-    items: dict[str, str] = {}  # text → item
-    notes: dict[str, str] = {}  # text → what was odd
-    if step == LABELS:
-        items = {text: "[]" for text in texts.values() if not text.strip()}
-    first_name: dict[str, str] = {}
+    journal_path, key = path.with_suffix(".journal.jsonl"), results.content_sha256(settings)
+    # a journal with this key: replacing the file under these settings was begun, and killed
+    if path.exists() and Journal.peek_key(journal_path) != key:
+        differences = _differences_of(path, settings=settings, names=texts, overwrite=overwrite)
+        if not differences:
+            return 0
+        if not overwrite:
+            raise DataError(
+                f"{path}: made otherwise than asked for: {'; '.join(differences)}. "
+                "Say --overwrite (overwrite=True) to extract again, or delete the file, or give the settings it was "
+                "made with; evaluation-scoreonly.py scores it as it is"
+            )
+    first_name: dict[str, str] = {}  # text → the first name with it: equal texts are asked once
     for name, text in texts.items():
         first_name.setdefault(text, name)
-
-    journal = Journal(files.journal_path(path), key=files.settings_key(settings)) if extractor.journaled else None
+    items: dict[str, tuple[str, str | None]] = {}  # text → item, and what was odd about it
+    if step == LABELS:
+        items = {text: ("[]", None) for text in first_name if not text.strip()}
+    journal = Journal(journal_path, key=key) if extractor.journaled else None
     try:
         for name, (item, note) in journal.entries.items() if journal else ():
             if name in texts:
-                _keep(items, notes, texts[name], item, note)
+                items[texts[name]] = item, note
         todo = [text for text in first_name if text not in items]
-        with _progress(
-            len(first_name), done=len(first_name) - len(todo), what=path.name, show=journal is not None
-        ) as bar:
+        bar = tqdm(
+            total=len(first_name), initial=len(first_name) - len(todo), desc=printable(path.name), unit="item",
+            disable=None if journal else True,  # None: off where the output is no terminal
+        )  # fmt: skip
 
-            def on_item(index: int, item: str, note: str | None) -> None:
-                text = todo[index]
-                if len(item) > MAX_ITEM:
-                    item, note = item[:MAX_ITEM], f"item of more than {MAX_ITEM} characters, cut"
-                if journal:
-                    journal.add(first_name[text], [item, note])
-                _keep(items, notes, text, item, note)
-                bar.update()
+        def on_item(index: int, item: str, note: str | None) -> None:
+            if len(item) > MAX_ITEM:
+                item, note = item[:MAX_ITEM], f"item of more than {MAX_ITEM} characters, cut"
+            if journal:
+                journal.add(first_name[todo[index]], [item, note])
+            items[todo[index]] = item, note
+            bar.update()
 
+        with bar:
             if todo:
                 extractor.run(step, todo, on_item=on_item)
-        found = {name: items[text] for name, text in texts.items()}
         odd: dict[str, list[str]] = {}
         for name, text in texts.items():
-            if text in notes:
-                odd.setdefault(notes[text], []).append(name)
-        files.write_items(path, found, meta={
-            "version": files.META_VERSION,
+            if note := items[text][1]:
+                odd.setdefault(note, []).append(name)
+        record = {
             "settings": settings,
             "source": source_name,
             "details": {"affectgpt": __version__, "python": platform.python_version(), **extractor.details()},
             "notes": {note: {"count": len(names), "first": names[:10]} for note, names in odd.items()},
-        })  # fmt: skip
+        }
+        results.write_items(path, {name: items[text][0] for name, text in texts.items()}, record=record)
     except BaseException:
         if journal:
             journal.close()
@@ -270,14 +338,35 @@ def _extract_step(
     return len(todo)
 
 
-def _keep(items: dict[str, str], notes: dict[str, str], text: str, item: str, note: str | None) -> None:
-    items[text] = item
-    if note:
-        notes[text] = note
+def _differences_of(path: Path, *, settings: Mapping[str, Any], names: Mapping[str, Any], overwrite: bool) -> list[str]:
+    """The reasons why an extraction file is not what ``settings`` would make; none: it is reused.
+
+    A file without a record counts as published and is taken as it is, if it holds these names.
+    """
+    record = results.read_record(path)
+    if record is not None:
+        if record.get("file_sha256") != results.file_sha256(path):
+            return ["the file itself was changed after it was made"]
+        return _differences(record["settings"], settings)
+    items = results.read_items(path)
+    missing = [name for name in names if name not in items]
+    extra = [name for name in items if name not in names]
+    words = [f"no item for {len(missing)} answers (first: {', '.join(missing[:3])})"] if missing else []
+    words += [f"{len(extra)} items without an answer (first: {', '.join(extra[:3])})"] if extra else []
+    return words or (["no record says how it was made"] if overwrite else [])
 
 
-def _progress(total: int, *, done: int, what: str, show: bool) -> Any:
-    """A bar with items per second, off where the output is no terminal."""
-    from tqdm import tqdm
+def _differences(stored: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``key: it has a, asked for b`` for every setting that differs, in nested sections too."""
 
-    return tqdm(total=total, initial=done, desc=printable(what), unit="item", disable=None if show else True)
+    def short(key: str, value: Any) -> str:
+        return str(value)[:12] + "…" if key.endswith("sha256") and value else repr(value)
+
+    words = []
+    for key in sorted({*stored, *requested}):
+        old, new = stored.get(key), requested.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            words += _differences(old, new, f"{prefix}{key}.")
+        elif old != new and not (key == "model_sha256" and (old is None or new is None)):  # weights not at hand
+            words.append(f"{prefix}{key}: it has {short(key, old)}, asked for {short(key, new)}")
+    return words

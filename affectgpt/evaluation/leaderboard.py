@@ -1,4 +1,4 @@
-"""All runs beside the paper's tables: what the leaderboard page shows."""
+"""The leaderboard: all runs beside the paper's tables, on one page from the template leaderboard.html."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt import __version__
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.runtime import logger
 from affectgpt.datasets.table import DatasetRow
 from affectgpt.evaluation import stats
-from affectgpt.evaluation.floors import DEALS, above
+from affectgpt.evaluation.chance import PERMUTATIONS
 from affectgpt.evaluation.lexicon import Lexicon
-from affectgpt.evaluation.run_scores import RunScores, ScoringPaths, find_runs, score_run
-from affectgpt.evaluation.score import Score, Truth, shared_summands
-from affectgpt.evaluation.selection import Estimate, mean_over, select
-from affectgpt.evaluation.summary import FLOOR_TITLES, NONE, floor_cells, percent
-from affectgpt.results.files import read_meta
+from affectgpt.evaluation.report import CHANCE_TITLES, NONE, chance_cells, percent, render
+from affectgpt.evaluation.results import read_meta
+from affectgpt.evaluation.score import RunScores, Score, ScoringPaths, score_run, select, shared_summands
+from affectgpt.evaluation.stats import Estimate
 
 TABLES = Path(__file__).with_name("paper_tables.toml")
 TEMPLATE = Path(__file__).with_name("leaderboard.html")
@@ -36,10 +34,8 @@ def paper_tables() -> dict[str, Any]:
 
 @dataclass
 class Entry:
-    """One run: its scores, what it was given (letters of MODALITIES, None where unknown), and what a reader must know.
-
-    ``marks``: media that its model does not take in.
-    """
+    """One run: its scores, its input (letters of MODALITIES, None where unknown), and the media that its model does not
+    take in (``marks``)."""
 
     scores: RunScores
     modality: str | None = None
@@ -49,8 +45,8 @@ class Entry:
     def __post_init__(self) -> None:
         """The mean of the run's checkpoints on each data set, with its interval."""
         self.estimates = {
-            dataset: (self.scores.selections.get(dataset) or select(found, draws=self.draws)).mean
-            for dataset, found in self.scores.scores.items()
+            dataset: (self.scores.selections.get(dataset) or select(scores, draws=self.draws)).mean
+            for dataset, scores in self.scores.scores.items()
         }
 
     @property
@@ -59,7 +55,7 @@ class Entry:
         return self.scores.run
 
     def notes(self) -> list[str]:
-        """What makes its scores other than they should be; the page itself says what it has no results of."""
+        """Notes on its scores, without those that the page itself shows."""
         return [words for words in self.scores.caveats() if not words.startswith(("best of", "no results of this run"))]
 
     def best(self, dataset: str) -> float | None:
@@ -90,13 +86,13 @@ class Leaderboard:
 
     def mean(self, entry: Entry) -> tuple[Estimate | None, int]:
         """The mean over the data sets that a run has, and how many these are."""
-        found = [estimate for dataset in self.datasets if (estimate := entry.estimates.get(dataset)) is not None]
-        return mean_over(found), len(found)
+        estimates = [estimate for dataset in self.datasets if (estimate := entry.estimates.get(dataset)) is not None]
+        return Estimate.mean_of(estimates), len(estimates)
 
 
 def parse_modality(texts: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
     """``RUN=audio,video,text`` items → run → letters. Raises ConfigError."""
-    found = {}
+    letters = {}
     for text in texts:
         run, _, words = text.rpartition("=")
         if run not in runs:
@@ -104,20 +100,20 @@ def parse_modality(texts: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
         names = [_WORDS.get(word.strip().lower(), word.strip().lower()) for word in words.split(",")]
         if unknown := [name for name in names if name not in MODALITIES]:
             raise ConfigError(f"--modality {text}: {unknown[0]!r} is none of {', '.join(MODALITIES)}")
-        found[run] = _letters(names)
-    return found
+        letters[run] = _letters(names)
+    return letters
 
 
 def gather(
     rows: Sequence[DatasetRow],
-    places: ScoringPaths,
+    paths: ScoringPaths,
     lexicon: Lexicon,
     *,
     runs: Sequence[str] | None = None,
     extraction: str | None = None,
     allow_missing: bool = False,
     draws: int = stats.DRAWS,
-    deals: int = DEALS,
+    permutations: int = PERMUTATIONS,
     modality: Sequence[str] = (),
     against: str | None = None,
 ) -> Leaderboard:
@@ -127,25 +123,23 @@ def gather(
     ``modality``: see ``parse_modality``; ``against``: the run of the paired tests, by default that with most data sets
     and the highest mean. Raises DataError where there is no run at all, ConfigError for a run that is not there.
     """
-    found = find_runs(rows, places)
-    names = list(dict.fromkeys(name for of_set in found.values() for name in of_set))
-    for wanted in [*(runs or ()), *([against] if against else ())]:
-        if wanted not in names:
-            raise ConfigError(f"no run {wanted!r}.{did_you_mean(wanted, names)}")
-    given = parse_modality(modality, names)
+    names = list(dict.fromkeys(name for row in rows for name in paths.runs(row)))
+    for run in [*(runs or ()), *([against] if against else ())]:
+        if run not in names:
+            raise ConfigError(f"no run {run!r}.{did_you_mean(run, names)}")
+    modalities = parse_modality(modality, names)
     board = Leaderboard([], [], [], [], lexicon)
-    truths: dict[str, Truth] = {}
     for name in dict.fromkeys([*runs, *([against] if against else [])] if runs else names):
         try:
             scores = score_run(
-                rows, places, lexicon, run=name, extraction=extraction, allow_missing=allow_missing, optional=True,
-                draws=draws, deals=deals, truths=truths,
+                rows, paths, lexicon, run=name, extraction=extraction, allow_missing=allow_missing, optional=True,
+                draws=draws, permutations=permutations,
             )  # fmt: skip
         except DataError as error:
             board.left_out[name] = str(error)
             logger.warning("%s is left out: %s", name, error)
             continue
-        board.entries.append(_entry(scores, given.get(name), draws=draws))
+        board.entries.append(_entry(scores, modalities.get(name), draws=draws))
     if not board.entries:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(board.left_out.items())[:3])
         raise DataError(f"no run could be scored ({reasons or 'no result files; see --output-root'})")
@@ -158,19 +152,19 @@ def gather(
         clips, expected = some[dataset].split_size, published[dataset]
         board.titles.append(some[dataset].metric.titles[0])
         board.clips.append(f"{clips} of {expected}" if expected and clips != expected else str(clips))
-    board.entries.sort(key=lambda entry: _order(board, entry))
+
+    def order(entry: Entry) -> tuple[int, float, str]:
+        estimate, over = board.mean(entry)
+        return -over, -(estimate.value if estimate else 0.0), entry.name
+
+    board.entries.sort(key=order)
     board.reference = against or board.entries[0].name
     board.tests = _tests(board)
     return board
 
 
-def _order(board: Leaderboard, entry: Entry) -> tuple[int, float, str]:
-    estimate, over = board.mean(entry)
-    return -over, -(estimate.value if estimate else 0.0), entry.name
-
-
 def _entry(scores: RunScores, modality: str | None, *, draws: int) -> Entry:
-    """A run with what its records, or the paper, say of its input."""
+    """A run with its input, as its records or the paper say."""
     letters, marks = set(), set()
     for of_set in scores.scores.values():
         for score in of_set:
@@ -180,9 +174,9 @@ def _entry(scores: RunScores, modality: str | None, *, draws: int) -> Entry:
                 letters.add(_letters([_WORDS.get(str(medium), str(medium)) for medium in media]))
             elif isinstance(mode := record.get("mode"), str):
                 letters.add(_of_mode(mode))
-    if not letters:  # answers that were published: runs that are named as the paper names their models
-        known = {row[1] for row in paper_tables()["table2"]["rows"] if row[0].lower() == scores.run.lower()}
-        letters = known if len(known) == 1 else set()
+    if not letters:  # published answers: their runs are named as the paper names the models
+        printed = {row[1] for row in paper_tables()["table2"]["rows"] if row[0].lower() == scores.run.lower()}
+        letters = printed if len(printed) == 1 else set()
     return Entry(scores, modality or (letters.pop() if len(letters) == 1 else None), sorted(marks), draws)
 
 
@@ -191,7 +185,7 @@ def _letters(names: Sequence[str]) -> str:
 
 
 def _of_mode(mode: str) -> str:
-    """What an input mode of ours takes, by its name."""
+    """The media of one of our input modes, by its name."""
     all_three = mode in ("face", "frame", "faceframe")
     return _letters(
         [
@@ -205,15 +199,15 @@ def _of_mode(mode: str) -> str:
 def _tests(board: Leaderboard) -> dict[str, dict[str, Test]]:
     """Every run against the reference, data set by data set, all checkpoints of both counting the same."""
     reference = next(entry for entry in board.entries if entry.name == board.reference)
-    found: dict[tuple[str, str], stats.Comparison] = {}
+    comparisons: dict[tuple[str, str], stats.Comparison] = {}
     for entry in board.entries:
         for dataset in board.datasets:
             a, b = (side.scores.scores.get(dataset, []) for side in (reference, entry))
-            if entry is not reference and a and b and len((kept := shared_summands([*a, *b]))[0]):
-                found[entry.name, dataset] = stats.compare(a[0].metric, kept[: len(a)], kept[len(a) :])
+            if entry is not reference and a and b and len((summands := shared_summands([*a, *b]))[0]):
+                comparisons[entry.name, dataset] = stats.compare(a[0].metric, summands[: len(a)], summands[len(a) :])
     tests: dict[str, dict[str, Test]] = {}
-    for (name, dataset), adjusted in holm({key: c.p for key, c in found.items()}).items():
-        tests.setdefault(name, {})[dataset] = Test(found[name, dataset], adjusted)
+    for (name, dataset), adjusted in holm({key: c.p for key, c in comparisons.items()}).items():
+        tests.setdefault(name, {})[dataset] = Test(comparisons[name, dataset], adjusted)
     return tests
 
 
@@ -229,21 +223,18 @@ def holm(p: Mapping[Any, float]) -> dict[Any, float]:
 
 def page(board: Leaderboard) -> str:
     """The whole page as text: one file that needs nothing else."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     tables = paper_tables()
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        TEMPLATE,
         board=board,
-        version=__version__,
         rows=[_row(board, entry) for entry in board.entries],
         paper=_paper_rows(board, tables["table2"]) if board.lexicon.comparable else [],
         table2=tables["table2"],
         others=tables["others"],
-        floors=_floor_rows(board),
-        floor_titles=FLOOR_TITLES,
+        chance=_chance_rows(board),
+        chance_titles=CHANCE_TITLES,
         tests={
-            name: [_test_cell(found.get(dataset)) for dataset in board.datasets] for name, found in board.tests.items()
+            run: [_test_cell(tests.get(dataset)) for dataset in board.datasets] for run, tests in board.tests.items()
         },
         n_tests=sum(map(len, board.tests.values())),
         notes=[(entry.name, words) for entry in board.entries for words in entry.notes()],
@@ -251,39 +242,39 @@ def page(board: Leaderboard) -> str:
 
 
 def _row(board: Leaderboard, entry: Entry) -> dict[str, Any]:
-    estimates = [entry.estimates.get(dataset) for dataset in board.datasets]
+    """One run in the main table: for each data set the mean of its checkpoints and the best of them."""
+
+    def cell(estimate: Estimate | None, best: float | None, margin: float | None = None) -> dict[str, Any]:
+        interval = estimate.interval if estimate else None
+        return {
+            "value": percent(estimate.value if estimate else None),
+            "interval": [f"{100 * bound:.1f}" for bound in interval] if interval else None,
+            "best": percent(best),
+            "low": margin is not None and margin <= 0,
+        }
+
+    by_set = [entry.scores.scores.get(dataset, []) for dataset in board.datasets]
     overall, over = board.mean(entry)
-    bests = [entry.best(dataset) for dataset in board.datasets]
-    known = [best for best in bests if best is not None]
-    counts = [len(entry.scores.scores.get(dataset, ())) for dataset in board.datasets]
-    margins = [_margin(entry.scores.scores.get(dataset, ())) for dataset in board.datasets]
+    bests = [best for dataset in board.datasets if (best := entry.best(dataset)) is not None]
     return {
         "name": entry.name,
         "modality": entry.modality or "",
-        "media": "".join(letter.upper() for letter in entry.modality or "") or "?",
+        "media": (entry.modality or "?").upper(),
         "marks": entry.marks,
         "extractors": "; ".join(entry.scores.extractors),
-        "checkpoints": max(counts),
+        "checkpoints": max(map(len, by_set)),
         "cells": [
-            {**_cell(estimate), "best": percent(best), "low": margin is not None and margin <= 0}
-            for estimate, best, margin in zip(estimates, bests, margins, strict=True)
+            cell(entry.estimates.get(dataset), entry.best(dataset), _margin(scores))
+            for dataset, scores in zip(board.datasets, by_set, strict=True)
         ],
-        "mean": {**_cell(overall), "best": percent(sum(known) / len(known) if known else None), "low": False},
+        "mean": cell(overall, sum(bests) / len(bests) if bests else None),
         "over": over,
     }
 
 
-def _cell(estimate: Estimate | None) -> dict[str, Any]:
-    bounds = estimate.interval if estimate else None
-    return {
-        "value": percent(estimate.value if estimate else None),
-        "interval": [f"{100 * bound:.1f}" for bound in bounds] if bounds else None,
-    }
-
-
 def _margin(scores: Sequence[Score]) -> float | None:
-    """The mean over the checkpoints of what is above the higher floor."""
-    margins = [margin for score in scores if (margin := above(score)) is not None]
+    """The mean over the checkpoints of what is above the higher chance level."""
+    margins = [score.above_chance for score in scores if score.above_chance is not None]
     return sum(margins) / len(margins) if margins else None
 
 
@@ -293,40 +284,35 @@ def _paper_rows(board: Leaderboard, table: Mapping[str, Any]) -> list[dict[str, 
     for name, letters, values, mean in table["rows"]:
         by_set = dict(zip(table["datasets"], values, strict=True))
         shown = [by_set.get(dataset) for dataset in board.datasets]
-        known = [value for value in shown if value is not None]
-        if len(board.datasets) != len(values) or len(known) != len(values):
-            mean = sum(known) / len(known) if known else None
-        rows.append(
-            {
-                "name": name, "modality": letters, "media": letters.upper(), "over": len(known),
-                "cells": [NONE if value is None else f"{value:.2f}" for value in shown],
-                "mean": NONE if mean is None else f"{mean:.2f}",
-            }
-        )  # fmt: skip
-    return sorted(rows, key=lambda row: -float(row["mean"]) if row["mean"] != NONE else 0.0)
+        numbers = [value for value in shown if value is not None]
+        if len(board.datasets) != len(values) or len(numbers) != len(values):
+            mean = sum(numbers) / len(numbers) if numbers else None
+        cells = [NONE if value is None else f"{value:.2f}" for value in (*shown, mean)]
+        row = {"name": name, "modality": letters, "media": letters.upper(), "over": len(numbers)}
+        rows.append((mean or 0.0, {**row, "cells": cells[:-1], "mean": cells[-1]}))
+    return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
 
 
-def _floor_rows(board: Leaderboard) -> dict[str, list[dict[str, Any]]]:
-    """Data set → every run with what its score is worth, means over the checkpoints that have floors."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def _chance_rows(board: Leaderboard) -> dict[str, list[dict[str, Any]]]:
+    """Data set → every run with its chance levels, means over the checkpoints that have some."""
+
+    def mean(column: Sequence[str]) -> str:  # of numbers that are text already
+        return NONE if NONE in column else f"{sum(map(float, column)) / len(column):.2f}"
+
+    rows: dict[str, list[dict[str, Any]]] = {}
     for dataset in board.datasets:
         for entry in board.entries:
-            scores = [score for score in entry.scores.scores.get(dataset, ()) if score.floors is not None]
+            scores = [score for score in entry.scores.scores.get(dataset, ()) if score.chance is not None]
             if scores:
-                columns = zip(*(floor_cells(score) for score in scores), strict=True)
                 estimate = entry.estimates.get(dataset)
-                cells = [_mean_text(column) for column in columns]
-                low = (_margin(scores) or 0.0) <= 0
-                found.setdefault(dataset, []).append(
-                    {"name": entry.name, "modality": entry.modality or "", "value": _cell(estimate)["value"],
-                     "cells": cells, "low": low}
-                )  # fmt: skip
-    return found
-
-
-def _mean_text(column: Sequence[str]) -> str:
-    """The mean of numbers that are text already; a dash where one lacks."""
-    return NONE if NONE in column else f"{sum(map(float, column)) / len(column):.2f}"
+                rows.setdefault(dataset, []).append({
+                    "name": entry.name,
+                    "modality": entry.modality or "",
+                    "value": percent(estimate.value if estimate else None),
+                    "cells": [mean(column) for column in zip(*map(chance_cells, scores), strict=True)],
+                    "low": (_margin(scores) or 0.0) <= 0,
+                })  # fmt: skip
+    return rows
 
 
 def _test_cell(test: Test | None) -> dict[str, Any] | None:

@@ -1,23 +1,28 @@
-"""The lexicon behind the metrics: word forms (F1), synonyms (F2) and emotion wheels (F3); paper, section 4.
+"""The lexicon behind the metrics, and the grouping of labels by it: the mapping G of the paper (section 4, equation 8).
 
-A lexicon is the published folder ``emotion_wheel/`` or the one of this package (``builtin``). Both give the same three
-kinds of fact, so everything after loading knows no difference but ``comparable``.
+A lexicon has word forms (F1), synonyms (F2) and emotion wheels (F3). It is the published folder ``emotion_wheel/`` or
+the one of this package (``builtin``); after loading, the two differ in ``comparable`` only.
+
+A grouping maps a label set to one integer, a bit per group, all wheels side by side: union is ``|``, intersection
+``&``, size ``bit_count()``. Each distinct label is mapped once.
 """
 
 from __future__ import annotations
 
 import csv
 import os
+import tomllib
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from affectgpt.core.errors import DataError
+import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+from affectgpt.core.errors import ConfigError, DataError, did_you_mean
+from affectgpt.evaluation.labels import parse_item
 
 BUILTIN = "builtin"
 BUILTIN_FILE = Path(__file__).with_name("lexicon_builtin.toml")
@@ -120,8 +125,6 @@ def _load_folder(folder: Path, _stamps: tuple[int, ...]) -> Lexicon:
 @lru_cache(maxsize=1)
 def load_builtin() -> Lexicon:
     """The lexicon of this package, from one readable file of the same structure."""
-    import tomllib
-
     with BUILTIN_FILE.open("rb") as handle:
         data = tomllib.load(handle)
     wheels = []
@@ -165,8 +168,6 @@ _MAX_UNPACKED, _MAX_ROWS, _MAX_COLUMNS = 64 << 20, 50_000, 64  # a wheel has 300
 
 def _read_sheet(path: Path) -> list[list[str]]:
     """The first sheet's cells as text, a blank cell as the empty string."""
-    import zipfile
-
     from openpyxl import load_workbook
 
     try:
@@ -195,12 +196,12 @@ def _read_sheet(path: Path) -> list[list[str]]:
     return [["" if cell is None else str(cell) for cell in row] for row in rows]
 
 
-def _columns(path: Path, header: list[str], wanted: list[str]) -> list[int]:
+def _columns(path: Path, header: list[str], required: list[str]) -> list[int]:
     names = [clean(cell) for cell in header]
-    absent = [name for name in wanted if name.lower() not in names]
+    absent = [name for name in required if name.lower() not in names]
     if absent:
         raise DataError(f"{path}: no column {absent[0]!r}; it has {', '.join(filter(None, names)) or 'none'}")
-    return [names.index(name.lower()) for name in wanted]
+    return [names.index(name.lower()) for name in required]
 
 
 def _read_wheel(path: Path) -> Wheel:
@@ -246,3 +247,144 @@ def _read_format(path: Path) -> Iterable[tuple[str, list[str]]]:
         if len(row) <= max(name, forms):
             raise DataError(f"{path}: the row {','.join(row)!r} has too few cells")
         yield row[name], row[forms].split(",")
+
+
+GROUPINGS = {
+    "wheel": "emotion wheels, inner ring (the paper's metrics)",
+    "wheel-level2": "emotion wheels, middle ring",
+    "l1": "word forms only, no wheel (F_l1)",
+    "l2": "word forms and synonyms, no wheel (F_l2)",
+}
+
+
+def check_grouping(name: str) -> None:
+    """Raise ConfigError with the nearest name when there is no grouping of this name."""
+    if name not in GROUPINGS:
+        raise ConfigError(f"unknown grouping {name!r}.{did_you_mean(name, GROUPINGS)}")
+
+
+@lru_cache(maxsize=16)
+def grouping_of(lexicon: Lexicon, name: str = "wheel") -> Grouping:
+    """The grouping of a lexicon that is called ``name`` (see GROUPINGS), built at first use and kept."""
+    return Grouping(lexicon, name)
+
+
+class Grouping:
+    """Maps labels to groups, in one or more views (one per wheel; a single one without wheels).
+
+    ``l1``: a label's group is the first, in alphabetical order, of its base forms. ``l2``: the first of that form's
+    wheel words. ``wheel``, ``wheel-level2``: the first of the wheel words of all its base forms that the wheel knows,
+    at that ring. A label without a group is dropped.
+    """
+
+    def __init__(self, lexicon: Lexicon, name: str = "wheel") -> None:
+        check_grouping(name)
+        self.lexicon, self.name = lexicon, name
+        level = {"wheel": 1, "wheel-level2": 2}.get(name)
+        self._wheel_groups = [wheel.groups(level) for wheel in lexicon.wheels] if level else None
+        self.views = tuple(wheel.name for wheel in lexicon.wheels) if level else (name,)
+        if self._wheel_groups is None:
+            source = lexicon.forms if name == "l1" else lexicon.synonyms
+            vocabularies = [frozenset().union(*source.values())]
+        else:
+            vocabularies = [frozenset(groups.values()) for groups in self._wheel_groups]
+        # Every view gets bits for the largest vocabulary; a group gets its bit when a label first names it.
+        self._width = max(map(len, vocabularies))
+        self._bytes = (self._width * len(self.views) + 7) // 8
+        self._bits: list[dict[str, int]] = [{} for _ in self.views]  # per view: group → bit within that view
+        self._of_bases: dict[frozenset[str], tuple[str | None, ...]] = {}  # many forms have the same base words
+        self._of_label: dict[str, int] = {}
+        self._of_item: dict[str, tuple[tuple[str, ...], int]] = {}
+
+    def groups(self, label: str) -> tuple[str | None, ...]:
+        """The group of one label in each view; None where it has none."""
+        bases = self.lexicon.forms.get(clean(label))
+        if not bases:
+            return (None,) * len(self.views)
+        if bases not in self._of_bases:
+            if self._wheel_groups is not None:
+                words = self.lexicon.wheel_words(label)  # in alphabetical order, as published
+                groups = tuple(
+                    next((wheel[word] for word in words if word in wheel), None) for wheel in self._wheel_groups
+                )
+            else:
+                base = min(bases)
+                groups = (base if self.name == "l1" else min(self.lexicon.synonyms.get(base, ()), default=None),)
+            self._of_bases[bases] = groups
+        return self._of_bases[bases]
+
+    def label_mask(self, label: str) -> int:
+        """The bits of one label, all views side by side; 0 for a label that no view knows."""
+        mask = self._of_label.get(label)
+        if mask is None:
+            mask = 0
+            for view, group in enumerate(self.groups(label)):
+                if group is not None:
+                    bits = self._bits[view]
+                    mask |= 1 << (view * self._width + bits.setdefault(group, len(bits)))
+            self._of_label[label] = mask
+        return mask
+
+    def mask(self, labels: Iterable[str]) -> int:
+        """The bits of a label set (order, case and repetition of labels do not matter)."""
+        mask = 0
+        for label in labels:
+            mask |= self.label_mask(label)
+        return mask
+
+    def item(self, item: str) -> tuple[tuple[str, ...], int]:
+        """Labels and bits of an extracted item such as ``[happy, calm]``; each distinct item is parsed once."""
+        parsed = self._of_item.get(item)
+        if parsed is None:
+            labels = tuple([clean(label) for label in parse_item(item)])
+            parsed = self._of_item[item] = labels, self.mask(labels)
+        return parsed
+
+    def count(self, labels: Iterable[str]) -> int:
+        """The number of known groups that labels name: those that share their group in every view are one."""
+        return len({self.label_mask(label) for label in labels} - {0})
+
+    def sets(self, masks: Iterable[int]) -> GroupSets:
+        """N masks as arrays."""
+        # Integers are quick to combine one by one; arrays are quick for many pairs at once (chance.py).
+        masks = list(masks)
+        packed = b"".join([mask.to_bytes(self._bytes, "little") for mask in masks])
+        flat = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(len(masks), -1), axis=1, bitorder="little")
+        seen = max(map(len, self._bits))  # groups that no label has had so far are no column
+        views = flat[:, : self._width * len(self.views)].reshape(len(masks), len(self.views), self._width)  # [N, V, W]
+        return GroupSets(views[:, :, :seen].astype(np.float32))
+
+    def sizes(self, mask: int) -> tuple[int, ...]:
+        """The number of groups in a mask, per view."""
+        low = (1 << self._width) - 1
+        return tuple([(mask >> (view * self._width) & low).bit_count() for view in range(len(self.views))])
+
+    def members(self, mask: int) -> tuple[frozenset[str], ...]:
+        """The groups that a mask holds, per view (for reports)."""
+        low = (1 << self._width) - 1
+        return tuple(
+            frozenset(group for group, bit in bits.items() if (mask >> (view * self._width) & low) >> bit & 1)
+            for view, bits in enumerate(self._bits)
+        )
+
+
+class GroupSets:
+    """Sets as arrays: ``members`` ``[..., V, W]`` of 0 and 1, for V views of W groups; ``sizes`` ``[..., V]``."""
+
+    def __init__(self, members: np.ndarray, sizes: np.ndarray | None = None) -> None:
+        self.members = members
+        self.sizes = members.sum(axis=-1, dtype=np.float64) if sizes is None else sizes
+
+    def __getitem__(self, index: Any) -> GroupSets:
+        """Some of the sets, or with None among the indices a dimension more to broadcast over."""
+        return GroupSets(self.members[index], self.sizes[index])
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def shared(self, other: GroupSets) -> np.ndarray:
+        """The number of groups that two sets have in common, ``[..., V]``; leading dimensions broadcast."""
+        # the later of the two may know groups that no label had named before
+        width = min(self.members.shape[-1], other.members.shape[-1])
+        common = np.einsum("...w,...w->...", self.members[..., :width], other.members[..., :width])
+        return common.astype(np.float64)

@@ -9,19 +9,21 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from affectgpt.core.errors import DataError
 from affectgpt.core.files import atomic_path, write_json, write_text
 from affectgpt.core.runtime import logger
-from affectgpt.datasets.table import DatasetRow, get_row
-from affectgpt.evaluation.answers import direct_items
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import find_lexicon
+from affectgpt.datasets.table import get_row
+from affectgpt.evaluation.extract import direct_items
+from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.evaluation.score import Truth, make_metric, score_items
+
+if TYPE_CHECKING:
+    from affectgpt.datasets.base import EmotionDataset
+    from affectgpt.mllm.prompts import Prompt
 
 GROUP = "merunibench"
 READABLE = "readable"  # share of the answers that could be read directly
@@ -57,7 +59,7 @@ metadata:
   - version: 1.0
 """
 _UTILS = '''\
-"""What lmms-eval calls: clips as separate parts, scores by the package affectgpt, which must be installed beside it."""
+"""The functions that lmms-eval calls: clips as separate parts, scores by the package affectgpt (installed beside)."""
 
 from pathlib import Path
 
@@ -87,54 +89,47 @@ def score(results):
 '''
 
 
-@dataclass(frozen=True)
-class Doc:
-    """One clip as lmms-eval gets it: files by absolute path, None for a medium that is not sent."""
-
-    name: str
-    text: str
-    video: Path | None
-    audio: Path | None
-
-
 def write_task(
-    folder: Path, docs: Mapping[str, Sequence[Doc]], rows: Sequence[DatasetRow], *, dataset_root: Path, lexicon: str
-) -> list[str]:
-    """Write the folder for these data sets (``docs`` by their names); the names of the tasks, the group first.
+    folder: Path, datasets: Sequence[EmotionDataset], prompt: Prompt, media: Sequence[str], *, lexicon: str
+) -> tuple[list[str], int]:
+    """Write the folder for data sets of the table; the names of the tasks, the group first, and the number of clips.
 
-    Raises DataError naming clips whose files are missing.
+    A clip names its files by absolute path, the empty text for a medium that is not sent. Raises DataError naming clips
+    whose files are missing.
     """
-    for dataset, found in docs.items():
-        missing = [
-            f"{doc.name} ({path})" for doc in found for path in (doc.video, doc.audio) if path and not path.is_file()
-        ]
+    tasks, clips = [], 0
+    files: dict[Path, str] = {}  # written at the end, so that an error leaves none
+    for dataset in datasets:
+        row = get_row(dataset.name)
+        lines, missing = [], []
+        for sample in dataset.samples("test", labels=False):
+            doc = {"name": sample.name, "dataset": row.name}
+            doc["text"] = prompt.text(sample.subtitle if "subtitle" in media else "")
+            for medium, path in (("video", sample.video), ("audio", sample.audio)):
+                path = path if medium in media else None
+                doc[medium] = str(path.resolve()) if path else ""
+                if path and not path.is_file():
+                    missing.append(f"{sample.name} ({path})")
+            lines.append(json.dumps(doc, ensure_ascii=False) + "\n")
         if missing:
             raise DataError(
-                f"{dataset}: {len(missing)} media files are missing, first {', '.join(missing[:3])}. affectgpt "
+                f"{row.name}: {len(missing)} media files are missing, first {', '.join(missing[:3])}. affectgpt "
                 "preprocess takes sound from videos; or leave the medium out of --media"
             )
-    tasks = []
-    for row in rows:
         task = f"{GROUP}_{row.name.lower()}"
         data = folder.resolve() / "data" / f"{row.name.lower()}.jsonl"
-        lines = [
-            json.dumps(
-                {"name": doc.name, "dataset": row.name, "text": doc.text,
-                 "video": str(doc.video.resolve()) if doc.video else "",
-                 "audio": str(doc.audio.resolve()) if doc.audio else ""},
-                ensure_ascii=False,
-            ) + "\n"
-            for doc in docs[row.name]
-        ]  # fmt: skip
-        write_text(data, "".join(lines))
+        files[data] = "".join(lines)
         metric = METRICS.get(row.task).keys[0]
         # a path as JSON is a path as YAML, whatever characters it has
-        write_text(folder / f"{task}.yaml", _YAML.format(task=task, data=json.dumps(str(data)), metric=metric))
+        files[folder / f"{task}.yaml"] = _YAML.format(task=task, data=json.dumps(str(data)), metric=metric)
         tasks.append(task)
-    write_text(folder / f"{GROUP}.yaml", f"group: {GROUP}\ntask:\n" + "".join(f"  - {task}\n" for task in tasks))
-    write_text(folder / "utils.py", _UTILS)
-    write_json(folder / _SETTINGS, {"dataset_root": str(dataset_root.resolve()), "lexicon": lexicon})
-    return [GROUP, *tasks]
+        clips += len(lines)
+    files[folder / f"{GROUP}.yaml"] = f"group: {GROUP}\ntask:\n" + "".join(f"  - {task}\n" for task in tasks)
+    files[folder / "utils.py"] = _UTILS
+    for path, text in files.items():
+        write_text(path, text)
+    write_json(folder / _SETTINGS, {"dataset_root": str(datasets[0].dataset_root.resolve()), "lexicon": lexicon})
+    return [GROUP, *tasks], clips
 
 
 def messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -144,13 +139,13 @@ def messages(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def result_of(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-    """What lmms-eval keeps of one answer: everything that the score of the whole set is made of."""
+    """The part of one answer that lmms-eval keeps: everything that the score of the whole set is made of."""
     row = get_row(doc["dataset"])
     answer = " ".join(str(results[0] if results else "").split())
     metric = METRICS.get(row.task)
     _, unread = direct_items({doc["name"]: answer}, polarity=metric.polarity)
-    kept = {"dataset": row.name, "name": doc["name"], "answer": answer}
-    return {metric.keys[0]: kept, READABLE: 0.0 if unread or not answer else 1.0}
+    entry = {"dataset": row.name, "name": doc["name"], "answer": answer}
+    return {metric.keys[0]: entry, READABLE: 0.0 if unread or not answer else 1.0}
 
 
 def aggregate(results: Sequence[Mapping[str, str]], *, folder: Path) -> float:

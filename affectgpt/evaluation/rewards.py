@@ -1,4 +1,4 @@
-"""What an answer earns in reinforcement learning: a registry of rewards, each between 0 and 1.
+"""Rewards of reinforcement learning: a registry, each between 0 and 1.
 
 A reward is a function ``(reply, truth, grader) -> number``, or None where it says nothing of a clip (its labels are of
 another kind). One of your own is registered in a file that ``imports:`` of the configuration names:
@@ -16,7 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from affectgpt.core.errors import ConfigError
 from affectgpt.core.registry import Registry
 from affectgpt.core.types import Grades, Labels
 from affectgpt.evaluation.extract import LABELS, Extractor
-from affectgpt.evaluation.grouping import Grouping
 from affectgpt.evaluation.labels import parse_item, polarity, read_labels
+from affectgpt.evaluation.lexicon import Grouping
 
 REWARDS = Registry("reward")
 _THOUGHT = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
@@ -42,7 +42,7 @@ SENTENCE = "The character's emotional state is {}."
 
 @dataclass(frozen=True)
 class RewardTruth:
-    """What people say of a clip. ``kind``: fine-grained, basic, sentiment; ``mask``: the groups of its labels."""
+    """The human annotation of a clip. ``kind``: fine-grained, basic, sentiment; ``mask``: the groups of its labels."""
 
     kind: str
     labels: tuple[str, ...] = ()
@@ -90,15 +90,15 @@ def truth_of(labels: Labels, grouping: Grouping) -> RewardTruth | None:
 def split_thinking(text: str) -> tuple[str, str] | None:
     """``<think>A</think><answer>B</answer>`` → A, B; None where the text has another form, a part is empty, or a tag
     stands twice."""
-    found = _THOUGHT.fullmatch(text)
-    if found is None or _TAGS.search(found["think"]) or _TAGS.search(found["answer"]):
+    match = _THOUGHT.fullmatch(text)
+    if match is None or _TAGS.search(match["think"]) or _TAGS.search(match["answer"]):
         return None
-    thinking, answer = found["think"].strip(), found["answer"].strip()
+    thinking, answer = match["think"].strip(), match["answer"].strip()
     return (thinking, answer) if thinking and answer else None
 
 
 def read_reply(text: str, *, think: bool, tokens: int = 0, max_tokens: int = 1) -> Reply:
-    """An answer's text → what rewards see of it. With ``think`` another form than that of ``split_thinking`` cannot be
+    """Read an answer as rewards see it. With ``think`` another form than that of ``split_thinking`` cannot be
     read: labels that stand in a thinking alone are no answer."""
     thinking, answer = "", text.strip()
     if think:
@@ -167,8 +167,7 @@ class Grader:
 
         if new:
             self.reader.run(LABELS, new, on_item=on_item)
-        known = [self._thoughts.get(reply.thinking, ()) for reply in replies]
-        return [Reply(**{**vars(r), "thought": found}) for r, found in zip(replies, known, strict=True)]
+        return [replace(reply, thought=self._thoughts.get(reply.thinking, ())) for reply in replies]
 
     def rewards_of(self, reply: Reply, truth: RewardTruth, *, read: bool = True) -> dict[str, float | None]:
         """Each reward of one reply; None: it says nothing of this clip (or reads a thinking, without ``read``).
@@ -176,7 +175,7 @@ class Grader:
         Raises ConfigError naming a reward whose value is not a finite number.
         """
         factor = self.penalty(len(reply.labels), max(len(truth.labels), 1)) if truth.labels else 1.0
-        found: dict[str, float | None] = {}
+        values: dict[str, float | None] = {}
         for name, reward in self.rewards.items():
             value = None if name in _READ and not read else reward(reply, truth, self)
             if value is not None:
@@ -184,8 +183,8 @@ class Grader:
                     raise ConfigError(f"grpo.rewards.{name} gave {value} for the answer {reply.text[:80]!r}")
                 value = 0.0 if not reply.labels else float(value)
                 value *= 1.0 if name in FORMAL else factor
-            found[name] = value
-        return found
+            values[name] = value
+        return values
 
     def grade(self, truths: Sequence[RewardTruth], answers: Sequence[Sequence[Any]], *, read: bool = True) -> Grades:
         """Rewards of G answers to each of C clips."""
@@ -254,23 +253,19 @@ class Grader:
         return sum(self.earns(self.constant_text(labels), truth) for truth in truths) / max(len(truths), 1)
 
 
-def _p1(given: int, true: int) -> float:
-    return 1 / (given - true + 1) if given > true else 1.0
-
-
-def _p2(given: int, true: int) -> float:
-    return true / given if given > true else 1.0
-
-
-def _p3(given: int, true: int) -> float:
-    """log m / log n; 0 for every n at m = 1, so both are one more."""
-    return math.log(true + 1) / math.log(given + 1) if given > true else 1.0
+def _penalty(factor: Callable[[int, int], float]) -> Callable[[int, int], float]:
+    """A factor for n given and m true labels that counts only for n > m."""
+    return lambda given, true: factor(given, true) if given > true else 1.0
 
 
 # Factors for n given and m true labels: all labels count, those that no wheel knows and synonyms too.
 PENALTIES: Mapping[str, Callable[[int, int], float]] = {
-    "none": lambda given, true: 1.0, "p1": _p1, "p2": _p2, "p3": _p3,
-}  # fmt: skip
+    "none": lambda given, true: 1.0,
+    "p1": _penalty(lambda given, true: 1 / (given - true + 1)),
+    "p2": _penalty(lambda given, true: true / given),
+    # log m / log n is 0 for every n at m = 1, so both are one more
+    "p3": _penalty(lambda given, true: math.log(true + 1) / math.log(given + 1)),
+}
 FORMAL = ("format", "tokens", "overlong")  # rewards of form and length, which no length penalty lowers
 
 
@@ -294,14 +289,14 @@ def recall(reply: Reply, truth: RewardTruth, grader: Grader) -> float | None:
 
 @REWARDS.register("hit")
 def hit(reply: Reply, truth: RewardTruth, grader: Grader) -> float | None:
-    """Whether the answer has the one true label (basic emotions), mean over the wheels. It never punishes a label more:
-    not without a length penalty."""
+    """1 where the answer has the one true label (basic emotions), else 0; mean over the wheels. More labels never lower
+    it, unless there is a length penalty."""
     return grader.shares(reply.labels, truth.mask)[1] if truth.kind == "basic" else None
 
 
 @REWARDS.register("polarity")
 def polarity_met(reply: Reply, truth: RewardTruth, grader: Grader) -> float | None:
-    """Whether the answer is positive where the truth is (sentiment)."""
+    """1 where the answer is positive exactly if the truth is (sentiment), else 0."""
     if truth.kind != "sentiment":
         return None
     return float((polarity(reply.labels) == "positive") == truth.positive)
@@ -309,7 +304,7 @@ def polarity_met(reply: Reply, truth: RewardTruth, grader: Grader) -> float | No
 
 @REWARDS.register("format")
 def formatted(reply: Reply, truth: RewardTruth, grader: Grader) -> float | None:
-    """Whether the answer is exactly of the trained form: one sentence, or a thinking and an answer."""
+    """1 for an answer exactly of the trained form (one sentence, or a thinking and an answer), else 0."""
     return float(reply.well_formed)
 
 

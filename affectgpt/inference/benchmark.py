@@ -13,14 +13,14 @@ import torch
 
 from affectgpt.config.paths import CheckpointFile
 from affectgpt.config.schema import Config, to_dict
-from affectgpt.core.errors import AffectGPTError, DataError
+from affectgpt.core.errors import AffectGPTError, DataError, printable
 from affectgpt.core.files import write_json
 from affectgpt.core.local_vllm import EngineFailedError
-from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, device_name, file_hash, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.datasets.base import open_dataset
+from affectgpt.evaluation.results import ResultShard, meta_path, read_meta, result_path
 from affectgpt.inference.encode import DatasetFeatures
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.session import GenerationSession, training_mode
@@ -28,8 +28,6 @@ from affectgpt.media.video import video_reader
 from affectgpt.modeling.build import exported_config
 from affectgpt.processing.modes import check_image, get_mode
 from affectgpt.processing.questions import render_question
-from affectgpt.results.files import meta_path, read_meta, result_path
-from affectgpt.results.shard import ResultShard
 
 
 class Benchmark:

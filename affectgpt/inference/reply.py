@@ -1,4 +1,4 @@
-"""What comes back of a clip: an answer with its labels, a description on demand, and what was odd; or an error."""
+"""What comes back of a clip: an answer with its labels, a description on demand, and what is odd; or an error."""
 
 from __future__ import annotations
 
@@ -8,9 +8,39 @@ from typing import Any
 
 from affectgpt.core.errors import DataError
 from affectgpt.evaluation.labels import NOT_TRAINED_FORM
-from affectgpt.inference.flags import EMPTY, REPEATING, UNFINISHED
 from affectgpt.media.audio import FIRST_CHANNEL, NO_AUDIO_TRACK
 from affectgpt.processing.prompt import SHORTENED
+
+EMPTY = "empty"
+UNFINISHED = "never_stopped"  # as long as it may be, and no stop rule met
+REPEATING = "repeating"
+
+_LONGEST_UNIT = 200  # characters
+_LEAST_REPEATED = 24  # characters, all repetitions together
+_LEAST_TIMES = 4
+
+
+def answer_flags(answer: str, *, stopped: bool) -> tuple[str, ...]:
+    """Flags of a cleaned answer; ``stopped``: whether a stop rule ended it."""
+    flags = []
+    if not answer:
+        flags.append(EMPTY)
+    if not stopped:
+        flags.append(UNFINISHED)
+    if repeats(answer):
+        flags.append(REPEATING)
+    return tuple(flags)
+
+
+def repeats(text: str) -> bool:
+    """Whether the text ends in the same piece again and again (a last incomplete piece does not matter)."""
+    text = text.rstrip(" .\n")
+    for size in range(1, min(_LONGEST_UNIT, len(text) // _LEAST_TIMES) + 1):
+        span = max(_LEAST_REPEATED, size * _LEAST_TIMES)
+        if span <= len(text) and text[-span:-size] == text[-span + size :]:
+            return True
+    return False
+
 
 ODD_DESCRIPTION = "description_not_in_the_text"
 TURNED = "picture_turned"

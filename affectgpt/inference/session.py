@@ -20,8 +20,8 @@ from affectgpt.encoders.base import encode_medium
 from affectgpt.encoders.llm import folder_generation_config, llm_folder
 from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding, Engine, OnToken
-from affectgpt.inference.flags import answer_flags
 from affectgpt.inference.memory import enough_memory, find_batch_size
+from affectgpt.inference.reply import answer_flags
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.modeling.build import build_model, exported_weights, load_exported, read_settings, use_attention
 from affectgpt.processing.modes import get_mode

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.core.errors import AffectGPTError, ConfigError, DataError, printable
 from affectgpt.core.files import write_json
-from affectgpt.core.printable import printable
 from affectgpt.core.provenance import REVISIONS, installed_versions, settings_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Sample
 from affectgpt.datasets.base import EmotionDataset
+from affectgpt.evaluation.results import ResultShard, beside, meta_path, read_meta, write_failed
 from affectgpt.media.guard import Decoder
 from affectgpt.media.video import video_reader
 from affectgpt.mllm.clip import (
@@ -28,8 +28,6 @@ from affectgpt.mllm.clip import (
 )
 from affectgpt.mllm.prompts import SUBTITLE, Prompt
 from affectgpt.mllm.senses import Sense, check_senses, probe_clips, refuse_faults
-from affectgpt.results.files import beside, meta_path, read_meta
-from affectgpt.results.shard import ResultShard, write_failed
 from affectgpt.textllm.base import (
     Conversation,
     ConversationsFailedError,

@@ -16,9 +16,17 @@ from affectgpt.config.paths import qformer_config
 from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import CheckpointError, ConfigError
 from affectgpt.core.runtime import logger
-from affectgpt.encoders.base import ENCODERS, FrozenEncoder, encoder_class, load_encoder, read_preprocessor
+from affectgpt.encoders.base import (
+    CPU,
+    ENCODERS,
+    FrozenEncoder,
+    encoder_class,
+    load_encoder,
+    load_pretrained,
+    read_config,
+    read_preprocessor,
+)
 from affectgpt.encoders.llm import LLMRow, allowed_llm, loading, placeholder_ids, stop_sequences, weights_folder
-from affectgpt.encoders.pretrained import CPU, load_pretrained, read_config
 from affectgpt.modeling.checkpoint import LoadReport, load_state, read_checkpoint
 from affectgpt.modeling.configuration_affectgpt import INPUTS, RECIPE, AffectGPTConfig
 from affectgpt.modeling.connectors.base import CONNECTORS, IMAGE_CONNECTORS, PREFUSIONS, QFormerShape

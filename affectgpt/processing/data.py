@@ -22,10 +22,9 @@ from affectgpt.core.files import naming
 from affectgpt.core.runtime import allowed_cpus, logger, rank, world_size
 from affectgpt.core.seeds import seeded
 from affectgpt.core.types import Batch, Modality, Sample
-from affectgpt.datasets.base import EmotionDataset, open_dataset
-from affectgpt.datasets.splits import hold_out, keep_fraction
+from affectgpt.datasets.base import EmotionDataset, hold_out, keep_fraction, open_dataset
 from affectgpt.media.reader import tell_conversion
-from affectgpt.processing.collator import share
+from affectgpt.processing.collate import share
 from affectgpt.processing.features import stored_features
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example, FeatureOf

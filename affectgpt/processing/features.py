@@ -1,42 +1,245 @@
 """The feature store: outputs of frozen encoders, computed once, read from memory maps.
 
 ``ROOT/<data set>/<split>/<modality>-<encoder>/`` holds ``key.json`` (what the features depend on) and, per writing
-process, ``shard-NNNN.bin`` (records of one shape and dtype) with ``shard-NNNN.jsonl``, a journal: name → number, flags
-and CRC-32 of its record, or why it has none. Both only grow: a killed writer loses at most the record it was writing.
+process, ``shard-NNNN.bin`` (records of one shape and dtype) with ``shard-NNNN.jsonl``, a journal: name → number of its
+``record``, ``flags``, ``crc32``, and of which file it was computed (``bytes``, ``mtime``, ``parts``); or ``failed``:
+why it has no record. Both files only grow: a killed writer loses at most the record it was writing.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.metadata
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from affectgpt.config.schema import Config, ProcessorSpec
+from affectgpt.core.crops import AS_PUBLISHED, Crops
 from affectgpt.core.errors import DataError
-from affectgpt.core.files import write_json
-from affectgpt.core.provenance import REVISIONS
+from affectgpt.core.files import locked, parse_json, write_json
+from affectgpt.core.journal import Journal
+from affectgpt.core.provenance import REVISIONS, file_hash
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import Modality, Sample
 from affectgpt.media.audio import wave_flags
 from affectgpt.media.reader import Source, content_checksum, media_file
-from affectgpt.processing.feature_index import LOST, indices, open_index, read_index
-from affectgpt.processing.feature_key import (
-    CROPS,
-    Key,
-    crops_of,
-    device_type,
-    differing,
-    feature_key,
-    refuse_unknown_order,
-    store_folder,
-)
+from affectgpt.media.video import video_reader
 from affectgpt.processing.modes import get_mode
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+Key = dict[str, Any]
+CROPS = "crops"  # in a key: how the faces are stored
+_RESIZED_BY = {Modality.FACE: ("cv2",), Modality.IMAGE: ("PIL",)}
+WEIGHTS = "weights_sha256"  # in a key
+_ALL = (".safetensors", ".bin", ".pth", ".pt", ".json")
+_folders: dict[str, Path] = {}  # hash of what is read of a folder → that folder
+
+
+def feature_key(
+    config: Config,
+    modality: Modality,
+    *,
+    device_type: str,
+    processor: ProcessorSpec | None = None,
+    crops: Crops = AS_PUBLISHED,
+    samples: Iterable[Sample] = (),
+) -> Key:
+    """Everything that an encoder's output depends on: encoder, weights, preprocessing, versions, arithmetic.
+
+    ``processor``: number and size of frames, those of training where not given; ``crops``: how the faces are stored;
+    ``samples``: whose images may be frames of videos. Raises CheckpointError when the encoder's folder is missing.
+    """
+    import numpy as np
+    import torch
+
+    from affectgpt.encoders.base import encoder_class, encoder_folder
+
+    is_audio = modality is Modality.AUDIO
+    encoder = config.model.acoustic_encoder if is_audio else config.model.visual_encoder
+    key = f"{'acoustic' if is_audio else 'visual'}_encoder"
+    folder = encoder_folder(config, key)
+    spec = processor or config.model.vis_processor.train
+    preprocessing: Key = (
+        {"audio_clip_spacing": config.model.audio_clip_spacing}
+        if is_audio
+        else {"n_frames": spec.n_frms, "image_size": spec.image_size}
+    )
+    is_frame = modality is Modality.IMAGE and any(sample.image is None for sample in samples)
+    if modality is Modality.FRAME or is_frame:
+        preprocessing["video_reader"] = video_reader()
+    if modality is Modality.FACE:
+        preprocessing["face_channels"] = config.model.face_channels
+    revision = REVISIONS.get(encoder)
+    return {
+        "encoder": encoder,
+        **({} if revision is None else {"encoder_revision": revision}),
+        WEIGHTS: weights_hash(folder, files=[folder] if folder.is_file() else encoder_class(config, key).files(folder)),
+        "modality": modality.value,
+        "preprocessing": preprocessing,
+        **({CROPS: {"channels": crops.channels, "framing": crops.framing}} if modality is Modality.FACE else {}),
+        "compute_dtype": "float32" if device_type == "cpu" else config.model.encoder_dtype,
+        "versions": {
+            "torch": torch.__version__.split("+")[0],
+            "transformers": importlib.metadata.version("transformers"),
+            "numpy": np.__version__,
+            **{module: importlib.import_module(module).__version__ for module in _RESIZED_BY.get(modality, ())},
+        },
+    }
+
+
+def crops_of(samples: Sequence[Sample], modality: Modality = Modality.FACE) -> Crops:
+    """How the face crops of one data set's samples are stored."""
+    return samples[0].crops if samples and modality is Modality.FACE else AS_PUBLISHED
+
+
+def without_crops(key: Key) -> Key:
+    """A key without how the crops are stored: features of one encoder are alike, however the faces were stored."""
+    return {name: value for name, value in key.items() if name != CROPS}
+
+
+def weights_hash(folder: Path, *, files: Sequence[Path]) -> str:
+    """SHA-256 over those files of a model folder that are read, by name and content; of each file once per process."""
+    digest = _digest(files)
+    if folder.is_dir():
+        _folders[digest] = folder
+    return digest
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + bytes.fromhex(file_hash(path)))
+    return digest.hexdigest()
+
+
+def _is_of_whole_folder(found: Any, wanted: Any) -> bool:
+    """Whether a stored hash is of the folder that ``wanted`` is of: earlier versions hashed copies in other formats,
+    too. Those files are read for this alone."""
+    folder = _folders.get(wanted)
+    if folder is None or not isinstance(found, str):
+        return False
+    return found == _digest(sorted(path for path in folder.iterdir() if path.suffix in _ALL))
+
+
+def store_folder(root: Path | str, *, dataset: str, split: str, modality: Modality, encoder: str) -> Path:
+    """Where the features of one data set, split, medium and encoder are."""
+    return Path(root) / dataset.lower() / split / f"{modality.value}-{encoder}"
+
+
+def differing(found: Mapping[str, Any], expected: Mapping[str, Any], where: str = "") -> str | None:
+    """The first entry in which two keys differ, in words; None when they are equal."""
+    for name in dict.fromkeys([*expected, *found]):
+        a, b = found.get(name), expected.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            inner = differing(a, b, f"{where}{name}.")
+            if inner is not None:
+                return inner
+        elif a != b and not (name == WEIGHTS and _is_of_whole_folder(a, b)):
+            return f"{where}{name} is {a!r}, this run has {b!r}"
+    return None
+
+
+def features_policy(config: Config, dataset: str) -> str:
+    """``features`` as a data set's block says, or as all blocks of the configuration do; ``auto`` where they differ."""
+    for key, spec in config.datasets.items():
+        if key.lower() == dataset.lower():
+            return spec.features
+    policies = {spec.features for spec in config.datasets.values()}
+    return policies.pop() if len(policies) == 1 else "auto"
+
+
+def device_type(config: Config) -> str:
+    """``cpu`` or ``cuda``: where the configuration's encoders compute."""
+    import torch
+
+    if config.run.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.run.device.split(":")[0]
+
+
+def refuse_unknown_order(folder: Path, found: Key) -> None:
+    """Stores of earlier versions took face crops as they lay, and do not say which channel order that was."""
+    if CROPS not in found:
+        raise DataError(
+            f"{folder}: these features of faces were stored by an earlier version and do not say which channel order "
+            "the crops had; remove the folder and run affectgpt extract_features"
+        )
+
+
+_INDEX = "features"  # key of the journal: what the features depend on is in key.json
+LOST = None  # an entry whose record is not there any more: its sample is encoded again
+
+
+def indices(folder: Path) -> list[Path]:
+    """The indices of a folder's shards."""
+    return sorted(folder.glob("shard-*.jsonl"))
+
+
+def read_index(path: Path) -> dict[str, dict[str, Any]]:
+    """Name → entry of a shard's index, in this or the earlier form; what a kill left of the last line is not one.
+
+    Raises DataError naming the file.
+    """
+    try:
+        is_journal = Journal.peek_key(path) is not None
+        found = Journal.read(path, key=_INDEX, strict=True) if is_journal else _earlier_index(path)
+        for name, entry in found.items():
+            if entry is not LOST:
+                _check_entry(name, entry)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); remove the shard and compute it again") from error
+    return {name: entry for name, entry in found.items() if entry is not LOST}
+
+
+def _check_entry(name: Any, entry: Any) -> None:
+    if "failed" in entry:
+        is_whole = isinstance(entry["failed"], str)
+    else:
+        is_whole = isinstance(entry["flags"], list) and isinstance(entry["record"], int) and entry["record"] >= 0
+    numbers = isinstance(entry.get("bytes"), int | None) and isinstance(entry.get("crc32"), int | None)
+    if not (is_whole and numbers and isinstance(name, str)):
+        raise ValueError(f"the entry of {name!r}")
+
+
+def _earlier_index(path: Path) -> dict[str, dict[str, Any]]:
+    """An index as earlier versions wrote it, an object per line; its records are in the order of its lines."""
+    entries: dict[str, dict[str, Any]] = {}
+    record = 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            entry = parse_json(line)
+            name = entry.pop("name")
+            if "failed" not in entry:
+                entry["record"] = record
+                record += 1
+            _check_entry(name, entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"line {number}") from None
+        if "failed" not in entry or name not in entries:  # as it was read: a record counts more than a failure
+            entries[name] = entry
+    return entries
+
+
+def open_index(path: Path) -> Journal:
+    """A shard's journal, to be added to; an index of an earlier version becomes one.
+
+    Raises DataError naming a damaged file, AffectGPTError when another process writes it.
+    """
+    if path.exists():
+        entries = read_index(path)  # a journal that is opened drops what follows a damaged line
+        if Journal.peek_key(path) is None:
+            with locked(path, wait=False) as is_alone:
+                if is_alone:  # else the journal says that another process writes
+                    Journal.write(path, key=_INDEX, entries=entries)
+    return Journal(path, key=_INDEX)
 
 
 def stored_features(

@@ -23,7 +23,7 @@ from affectgpt.core.figures import COLOURS, new_figure, short, svg
 from affectgpt.core.files import parse_json
 from affectgpt.core.runtime import logger
 from affectgpt.core.types import CLIP_SECONDS, SAMPLE_RATE, SOUND_SUFFIXES, Modality
-from affectgpt.inference.clips import ReadClip
+from affectgpt.inference.predictor import ReadClip
 from affectgpt.media.audio import clip_starts, read_wave
 from affectgpt.media.encode import jpeg_of
 from affectgpt.media.video import sample_faces

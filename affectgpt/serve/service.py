@@ -15,13 +15,10 @@ from typing import Any
 
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.types import Modality
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import Lexicon, find_lexicon
-from affectgpt.inference.clips import ClipReader, GivenClip, ReadClip
+from affectgpt.evaluation.lexicon import Lexicon, find_lexicon, grouping_of
 from affectgpt.inference.engines.base import Decoding
-from affectgpt.inference.flags import answer_flags
-from affectgpt.inference.predictor import Predictor, claimed_labels, odd_description
-from affectgpt.inference.reply import Reply
+from affectgpt.inference.predictor import ClipReader, GivenClip, Predictor, ReadClip, claimed_labels, odd_description
+from affectgpt.inference.reply import Reply, answer_flags
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.media.given import named
 from affectgpt.media.guard import Decoder

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from affectgpt.core.errors import DataError
-from affectgpt.core.printable import printable
+from affectgpt.core.errors import DataError, printable
 from affectgpt.textllm.base import (
     CLIENTS,
     Conversation,

@@ -34,7 +34,7 @@ from affectgpt.core.runtime import logger
 from affectgpt.core.types import Sample
 from affectgpt.encoders.base import encoder_class, encoder_folder
 from affectgpt.modeling.checkpoint import face_channels_unknown, read_checkpoint, trained_state, write_checkpoint
-from affectgpt.processing.feature_key import weights_hash
+from affectgpt.processing.features import weights_hash
 from affectgpt.training.distributed import full_tensor, gather, is_main
 
 STATE = "last.state"

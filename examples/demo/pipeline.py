@@ -296,8 +296,7 @@ def chance() -> float:
 
     Above one in five, because some wheels of the built-in lexicon hold surprise and worry in one group.
     """
-    from affectgpt.evaluation.grouping import Grouping
-    from affectgpt.evaluation.lexicon import load_builtin
+    from affectgpt.evaluation.lexicon import Grouping, load_builtin
     from examples.demo.language import FELT
 
     grouping = Grouping(load_builtin())

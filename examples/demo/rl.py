@@ -102,8 +102,7 @@ class ArmResult:
 
 def metric() -> Any:
     """That of open-vocabulary labels, by the built-in lexicon."""
-    from affectgpt.evaluation.grouping import grouping_of
-    from affectgpt.evaluation.lexicon import load_builtin
+    from affectgpt.evaluation.lexicon import grouping_of, load_builtin
     from affectgpt.evaluation.metrics.base import METRICS
 
     return METRICS.get("fine-grained")(grouping_of(load_builtin()))
@@ -258,8 +257,8 @@ def _answer(place: Place, result: ArmResult, *, name: str = "") -> None:
     from affectgpt.cli import infer
     from affectgpt.core.npz import read_npz
     from affectgpt.datasets.table import get_row
-    from affectgpt.evaluation.answers import direct_items
-    from affectgpt.evaluation.floors import labels_and_groups
+    from affectgpt.evaluation.chance import labels_and_groups
+    from affectgpt.evaluation.extract import direct_items
     from affectgpt.evaluation.score import Truth, score_items
 
     assert result.checkpoint is not None
@@ -282,7 +281,7 @@ def _answer(place: Place, result: ArmResult, *, name: str = "") -> None:
         items, _ = direct_items(answers, polarity=False)
         score = score_items(items, truth, metric(), source=file, checkpoint=file.stem, allow_missing=True)
         result.summands[view] = score.summands
-        result.labels[view] = float(labels_and_groups(score)[0] or 0)
+        result.labels[view] = float(labels_and_groups(score.metric, score.items)[0] or 0)
         if view == "plain":
             result.answers = answers
 

@@ -106,7 +106,7 @@ def test_clips_in_either_channel_order_have_the_same_features(small_world, tmp_p
 def test_an_ensemble_of_the_other_order_is_another_ensemble(small_world):
     from affectgpt.captioning.features import encoder_keys
     from affectgpt.core.types import Modality
-    from affectgpt.processing.feature_key import differing
+    from affectgpt.processing.features import differing
 
     bgr, rgb = (
         encoder_keys(small_world.config(f"model.face_channels={order}"), Modality.FACE) for order in ("bgr", "rgb")

@@ -114,7 +114,7 @@ def test_raw_clips_with_long_names(home, capsys):
 @pytest.mark.parametrize("checkpoint", ["../checkpoint_000030_loss_0.602.pth", "checkpoint_000030_loss_0.602.pth"])
 def test_results_of_a_checkpoint_have_its_folder_s_name(home, checkpoint):
     """Also where the checkpoint's path says that folder with dots, or not at all."""
-    from affectgpt.results.files import result_path
+    from affectgpt.evaluation.results import result_path
 
     found = result_path("output/results", dataset="MER2023", checkpoint=Path(checkpoint))
     folder = "two" if checkpoint.startswith("..") else "home"

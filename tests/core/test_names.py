@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.errors import ConfigError, DataError, printable
 from affectgpt.core.names import check_below, check_name
-from affectgpt.core.printable import printable
 
 
 @pytest.mark.parametrize("name", ["00012", "Wait...what", ".hidden", "-x", "情感\u3000一", "a b", "x" * 250, "名" * 83])

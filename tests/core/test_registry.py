@@ -28,24 +28,26 @@ def test_one_name_cannot_mean_two_things():
         registry.register("a")(str)
 
 
+@pytest.mark.parametrize("look_up", [Registry.names, lambda registry: registry.get("a")], ids=["all", "one"])
 @pytest.mark.parametrize("package_first", [True, False])
-def test_a_clash_names_both_places_whichever_came_first(tmp_path, monkeypatch, package_first):
-    package = f"some_package_{package_first}"
+def test_a_clash_names_both_places_whichever_came_first(tmp_path, monkeypatch, package_first, look_up):
+    package = f"some_package_{tmp_path.name}"
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("import test_registry\nREGISTRY = test_registry.LAZY\n")
-    (tmp_path / package / "theirs.py").write_text("from . import REGISTRY\n\nREGISTRY.register('a')(int)\n")
-    (tmp_path / f"mine_{package_first}.py").write_text("import test_registry\ntest_registry.LAZY.register('a')(str)\n")
+    (tmp_path / package / "theirs.py").write_text('from . import REGISTRY\n\nREGISTRY.register("a")(int)\n')
+    mine = tmp_path / f"mine_{tmp_path.name}.py"
+    mine.write_text("import test_registry\ntest_registry.LAZY.register('a')(str)\n")
     lazy = Registry("thing", package)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "test_registry", types.SimpleNamespace(LAZY=lazy))
     with pytest.raises(ConfigError) as caught:
         if package_first:
-            lazy.names()
-        import_files([tmp_path / f"mine_{package_first}.py"])
-        lazy.names()
+            look_up(lazy)
+        import_files([mine])
+        look_up(lazy)
     said = str(caught.value)
     assert "thing 'a' is registered twice" in said and "give yours another name" in said
-    assert "theirs.py:3" in said and f"mine_{package_first}.py:2" in said
+    assert "theirs.py:3" in said and f"{mine.name}:2" in said
 
 
 def test_did_you_mean_knows_case_and_says_what_is_known():

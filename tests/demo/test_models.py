@@ -49,8 +49,7 @@ def test_answers_are_read_by_the_direct_extractor():
 
 def test_words_are_in_the_built_in_lexicon():
     """Each emotion's words fall into one group on most wheels, or the scores would measure the lexicon."""
-    from affectgpt.evaluation.grouping import Grouping
-    from affectgpt.evaluation.lexicon import load_builtin
+    from affectgpt.evaluation.lexicon import Grouping, load_builtin
 
     grouping = Grouping(load_builtin())
     for emotion in language.FELT:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from affectgpt.encoders.conv_stack import WaveConvolutions
+from affectgpt.encoders.speech import WaveConvolutions
 
 CASES = [
     (kind, norm, bias)

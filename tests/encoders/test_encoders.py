@@ -10,8 +10,8 @@ from tiny import ACOUSTIC_WIDTHS, VISUAL_WIDTHS, folder_of
 
 from affectgpt.core.errors import CheckpointError
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
-from affectgpt.encoders.mel import MelSpectrogram
-from affectgpt.encoders.pixels import read_pixel_normalizer
+from affectgpt.encoders.clip import read_pixel_normalizer
+from affectgpt.encoders.imagebind import MelSpectrogram
 
 PROCESSORS = {
     "CLIP_VIT_LARGE": "CLIPImageProcessor",

@@ -10,42 +10,12 @@ from small_benchmark import GOOD, Bench
 
 from affectgpt.cli import evaluate, score
 from affectgpt.cli.common import run_cli
-from affectgpt.evaluation.metrics.sentiment import Polarity
-from affectgpt.evaluation.stats import compare, spread
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
     status = run_cli(score.main, list(arguments))
     out, err = capsys.readouterr()
     return status, out, err
-
-
-def summands(right: list[bool]) -> np.ndarray:
-    truth = [1.0 if i % 2 else -1.0 for i in range(len(right))]
-    words = ["positive" if (t > 0) == ok else "negative" for t, ok in zip(truth, right, strict=True)]
-    return Polarity().summands(truth, words)
-
-
-def test_the_mean_of_members_is_one_system() -> None:
-    rng = np.random.default_rng(1)
-    singles = [summands(list(rng.random(200) < 0.7)) for _ in range(5)]
-    vote = summands(list(rng.random(200) < 0.85))
-    found = compare(Polarity(), singles, [vote], draws=2000)
-    each = [compare(Polarity(), [single], [vote], draws=2000) for single in singles]
-    assert found.difference == pytest.approx(np.mean([c.difference for c in each]))
-    assert found.a == pytest.approx(np.mean([c.a for c in each])) and found.p < 0.01
-    # the mean of five is known better than one of them
-    assert np.ptp(found.interval) < min(np.ptp(c.interval) for c in each)
-    assert compare(Polarity(), singles, singles).p == 1 == compare(Polarity(), [vote] * 3, [vote]).p
-
-
-def test_p_of_a_mean_is_uniform_where_nothing_differs() -> None:
-    rng = np.random.default_rng(5)
-    found = [
-        compare(Polarity(), *[[summands(list(rng.random(100) < 0.7)) for _ in range(n)] for n in (3, 1)], draws=300).p
-        for _ in range(120)
-    ]
-    assert np.mean(np.array(found) < 0.05) <= 0.12 and 0.3 < np.mean(found) < 0.7
 
 
 def test_a_run_can_stand_with_the_mean_of_its_checkpoints(bench: Bench, capsys, tmp_path) -> None:
@@ -120,13 +90,3 @@ def test_errors_of_seeds_are_one_line(seeds: Bench, capsys, arguments: list[str]
 def test_a_data_set_that_a_seed_lacks_is_left_out_by_name(seeds: Bench, capsys) -> None:
     status, out, _ = call(capsys, *seeds.arguments("--seeds", "run_a/mean", "seed_0", "--bootstrap", "0"))
     assert status == 0 and "OVMERDPlus: left out, without results of seed_0" in out and "mean of 2" in out
-
-
-def test_the_interval_of_seeds_is_that_of_their_mean() -> None:
-    rng = np.random.default_rng(2)
-    runs = [[summands(list(rng.random(300) < 0.8))] for _ in range(3)]
-    found = spread(Polarity(), runs)
-    assert found.interval[0] < found.mean < found.interval[1]
-    alone = spread(Polarity(), [runs[0], runs[0]])
-    assert alone.deviation == 0 and alone.same == 1
-    assert np.ptp(found.interval) < np.ptp(alone.interval)

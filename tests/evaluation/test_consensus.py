@@ -14,9 +14,8 @@ from affectgpt.cli.common import run_cli
 from affectgpt.cli.main import main as affectgpt
 from affectgpt.core.errors import ConfigError
 from affectgpt.evaluation.consensus import vote_labels, vote_polarity
-from affectgpt.evaluation.extraction_file import describe, read_items
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.lexicon import Lexicon, grouping_of
+from affectgpt.evaluation.results import describe, read_items
 
 STEMS = [f"checkpoint_{epoch:06d}_loss_0.500" for epoch in (30, 35, 40)]
 

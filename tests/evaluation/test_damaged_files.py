@@ -10,9 +10,8 @@ import pytest
 
 from affectgpt.core.errors import DataError
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation.extraction_file import read_answers, read_items
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import Lexicon
+from affectgpt.evaluation.lexicon import Lexicon, grouping_of
+from affectgpt.evaluation.results import read_answers, read_items
 from affectgpt.evaluation.score import Truth, make_metric, score_items
 
 MER = get_row("MER2023")

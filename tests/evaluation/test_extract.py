@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,10 +18,17 @@ from fake_llm_server import Answer, FakeServer
 
 from affectgpt.core.errors import ConfigError, DataError
 from affectgpt.core.npz import read_npz, write_npz
-from affectgpt.evaluation import extract_llm
-from affectgpt.evaluation import extraction_file as files
-from affectgpt.evaluation.extract import LLMExtractor, extract_file, extractor_names, get_extractor
-from affectgpt.evaluation.extraction_file import read_items
+from affectgpt.evaluation import results as files
+from affectgpt.evaluation.extract import (
+    LABELS_PROMPT,
+    LLMExtractor,
+    clean_reply,
+    direct_items,
+    extract_file,
+    extractor_names,
+    get_extractor,
+)
+from affectgpt.evaluation.results import read_items
 from affectgpt.textllm.base import Sampling, TextLLM, TextLLMError, TextReply
 
 ANSWERS = {
@@ -67,6 +75,10 @@ def answers(tmp_path):
     return path
 
 
+def journal_path(path):
+    return path.with_suffix(".journal.jsonl")
+
+
 def _llm(**settings):
     return LLMExtractor(FakeLLM(**settings), sampling=Sampling(seed=1))
 
@@ -89,10 +101,6 @@ PUBLISHED_POLARITY = (
 
 
 def test_prompts_are_the_published_ones_byte_for_byte(answers):
-    (message,) = extract_llm.conversation(extract_llm.LABELS_PROMPT, "He is {text}.")
-    assert message["role"] == "user" and message["content"].encode() == PUBLISHED_LABELS
-    (message,) = extract_llm.conversation(extract_llm.POLARITY_PROMPT, "[sad]")
-    assert message["role"] == "user" and message["content"].encode() == PUBLISHED_POLARITY
     write_npz(answers, name2reason={"a": "He is {text}."})  # and this is what a model is asked
     extractor = _llm()
     extract_file(answers, task="sentiment", extractor=extractor)
@@ -149,47 +157,22 @@ def test_prompts_are_the_published_ones_byte_for_byte(answers):
     ],
 )  # fmt: skip
 def test_replies_are_cleaned_as_published(reply, clean):
-    assert extract_llm.clean_reply(reply) == clean
+    assert clean_reply(reply) == clean
 
 
-OLD_WORDING = (
-    "Please assume the role of an expert in the field of emotions. We provide clues that may be related to the "
-    "emotions of the characters. The main character is the one with the most detailed clues. Based on the provided "
-    "clues, please identify the emotional states of the main character. Please separate different emotional "
-    "categories with commas and output only the clearly identifiable emotional categories in a list format. If "
-    "none are identified, please output an empty list. Input: We cannot recognize his emotional state; Output: [] "
-    "Input: His emotional state is happy, sad, and angry; Output: [happy, sad, angry] Input: {text}; Output: "
-)
-OLD_POLARITY = (
-    "Please act as an expert in the field of emotions. We provide a few words to describe the emotions of a "
-    "character. Please choose the most likely sentiment from the given candidates: [positive, negative, neutral]. "
-    "Please direct output answer without analyzing process. Input: [joyful]; Output: positive Input: []; Output: "
-    "neutral Input: {text}; Output: "
-)
-
-
-def test_the_old_wording_is_begun_again_and_its_files_stay(answers, monkeypatch):
-    """Finished items of another wording are not taken over; a file made with it is kept, and its record says so."""
+def test_items_of_another_wording_are_asked_again(answers, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": OLD_WORDING})
+        patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": "Name the emotions. Input: {text}; Output: "})
         with pytest.raises(TextLLMError):
             extract_file(answers, task="basic", extractor=_llm(limit=2))
-    extractor = _llm()
-    made = extract_file(answers, task="basic", extractor=extractor)
+    made = extract_file(answers, task="basic", extractor=_llm())
     assert made.computed == 3 and made.extractor == "fake m1, seed 1"  # all three, not only the last one
-    made.labels.unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": OLD_WORDING, "polarity": OLD_POLARITY})
-        made = extract_file(answers, task="sentiment", extractor=_llm())
-    before = made.labels.read_bytes()
-    for path in (made.labels, made.sentiment):
-        assert files.describe(path) == "fake m1, seed 1, earlier wording of the prompt"
-    again = extract_file(answers, task="sentiment", extractor=_llm())  # an output file that exists is not made again
-    assert again.computed == 0 and again.extractor.endswith("earlier wording of the prompt")
-    assert made.labels.read_bytes() == before
-    with pytest.raises(DataError, match=r"model: it has .*scoreonly"):  # what else differs is an error as ever
-        extract_file(answers, task="basic", extractor=_llm(model="m2"))
-    assert extract_file(answers, task="basic", extractor=_llm(), overwrite=True).extractor == "fake m1, seed 1"
+
+
+def test_direct_items():
+    answers = {"a": "The character's emotional state is happy, calm.", "b": "It rains. Nobody knows.", "c": ""}
+    assert direct_items(answers, polarity=False) == ({"a": "[happy, calm]", "b": "[]"}, ["b"])
+    assert direct_items(answers, polarity=True)[0] == {"a": "positive", "b": "neutral"}
 
 
 def test_labels_through_a_language_model(answers):
@@ -201,12 +184,12 @@ def test_labels_through_a_language_model(answers):
     assert values["fileitems"].dtype.kind == "U"
     assert made.sentiment is None and made.extractor == "fake m1, seed 1" and made.computed == 3
     assert len(extractor.client.prompts) == 3  # an answer given twice is asked once
-    meta = json.loads(files.meta_path(made.labels).read_text())
+    meta = json.loads(files.record_path(made.labels).read_text())
     assert meta["settings"]["sampling"] == Sampling(seed=1).as_dict()
-    assert meta["settings"]["prompt_sha256"] == extract_llm.prompt_sha256(extract_llm.LABELS_PROMPT)
+    assert meta["settings"]["prompt_sha256"] == hashlib.sha256(LABELS_PROMPT.encode()).hexdigest()
     assert meta["details"]["folder"] == "/somewhere" and meta["source"] == answers.name
     assert meta["notes"] == {"reply cut at 512 tokens": {"count": 1, "first": ["d"]}}
-    assert not files.journal_path(made.labels).exists()
+    assert not journal_path(made.labels).exists()
 
 
 def test_polarity_is_the_second_step(answers):
@@ -278,7 +261,7 @@ def test_a_changed_extraction_file_is_refused(answers):
 
 
 def test_a_published_file_is_taken_as_it_is(answers):
-    path = files.labels_path(answers)
+    path = files.items_path(answers)
     write_npz(path, filenames=np.array(list(ANSWERS)), fileitems=np.array(["[joy]", "[sad]", "[joy]", "[]"]))
     before = path.read_bytes()
     made = extract_file(answers, task="basic", extractor=_llm())
@@ -286,13 +269,13 @@ def test_a_published_file_is_taken_as_it_is(answers):
     # Polarity made from labels of unknown origin says so.
     made = extract_file(answers, task="sentiment", extractor=_llm())
     assert made.computed == 3 and path.read_bytes() == before
-    meta = files.read_meta(made.sentiment)
+    meta = files.read_record(made.sentiment)
     assert meta["settings"]["labels_by"] == "unknown extractor (no meta file)"
     assert extract_file(answers, task="basic", extractor=_llm(), overwrite=True).computed == 3
 
 
 def test_a_published_file_of_other_clips_is_refused(answers):
-    write_npz(files.labels_path(answers), filenames=np.array(["a", "z"]), fileitems=np.array(["[joy]", "[sad]"]))
+    write_npz(files.items_path(answers), filenames=np.array(["a", "z"]), fileitems=np.array(["[joy]", "[sad]"]))
     with pytest.raises(DataError, match=r"no item for 3 answers \(first: b, c, d\); 1 items without an answer"):
         extract_file(answers, task="basic", extractor=_llm())
 
@@ -308,12 +291,12 @@ def test_an_error_keeps_what_is_finished(answers):
     first = _llm(limit=2)
     with pytest.raises(TextLLMError, match="went away"):
         extract_file(answers, task="sentiment", extractor=first)
-    assert not files.labels_path(answers).exists() and files.journal_path(files.labels_path(answers)).exists()
+    assert not files.items_path(answers).exists() and journal_path(files.items_path(answers)).exists()
     second = _llm()
     made = extract_file(answers, task="basic", extractor=second)
     assert made.computed == 1 and not set(first.client.prompts) & set(second.client.prompts)
     assert read_items(made.labels)["b"] == "[happy, calm]"
-    assert files.read_meta(made.labels)["notes"]  # also of the items that came from the journal
+    assert files.read_record(made.labels)["notes"]  # also of the items that came from the journal
 
 
 def test_a_killed_overwrite_goes_on_and_never_mixes(answers):
@@ -333,8 +316,8 @@ def test_a_kill_between_record_and_file(answers, monkeypatch):
         patch.setattr(files, "write_json", lambda path, value: path.write_text(json.dumps(value)))
         with pytest.raises(KeyboardInterrupt):
             extract_file(answers, task="basic", extractor=_llm())
-    path = files.labels_path(answers)
-    assert files.meta_path(path).exists() and not path.exists()
+    path = files.items_path(answers)
+    assert files.record_path(path).exists() and not path.exists()
     extractor = _llm()
     assert extract_file(answers, task="basic", extractor=extractor).computed == 0
     assert extractor.client.prompts == [] and read_items(path)["a"] == "[sad]"
@@ -369,13 +352,13 @@ def test_empty_answers_can_be_allowed(answers):
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}'])
 def test_a_damaged_record_is_named(answers, text):
     made = extract_file(answers, task="basic", extractor=_llm())
-    files.meta_path(made.labels).write_text(text)
+    files.record_path(made.labels).write_text(text)
     with pytest.raises(DataError, match=r"-openset\.meta\.json"):
         extract_file(answers, task="basic", extractor=_llm())
 
 
 def test_unequal_arrays_are_refused(answers):
-    path = files.labels_path(answers)
+    path = files.items_path(answers)
     for names, items in ((["a", "b"], ["x"]), (["a", "a"], ["x", "y"])):
         write_npz(path, filenames=np.array(names), fileitems=np.array(items))
         with pytest.raises(DataError, match="each name should have one item"):
@@ -423,8 +406,8 @@ def test_kill_and_resume_ask_for_nothing_twice(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         time.sleep(0.05)
-        path = files.labels_path(answers)
-        finished = len(files.journal_path(path).read_bytes().splitlines()) - 1
+        path = files.items_path(answers)
+        finished = len(journal_path(path).read_bytes().splitlines()) - 1
         first = Counter(server.asked)
         assert not path.exists() and 15 < finished < 60
         assert first.total() - finished <= 4  # the requests in flight
@@ -433,4 +416,4 @@ def test_kill_and_resume_ask_for_nothing_twice(tmp_path):
         server.close()
     assert len(server.asked) == 60 and server.asked.total() - 60 <= 4
     assert read_items(path) == {name: f"[mood{n}]" for n, name in enumerate(table)}
-    assert not files.journal_path(path).exists()
+    assert not journal_path(path).exists()

@@ -15,7 +15,7 @@ from small_benchmark import GOOD, Bench
 from affectgpt.cli import doctor, evaluate, sample, score
 from affectgpt.cli.common import run_cli
 from affectgpt.core.npz import read_npz, write_npz
-from affectgpt.evaluation.extraction_file import labels_path, meta_path
+from affectgpt.evaluation.results import items_path, record_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ESC = "\x1b]0;title\x07\x1b[2J\x9b31m\u202e"
@@ -49,8 +49,8 @@ def test_a_reply_of_many_megabytes_gives_no_label_and_is_named(capsys, serve, as
     path, arguments = asked
     huge = serve(lambda text, _: Answer(text="x" * 21_000_000 if " m2." in text else "[happy]"))
     assert run(capsys, evaluate.main, *arguments(huge))[0] == 0
-    assert read_npz(labels_path(path))["fileitems"].tolist().count("[]") == 1
-    notes = json.loads(meta_path(labels_path(path)).read_text())["notes"]
+    assert read_npz(items_path(path))["fileitems"].tolist().count("[]") == 1
+    notes = json.loads(record_path(items_path(path)).read_text())["notes"]
     assert notes == {"reply not of the published form, read tolerantly": {"count": 1, "first": ["m2"]}}
 
 
@@ -58,9 +58,9 @@ def test_a_long_item_does_not_widen_the_file(capsys, serve, asked):
     path, arguments = asked
     server = serve(lambda text, _: Answer(text=f"[happy{', sad' * 100_000}]" if " m2." in text else "[happy]"))
     assert run(capsys, evaluate.main, *arguments(server))[0] == 0
-    items = read_npz(labels_path(path))["fileitems"]
+    items = read_npz(items_path(path))["fileitems"]
     assert items.dtype.itemsize <= 4 * 8192 and items[1].startswith("[happy, sad")
-    notes = json.loads(meta_path(labels_path(path)).read_text())["notes"]
+    notes = json.loads(record_path(items_path(path)).read_text())["notes"]
     assert notes == {"item of more than 8192 characters, cut": {"count": 1, "first": ["m2"]}}
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from affectgpt.core.npz import read_npz
-from affectgpt.evaluation.extract_llm import clean_reply
-from affectgpt.evaluation.grouping import grouping_of
+from affectgpt.evaluation.extract import clean_reply
 from affectgpt.evaluation.labels import POLARITIES, read_labels, read_reply_labels, read_reply_polarity
-from affectgpt.evaluation.lexicon import load_folder
+from affectgpt.evaluation.lexicon import grouping_of, load_folder
 
 # X: the true label, Y: another one of the six.
 CLAIMED = [

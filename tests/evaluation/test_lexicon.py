@@ -10,8 +10,16 @@ import pytest
 from small_benchmark import WHEEL, write_sheet
 
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.evaluation.grouping import Grouping, grouping_of
-from affectgpt.evaluation.lexicon import BUILTIN, Lexicon, Wheel, find_lexicon, load_builtin, load_folder
+from affectgpt.evaluation.lexicon import (
+    BUILTIN,
+    Grouping,
+    Lexicon,
+    Wheel,
+    find_lexicon,
+    grouping_of,
+    load_builtin,
+    load_folder,
+)
 
 
 def test_forms_and_synonyms(lexicon: Lexicon) -> None:

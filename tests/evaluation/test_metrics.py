@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affectgpt.evaluation.grouping import Grouping, grouping_of
-from affectgpt.evaluation.lexicon import Lexicon, load_builtin
+from affectgpt.evaluation.lexicon import Grouping, Lexicon, grouping_of, load_builtin
 from affectgpt.evaluation.metrics.base import METRICS
-from affectgpt.evaluation.metrics.basic import HitRate
-from affectgpt.evaluation.metrics.fine_grained import SetF
+from affectgpt.evaluation.metrics.emotions import HitRate, SetF
 from affectgpt.evaluation.metrics.sentiment import Polarity
 
 GROUPING = grouping_of(load_builtin())

@@ -118,7 +118,7 @@ def test_every_report_takes_any_truth(lab, bench: Bench, tmp_path: Path, replace
     assert truth in page and "NEAR" in page
     # neither the distribution of groups nor a confusion of labels means anything here
     assert "<svg" not in page and "Confusion" not in page and "Dashed" not in page
-    assert "Floor" in Path(files[1]).read_text()
+    assert "Chance level" in Path(files[1]).read_text()
 
 
 def test_labels_of_the_truth_are_drawn(lab, tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_a_metric_without_groups_drops_no_label(lab, bench: Bench) -> None:
 
 
 def test_no_minus_zero(lab) -> None:
-    """Every answer is worth 0.6 to any clip; the mean of 50 deals is that and 1e-16."""
+    """Every answer is worth 0.6 to any clip; the mean of 50 permutations is that and 1e-16."""
     status, out, _ = lab(("word[0] in item", "0.6"))
-    assert status == 0 and "score above the higher floor" in out and "-0.00" not in out
+    assert status == 0 and "score above the higher chance level" in out and "-0.00" not in out
 
 
 STACK = "return np.stack([met, 1 - met, np.ones(len(met))], axis=1)"
@@ -209,7 +209,7 @@ def test_no_value_is_an_error_that_does_not_speak_of_wheels(lab) -> None:
 @pytest.mark.parametrize(
     ("text", "theirs"),
     [
-        ('METRICS.register("basic")(int)', "evaluation/metrics/basic.py:14"),
+        ('METRICS.register("basic")(int)', "evaluation/metrics/emotions.py:14"),
         ('DATASETS.register("mer2023")(DATASETS.get("SIMS"))', "datasets/table.py:107"),
     ],
 )

@@ -1,16 +1,28 @@
-"""Finding runs and choosing checkpoints."""
+"""Result files: answers in three formats, parts of several processes, finding runs and choosing checkpoints."""
 
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_benchmark import GOOD, POOR, Bench
 
 from affectgpt.core.errors import ConfigError, DataError
+from affectgpt.core.npz import write_npz
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation.results import CheckpointChoice, choose_run, list_runs
-from affectgpt.evaluation.run_scores import pick_files, score_run
+from affectgpt.evaluation.results import (
+    CheckpointChoice,
+    ResultShard,
+    choose_run,
+    holds_items,
+    list_runs,
+    read_answer_table,
+    read_answers,
+)
+from affectgpt.evaluation.score import ScoringPaths, pick_files, score_run
 
 MER, SIMS, OV = get_row("MER2023"), get_row("SIMS"), get_row("OVMERDPlus")
 
@@ -76,8 +88,6 @@ def test_one_table_is_one_run(bench: Bench) -> None:
 
 
 def test_nothing_there_says_where_it_looked(tmp_path: Path, bench: Bench) -> None:
-    from affectgpt.evaluation.run_scores import ScoringPaths
-
     with pytest.raises(DataError, match=r"no result files in .*results-mer2023.*--output-root"):
         pick_files(
             [MER],
@@ -133,3 +143,63 @@ def test_direct_labels_are_scored_where_there_are_no_others(bench: Bench, lexico
     openset.rename(folder / "checkpoint_000030_loss_0.700-openset-direct.npz")
     run_scores = score_run([MER], bench.places, lexicon, run="run_b", draws=0)
     assert run_scores.scores["MER2023"][0].source.name.endswith("-openset-direct.npz")
+
+
+ANSWERS = {"a": 'She says "no",\nand is sad.', "b": "happy"}
+
+
+def test_three_formats_give_the_same(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('answer,name\n"She says ""no"",\nand is sad.",a\nhappy,b\n', encoding="utf-8")
+    (tmp_path / "x.jsonl").write_text(
+        '{"name": "a", "answer": "She says \\"no\\",\\nand is sad."}\n\n{"answer": "happy", "name": "b", "time": 3}\n'
+    )
+    write_npz(tmp_path / "x.npz", name2reason=ANSWERS)
+    for suffix in ("csv", "jsonl", "npz"):
+        assert read_answer_table(tmp_path / f"x.{suffix}") == ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.csv", "name,text\na,b\n", "no column 'answer'"),
+        ("x.csv", "name,answer\na,b\na,c\n", r"line 3: sample 'a' is there twice"),
+        ("x.jsonl", '{"name": "a", "answer": "b"}\n{"name": "a"', "line 2: not JSON"),
+        ("x.jsonl", '{"name": "a", "answer": null}\n', "line 1: expected"),
+        ("x.jsonl", '{"name": "a", "answer": "b"}\n' * 2, "line 2: sample 'a' is there twice"),
+        ("x.jsonl", '{"name": "../a", "answer": "b"}\n', "not a file stem"),
+        ("x.jsonl", "\n", "it holds no answer"),
+        ("x.txt", "a", r"answers are read from \.csv, \.jsonl, \.npz, not from \.txt"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_answer_table(tmp_path / name)
+    with pytest.raises(DataError, match="no such file"):
+        read_answer_table(tmp_path / "absent.jsonl")
+
+
+def test_files_of_labels_are_told_from_files_of_answers(tmp_path: Path) -> None:
+    write_npz(tmp_path / "x.npz", name2reason=ANSWERS)
+    write_npz(tmp_path / "y.npz", filenames=np.array(["a"]), fileitems=np.array(["[b]"]))
+    assert [holds_items(tmp_path / name) for name in ("x.npz", "y.npz", "z.csv")] == [False, True, False]
+
+
+def test_two_processes_make_one_file_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have no locks."""
+    import fcntl
+
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    target = tmp_path / "results-x" / "run" / "checkpoint_000005_loss_0.100.npz"
+    target.parent.mkdir(parents=True)
+    names = ["a", "b", "c"]
+    shards = [ResultShard(target, names=names, key="k", rank=rank, world_size=2) for rank in range(2)]
+    done = []
+    for shard in shards:
+        for name in sorted(shard.pending):
+            shard.add(name, answer=name, flags=(), tokens=1)
+        done.append(shard.finish(dataset="X", order=names, write_meta=lambda entries: json.dumps(entries)))
+    assert done == [False, True] and read_answers(target) == {name: name for name in names}

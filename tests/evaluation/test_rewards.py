@@ -9,8 +9,7 @@ import pytest
 
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.types import Labels
-from affectgpt.evaluation.grouping import Grouping
-from affectgpt.evaluation.lexicon import load_builtin
+from affectgpt.evaluation.lexicon import Grouping, load_builtin
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.evaluation.rewards import PENALTIES, REWARDS, Grader, read_reply, split_thinking, truth_of
 

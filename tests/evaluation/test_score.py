@@ -12,10 +12,9 @@ from small_benchmark import GOOD, OV_TRUTH, POOR, Bench, write_items
 from affectgpt.core.errors import DataError
 from affectgpt.core.npz import write_npz
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import Lexicon
-from affectgpt.evaluation.run_scores import RunScores, score_run
-from affectgpt.evaluation.score import Truth, make_metric, score_items, unknown_labels
+from affectgpt.evaluation.lexicon import Lexicon, grouping_of
+from affectgpt.evaluation.report import unknown_labels
+from affectgpt.evaluation.score import RunScores, Truth, make_metric, score_items, score_run
 
 MER, SIMS, OV = get_row("MER2023"), get_row("SIMS"), get_row("OVMERDPlus")
 FIRST, SECOND = "checkpoint_000030_loss_0.600", "checkpoint_000035_loss_0.500"
@@ -193,34 +192,8 @@ def test_unknown_labels_are_counted(bench: Bench, lexicon: Lexicon) -> None:
         "m1": "[happy, Zzz]", "m2": "['zzz', \"odd\"]", "m3": "[sad]", "m4": "[]"
     })  # fmt: skip
     run_scores = score_run([MER], bench.places, lexicon, run="run_b", draws=0)
-    unknown = unknown_labels(run_scores.scores["MER2023"], grouping_of(lexicon))
-    assert unknown.total == 5 and unknown.by_label == {"zzz": 2, "odd": 1}
+    assert unknown_labels(run_scores) == ({("zzz", "MER2023"): 2, ("odd", "MER2023"): 1}, 5)
 
 
 def test_notes_on_polarity_words(run_scores: RunScores) -> None:
     assert any(note.startswith("SIMS: 1 of 10 polarity words") for note in run_scores.notes)
-
-
-def test_five_times_the_samples_cost_less_than_five_times(lexicon: Lexicon) -> None:
-    """Mapped labels are reused: five times the samples map no label again."""
-    calls = 0
-    grouping = type(grouping_of(lexicon))(lexicon)
-    original = grouping.groups
-
-    def counted(label: str):
-        nonlocal calls
-        calls += 1
-        return original(label)
-
-    grouping.groups = counted
-    metric = make_metric(MER, grouping)
-    metric.summands([("happy",), ("sad",)], ["[happy, sad]", "[angry]"])
-    once = calls
-    metric.summands([("happy",), ("sad",)] * 5, ["[happy, sad]", "[angry]"] * 5)
-    assert calls == once == 3
-
-
-def test_write_items_helper_is_what_readers_take(tmp_path) -> None:
-    from affectgpt.evaluation.extraction_file import read_items
-
-    assert read_items(write_items(tmp_path / "x.npz", {"a": "[b]"})) == {"a": "[b]"}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import load_builtin
-from affectgpt.evaluation.metrics.basic import HitRate
+from affectgpt.evaluation.lexicon import grouping_of, load_builtin
+from affectgpt.evaluation.metrics.emotions import HitRate
 from affectgpt.evaluation.metrics.sentiment import Polarity
-from affectgpt.evaluation.stats import compare, intervals, resamples
+from affectgpt.evaluation.stats import compare, intervals, resamples, spread
 
 
 def polarity_rows(right: list[bool]) -> np.ndarray:
@@ -71,3 +70,35 @@ def test_p_is_uniform_where_nothing_differs() -> None:
         for _ in range(120)
     ]
     assert 0.005 <= np.mean(np.array(found) < 0.05) <= 0.12 and 0.35 < np.mean(found) < 0.65
+
+
+def test_the_mean_of_members_is_one_system() -> None:
+    rng = np.random.default_rng(1)
+    singles = [polarity_rows(list(rng.random(200) < 0.7)) for _ in range(5)]
+    vote = polarity_rows(list(rng.random(200) < 0.85))
+    found = compare(Polarity(), singles, [vote], draws=2000)
+    each = [compare(Polarity(), [single], [vote], draws=2000) for single in singles]
+    assert found.difference == pytest.approx(np.mean([c.difference for c in each]))
+    assert found.a == pytest.approx(np.mean([c.a for c in each])) and found.p < 0.01
+    # the mean of five is known better than one of them
+    assert np.ptp(found.interval) < min(np.ptp(c.interval) for c in each)
+    assert compare(Polarity(), singles, singles).p == 1 == compare(Polarity(), [vote] * 3, [vote]).p
+
+
+def test_p_of_a_mean_is_uniform_where_nothing_differs() -> None:
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(120):
+        three, one = ([polarity_rows(list(rng.random(100) < 0.7)) for _ in range(n)] for n in (3, 1))
+        found.append(compare(Polarity(), three, one, draws=300).p)
+    assert np.mean(np.array(found) < 0.05) <= 0.12 and 0.3 < np.mean(found) < 0.7
+
+
+def test_the_interval_of_seeds_is_that_of_their_mean() -> None:
+    rng = np.random.default_rng(2)
+    runs = [[polarity_rows(list(rng.random(300) < 0.8))] for _ in range(3)]
+    found = spread(Polarity(), runs)
+    assert found.mean.interval[0] < found.mean.value < found.mean.interval[1]
+    alone = spread(Polarity(), [runs[0], runs[0]])
+    assert alone.deviation == 0 and alone.same == 1
+    assert np.ptp(found.mean.interval) < np.ptp(alone.mean.interval)

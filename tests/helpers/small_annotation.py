@@ -145,8 +145,7 @@ def _prototypes(config: CaptioningFile, models: Path, rng) -> dict[Modality, dic
 def _write_features(config: CaptioningFile, title: str, split: str, truth: dict[str, str], prototypes, rng) -> None:
     import torch
 
-    from affectgpt.processing.feature_key import feature_key, store_folder
-    from affectgpt.processing.features import FeatureWriter
+    from affectgpt.processing.features import FeatureWriter, feature_key, store_folder
 
     shown = [("both", "face", "voice")[int(i)] for i in rng.integers(3, size=len(truth))]
     for modality, silent in ((Modality.FACE, "voice"), (Modality.AUDIO, "face")):

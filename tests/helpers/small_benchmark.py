@@ -10,7 +10,7 @@ import numpy as np
 
 from affectgpt.core.npz import write_npz
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation.run_scores import ScoringPaths
+from affectgpt.evaluation.score import ScoringPaths
 
 # level 1, level 2, level 3; a blank cell stands for the value above it
 WHEEL = [

@@ -380,7 +380,7 @@ def test_predictor_and_commands_take_the_folder(exported, world, clips, tmp_path
     assert answered[0] == answered[1] == ours.answer != ""
     results = [f"inference.base_root={tmp_path}/results", f"paths.dataset_root={world.root}/dataset"]
     assert run_cli(infer.main, ["--hf", str(folder), "--dataset", "OVMERDPlus", *options, *results]) == 0
-    from affectgpt.results.files import read_answers
+    from affectgpt.evaluation.results import read_answers
 
     (target,) = tmp_path.rglob("*.npz")
     assert target == tmp_path / "results-ovmerdplus" / folder.name / "model.npz"

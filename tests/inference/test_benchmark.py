@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from affectgpt.core.errors import DataError
-from affectgpt.results.files import beside, export, meta_path, read_answers, read_meta
+from affectgpt.evaluation.results import beside, export, meta_path, read_answers, read_meta
 
 DATASET = "OVMERDPlus"
 
@@ -230,7 +230,7 @@ def test_clips_that_were_put_right_are_answered_by_the_next_attempt(world, broke
 
 
 def test_a_failure_that_another_process_tries_again_is_awaited(tmp_path):
-    from affectgpt.results.shard import ResultShard
+    from affectgpt.evaluation.results import ResultShard
 
     target = tmp_path / "results" / "checkpoint.npz"
     names = ["a", "b", "c", "d"]

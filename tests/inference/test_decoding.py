@@ -5,7 +5,7 @@ import torch
 
 from affectgpt.encoders.llm import StopSequences
 from affectgpt.inference.sampling import SampleByRow, sample_seed
-from affectgpt.processing.answer import clean_answer
+from affectgpt.processing.processor import clean_answer
 
 EOS = ["<|im_end|>", "<|endoftext|>"]
 

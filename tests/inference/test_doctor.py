@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from affectgpt.cli import doctor
+from affectgpt.cli.doctor import main as run_doctor
 from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.inference import checkup, probe
-from affectgpt.inference.agreement import CHANCE, USUAL, compare_answers, label_overlap, verdict
+from affectgpt.evaluation.results import write_answers
+from affectgpt.inference import doctor
+from affectgpt.inference.doctor import CHANCE, USUAL, compare_answers, label_overlap, verdict
 from affectgpt.inference.session import GenerationSession
-from affectgpt.results.files import write_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(world, capsys, *arguments: str) -> tuple[int, str]:
-    status = doctor.main([f"--cfg-path={world.yaml}", *arguments])
+    status = run_doctor([f"--cfg-path={world.yaml}", *arguments])
     return status, capsys.readouterr().out
 
 
@@ -34,11 +34,11 @@ def session(world):
 
 @pytest.fixture
 def stages(session, tmp_path):
-    return probe.run_stages(session, tmp_path)
+    return doctor.run_stages(session, tmp_path)
 
 
 def prints(stages):
-    return {name: probe.fingerprint(values) for name, values in stages.items()}
+    return {name: doctor.fingerprint(values) for name, values in stages.items()}
 
 
 def test_the_probe_goes_through_every_stage(stages):
@@ -52,8 +52,8 @@ def test_the_probe_goes_through_every_stage(stages):
 
 
 def test_the_probe_is_the_same_twice(session, stages, tmp_path_factory):
-    again = probe.run_stages(session, tmp_path_factory.mktemp("again"))
-    assert probe.first_deviation(prints(again), prints(stages), tolerance=1e-12) is None
+    again = doctor.run_stages(session, tmp_path_factory.mktemp("again"))
+    assert doctor.first_deviation(prints(again), prints(stages), tolerance=1e-12) is None
 
 
 @pytest.mark.parametrize("relative", [1e-4, 1e-2, 1.0])
@@ -63,7 +63,7 @@ def test_the_first_deviating_stage_is_named(stages, relative):
     for name in ("encoder output, face", "first scores"):
         noise = torch.randn(stages[name].shape, generator=torch.Generator().manual_seed(0))
         changed[name] = stages[name] + relative * stages[name].norm() * noise / noise.norm()
-    deviation = probe.first_deviation(prints(changed), recorded, tolerance=1e-3)
+    deviation = doctor.first_deviation(prints(changed), recorded, tolerance=1e-3)
     if relative < 1e-3:
         assert deviation is None
     else:
@@ -75,10 +75,10 @@ def test_the_first_deviating_stage_is_named(stages, relative):
 def test_one_pixel_and_nan_are_seen(stages):
     pixel = stages["decoded frames"].clone()
     pixel[3, 10, 10, 0] ^= 1
-    found = probe.first_deviation(prints({**stages, "decoded frames": pixel}), prints(stages), tolerance=1e-3)
-    assert found == probe.Deviation("decoded frames", "is not the same to the bit")
+    found = doctor.first_deviation(prints({**stages, "decoded frames": pixel}), prints(stages), tolerance=1e-3)
+    assert found == doctor.Deviation("decoded frames", "is not the same to the bit")
     broken = {**stages, "encoder output, audio": stages["encoder output, audio"] * float("nan")}
-    assert probe.first_deviation(prints(broken), prints(stages), tolerance=1e-3).stage == "encoder output, audio"
+    assert doctor.first_deviation(prints(broken), prints(stages), tolerance=1e-3).stage == "encoder output, audio"
 
 
 def test_command_records_and_compares(world, capsys, tmp_path):
@@ -137,14 +137,14 @@ def test_tiny_weights_are_not_taken_for_the_published_ones(world, capsys):
 
 def test_tested_ranges_are_those_of_pyproject():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
-    for package, allowed in checkup.TESTED.items():
+    for package, allowed in doctor.TESTED.items():
         assert f"{package}{allowed}" in listed
 
 
 def test_versions_outside_the_range_are_a_warning(monkeypatch):
-    monkeypatch.setitem(checkup.TESTED, "torch", "<1.0")
-    found = {finding.title: finding for finding in checkup.check_versions()}
-    assert found["torch"].status == checkup.WARN and found["numpy"].status == checkup.OK
+    monkeypatch.setitem(doctor.TESTED, "torch", "<1.0")
+    found = {finding.title: finding for finding in doctor.check_versions()}
+    assert found["torch"].status == doctor.WARN and found["numpy"].status == doctor.OK
 
 
 def result(path: Path, answers: dict[str, str]) -> Path:
@@ -165,7 +165,7 @@ def test_agreement_sample_by_sample(tmp_path, capsys):
     assert found.same_text == pytest.approx(1 / 3)
     assert [name for name, _, _ in found.least] == ["z", "x"]
     assert found.ours.without_labels == 0.5 and found.ours.empty == 1
-    assert doctor.main(["--answers", str(ours), "--against", str(theirs)]) == 1  # one sample lacks
+    assert run_doctor(["--answers", str(ours), "--against", str(theirs)]) == 1  # one sample lacks
     out = capsys.readouterr().out
     assert "agreement of label sets: 0.500" in out and "only theirs: w" in out
 
@@ -185,7 +185,7 @@ def test_label_overlap():
 
 def test_without_a_configuration_there_is_nothing_to_check():
     with pytest.raises(ConfigError, match="--cfg-path"):
-        doctor.main([])
+        run_doctor([])
 
 
 @pytest.mark.parity

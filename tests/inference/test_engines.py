@@ -15,11 +15,11 @@ import torch
 from vllm_source import class_of, fields_of, parameters_of, vllm_source
 
 from affectgpt.core.errors import AffectGPTError, ConfigError
+from affectgpt.evaluation.results import read_answers
 from affectgpt.inference.benchmark import Benchmark
 from affectgpt.inference.engines import vllm as vllm_engine
 from affectgpt.inference.engines.base import ENGINES
 from affectgpt.inference.session import GenerationSession
-from affectgpt.results.files import read_answers
 
 QUESTION = "How does he feel?"
 

@@ -13,8 +13,8 @@ from tiny_world import World, write_run
 from affectgpt.cli import doctor, infer, sample
 from affectgpt.config.schema import to_dict
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
+from affectgpt.evaluation.results import read_answers, read_meta
 from affectgpt.modeling.checkpoint import write_checkpoint
-from affectgpt.results.files import read_answers, read_meta
 from examples.demo.corpus import PartSpec, make_corpus
 from examples.demo.language import FELT
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.results.files import read_answers
+from affectgpt.evaluation.results import read_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 2

@@ -77,8 +77,8 @@ def test_what_is_counted_is_what_is_loaded(world, monkeypatch):
 @pytest.mark.parametrize(("free", "rows"), [(8e9, 40), (120e9, 128), (20e9, 100)])
 def test_the_batch_is_as_large_as_the_memory_of_a_gpu(monkeypatch, free, rows):
     """Of Qwen2.5-7B and the published 1,200 new tokens; 128 at most, since rows that have ended stay in the batch."""
+    from affectgpt.encoders.base import read_config
     from affectgpt.encoders.llm import LLMS
-    from affectgpt.encoders.pretrained import read_config
     from affectgpt.inference import memory
 
     embedding = SimpleNamespace(weight=torch.empty(0, dtype=torch.float16))

@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 
 from affectgpt.cli import sample as command
-from affectgpt.core.errors import ConfigError, DataError
-from affectgpt.core.printable import printable
-from affectgpt.inference.clips import GivenClip
-from affectgpt.inference.predictor import RELEASED, Predictor
+from affectgpt.core.errors import ConfigError, DataError, printable
+from affectgpt.inference.predictor import RELEASED, GivenClip, Predictor
 from affectgpt.inference.reply import NOTES, ODD_DESCRIPTION, SEVERAL, TURNED
 from affectgpt.processing.questions import render_question
 

@@ -11,9 +11,9 @@ import torch
 
 from affectgpt.cli import infer
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
+from affectgpt.evaluation.results import beside, read_answers, read_meta
 from affectgpt.inference.session import GenerationSession
 from affectgpt.processing.questions import render_question
-from affectgpt.results.files import beside, read_answers, read_meta
 
 RUN = "tiny_20260101000"
 

@@ -23,10 +23,10 @@ from affectgpt.core.provenance import installed_version
 from affectgpt.datasets.label_files import load_samples
 from affectgpt.datasets.table import get_row
 from affectgpt.encoders.llm import folder_generation_config, llm_folder
+from affectgpt.evaluation.results import read_answers, read_meta
 from affectgpt.inference.engines import vllm as vllm_engine
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.session import GenerationSession
-from affectgpt.results.files import read_answers, read_meta
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 pytest.importorskip("vllm", reason="vLLM is not installed", exc_type=ImportError)

@@ -9,8 +9,8 @@ import pytest
 
 from affectgpt.core.npz import read_npz
 from affectgpt.evaluation.extract import extract_file, get_extractor
-from affectgpt.evaluation.extraction_file import labels_path, read_items
 from affectgpt.evaluation.labels import parse_item
+from affectgpt.evaluation.results import items_path, read_items
 
 pytestmark = pytest.mark.parity
 
@@ -85,7 +85,7 @@ def test_hit_of_every_checkpoint_lies_within_two_points(merunibench, wheels, tmp
         copy = tmp_path / path.name
         copy.write_bytes(path.read_bytes())
         direct = extract_file(copy, task="basic", extractor=get_extractor("direct"))
-        published = read_items(labels_path(path))
+        published = read_items(items_path(path))
         gaps[path.stem] = 100 * (_hit(wheels, read_items(direct.labels), truth) - _hit(wheels, published, truth))
     print({name: round(gap, 2) for name, gap in gaps.items()})
     assert all(abs(gap) <= 2.0 for gap in gaps.values()), gaps

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import load_folder
+from affectgpt.evaluation.lexicon import grouping_of, load_folder
 
 pytestmark = pytest.mark.parity
 

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from affectgpt.encoders.mel import MelSpectrogram
+from affectgpt.encoders.imagebind import MelSpectrogram
 
 pytestmark = pytest.mark.parity
 
 _COMPARE = """
 import sys, numpy as np
-from affectgpt.encoders.mel import MelSpectrogram
+from affectgpt.encoders.imagebind import MelSpectrogram
 batch = np.load(sys.argv[1])
 transform = MelSpectrogram()
 print(max(np.abs(transform(raw[:, 0]).numpy() - mel).max() for raw, mel in zip(batch["raw_audios"], batch["audios"])))

@@ -11,8 +11,8 @@ import torch
 
 from affectgpt.config.schema import Config, ModelConfig, PathsConfig
 from affectgpt.core.types import Batch, Modality
+from affectgpt.encoders.clip import PixelTransform
 from affectgpt.encoders.llm import StopSequences, folder_generation_config, llm_folder, stop_sequences
-from affectgpt.encoders.pixels import PixelTransform
 from affectgpt.encoders.speech import WaveNormalize
 from affectgpt.inference.engines.base import Decoding
 from affectgpt.inference.engines.transformers import TransformersEngine

@@ -12,12 +12,9 @@ import numpy as np
 import pytest
 
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation import published
-from affectgpt.evaluation.floors import above
 from affectgpt.evaluation.lexicon import load_folder
-from affectgpt.evaluation.report_text import table
-from affectgpt.evaluation.run_scores import ScoringPaths, score_run
-from affectgpt.evaluation.summary import BEST_PER_SET, percent
+from affectgpt.evaluation.report import BEST_PER_SET, percent, table
+from affectgpt.evaluation.score import PUBLISHED, PUBLISHED_MEAN, ScoringPaths, published_mean, score_run
 
 pytestmark = pytest.mark.parity
 
@@ -66,13 +63,13 @@ def test_every_published_number(all_runs: list, expected: dict) -> None:
 def test_best_per_data_set_is_the_published_row(all_runs: list) -> None:
     best = {dataset: percent(score.primary) for dataset, score in all_runs[0].best.items()}
     assert best == {"MER2023": "78.54", "CMUMOSI": "81.30", "SIMS": "88.49"}
-    assert all(best[dataset] == f"{published.PRIMARY[dataset]:.2f}" for dataset in best)
+    assert all(best[dataset] == f"{PUBLISHED[dataset]:.2f}" for dataset in best)
 
 
 def test_the_mean_of_nine_stands_beside_nine_only(all_runs: list) -> None:
     text = table(all_runs[0])
-    assert BEST_PER_SET in text and "mean of 3" in text and f"{published.MEAN_OF_NINE}" not in text
-    assert published.mean_of(list(published.PRIMARY)) == published.MEAN_OF_NINE
+    assert BEST_PER_SET in text and "mean of 3" in text and f"{PUBLISHED_MEAN}" not in text
+    assert published_mean(list(PUBLISHED)) == PUBLISHED_MEAN
 
 
 def test_level_two_is_stricter_than_level_one(places: ScoringPaths, lexicon) -> None:
@@ -104,15 +101,15 @@ def test_three_data_sets_are_scored_in_a_second_or_so(merunibench: Path) -> None
 
 
 def test_three_constant_words_exceed_the_mean_of_the_released_checkpoints(all_runs: list) -> None:
-    """Measured: dealt answers give about 34 on MER2023, 50 on CMU-MOSI, 53 on SIMS and 31 on OV-MERD."""
+    """Measured: permuted answers give about 34 on MER2023, 50 on CMU-MOSI, 53 on SIMS and 31 on OV-MERD."""
     scores = all_runs[0].scores
-    dealt = {d: 100 * np.mean([s.floors.dealt[s.metric.keys[0]] for s in found]) for d, found in scores.items()}
-    assert dealt == pytest.approx({"MER2023": 33.6, "CMUMOSI": 50.5, "SIMS": 53.6}, abs=0.8)
+    permuted = {d: 100 * np.mean([s.chance.permuted[s.metric.keys[0]] for s in found]) for d, found in scores.items()}
+    assert permuted == pytest.approx({"MER2023": 33.6, "CMUMOSI": 50.5, "SIMS": 53.6}, abs=0.8)
     mer = scores["MER2023"]
-    assert all(s.floors.size == 3 and s.floors.constant["hit"] >= 0.777 and above(s) < 0 for s in mer)
-    assert np.mean([s.floors.groups for s in mer]) == pytest.approx(2.65, abs=0.005)
-    assert np.mean([s.floors.labels for s in mer]) == pytest.approx(3.16, abs=0.01)
-    assert all(above(s) > 0.25 for d in ("CMUMOSI", "SIMS") for s in scores[d])
+    assert all(s.chance.size == 3 and s.chance.constant["hit"] >= 0.777 and s.above_chance < 0 for s in mer)
+    assert np.mean([s.chance.groups for s in mer]) == pytest.approx(2.65, abs=0.005)
+    assert np.mean([s.chance.labels for s in mer]) == pytest.approx(3.16, abs=0.01)
+    assert all(s.above_chance > 0.25 for d in ("CMUMOSI", "SIMS") for s in scores[d])
 
 
 def test_what_is_left_of_the_published_row_without_its_choice(all_runs: list) -> None:

@@ -14,7 +14,7 @@ from tiny import folder_of, tiny_config
 
 from affectgpt.core.types import Modality
 from affectgpt.encoders.base import encoder_class, encoder_folder
-from affectgpt.processing.feature_key import differing, feature_key
+from affectgpt.processing.features import differing, feature_key
 
 
 @pytest.fixture

@@ -23,9 +23,15 @@ from affectgpt.datasets.base import open_dataset
 from affectgpt.datasets.table import get_row
 from affectgpt.encoders.base import ACOUSTIC_ENCODERS, VISUAL_ENCODERS
 from affectgpt.processing.data import training_batches
-from affectgpt.processing.feature_index import read_index
-from affectgpt.processing.feature_key import differing, feature_key, features_policy, store_folder
-from affectgpt.processing.features import FeatureReader, FeatureWriter
+from affectgpt.processing.features import (
+    FeatureReader,
+    FeatureWriter,
+    differing,
+    feature_key,
+    features_policy,
+    read_index,
+    store_folder,
+)
 from affectgpt.processing.processor import AffectGPTProcessor
 
 MEDIA = (Modality.AUDIO, Modality.FACE)

@@ -13,10 +13,10 @@ import torch
 from affectgpt.config.schema import Config, DatasetConfig, ModelConfig, PathsConfig, RunConfig
 from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.types import IGNORE_INDEX, Labels, Modality, Sample
+from affectgpt.datasets.base import keep_fraction
 from affectgpt.datasets.label_files import load_samples
-from affectgpt.datasets.splits import keep_fraction
 from affectgpt.datasets.table import get_row
-from affectgpt.processing.collator import collate
+from affectgpt.processing.collate import collate
 from affectgpt.processing.data import (
     BatchStream,
     Failure,

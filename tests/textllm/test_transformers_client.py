@@ -218,7 +218,7 @@ def test_padding_is_not_penalised():
 def test_an_interrupted_extraction_ends_like_an_undisturbed_one(folder, tmp_path, monkeypatch):
     from affectgpt.core.npz import write_npz
     from affectgpt.evaluation.extract import extract_file, get_extractor
-    from affectgpt.evaluation.extraction_file import read_items
+    from affectgpt.evaluation.results import read_items
 
     monkeypatch.setattr("affectgpt.evaluation.extract._PROMPTS", {"labels": "{text}"})  # the paper's is over 256 bytes
     table = {f"clip{i}": f"answer {'x' * i}" for i in range(7)}
@@ -287,7 +287,7 @@ def test_a_folder_with_code_of_its_own_asks_nothing_on_a_terminal(kind, tmp_path
 
             MultimodalClient(model=tmp_path, device="cpu")._load()
         elif kind == "encoder":
-            from affectgpt.encoders.pretrained import read_config
+            from affectgpt.encoders.base import read_config
 
             read_config(tmp_path)
         elif kind == "tokenizer":

@@ -16,7 +16,7 @@ from training_recipe import load_parts
 
 from affectgpt.config.load import load_config
 from affectgpt.modeling.build import build_empty_model
-from affectgpt.training.cost import Shape, step_flop, step_memory
+from affectgpt.training.dry_run import Shape, step_flop, step_memory
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.step import build_train_step
 

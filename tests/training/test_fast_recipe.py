@@ -17,7 +17,7 @@ from affectgpt.core.runtime import seed_everything
 from affectgpt.modeling.build import build_model
 from affectgpt.processing.data import training_batches
 from affectgpt.processing.processor import AffectGPTProcessor
-from affectgpt.training.prefetch import Prefetcher
+from affectgpt.training.loop import Prefetcher
 from affectgpt.training.step import build_train_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train_configs"

@@ -18,9 +18,8 @@ from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import pick_device
 from affectgpt.modeling.build import build_model
 from affectgpt.processing.processor import AffectGPTProcessor
-from affectgpt.training.cost import step_memory
 from affectgpt.training.distributed import process_group
-from affectgpt.training.preflight import check_memory, check_precision
+from affectgpt.training.dry_run import check_memory, check_precision, step_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = sorted((ROOT / "train_configs").glob("*bestsetup*_lz.yaml"))
@@ -120,7 +119,7 @@ def test_memory_is_counted_as_the_model_takes_it(models, tiny_models, monkeypatc
     frozen -= lora
     assert frozen + trained == sum(p.numel() for p in built.parameters()) and encoders > 0
     free, more = [0], 3 * 4 * trained  # a gradient and Adam's two moments
-    monkeypatch.setattr("affectgpt.training.preflight.available_memory", lambda: free[0])
+    monkeypatch.setattr("affectgpt.training.dry_run.available_memory", lambda: free[0])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 0))
     for device, encoded, needed in (
         (CPU, True, 4 * (frozen + trained) + more),
@@ -164,7 +163,7 @@ def test_weights_of_an_llm_that_is_code_in_its_folder_are_counted(tiny_models, t
     )
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
-    monkeypatch.setattr("affectgpt.training.preflight.available_memory", lambda: 0)
+    monkeypatch.setattr("affectgpt.training.dry_run.available_memory", lambda: 0)
     config = tiny_config(tiny_models, llama_model="Baichuan2", lora_r=0, trust_remote_code=True)
     config = replace(config, paths=replace(config.paths, folders={"Baichuan2": str(folder)}))
     with pytest.raises(ConfigError, match="a model of Baichuan2"):

@@ -13,11 +13,11 @@ from device_cost import Kernels, Waits, fake_flash_attention, narrow_qwen
 from training_recipe import load_parts
 
 from affectgpt.core.errors import DataError
-from affectgpt.core.layout import layout_of
+from affectgpt.processing.collate import layout_of
 from affectgpt.processing.data import split_by_tokens
 from affectgpt.processing.processor import Example
+from affectgpt.training.loop import Prefetcher
 from affectgpt.training.objectives.sft import SupervisedObjective
-from affectgpt.training.prefetch import Prefetcher
 from affectgpt.training.step import build_train_step, prepare_llm
 
 CPU = torch.device("cpu")

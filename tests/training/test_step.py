@@ -15,8 +15,8 @@ import torch
 from training_recipe import load_parts
 
 from affectgpt.config.schema import RunConfig
-from affectgpt.core.layout import layout_of, row_of_each
 from affectgpt.core.types import IGNORE_INDEX, Batch
+from affectgpt.processing.collate import layout_of, row_of_each
 from affectgpt.training.objectives.sft import SupervisedObjective
 from affectgpt.training.optim import get_schedule
 from affectgpt.training.step import build_train_step, prepare_llm

@@ -217,7 +217,7 @@ def test_what_cannot_work_is_refused_before_the_model_is_loaded(recipe, monkeypa
 
 def test_too_little_memory_is_reported_before_the_model_is_loaded(recipe, monkeypatch):
     monkeypatch.setattr("affectgpt.modeling.build.build_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("affectgpt.training.preflight.available_memory", lambda: 100_000)
+    monkeypatch.setattr("affectgpt.training.dry_run.available_memory", lambda: 100_000)
     with pytest.raises(ConfigError, match=r"need 0\.\d GB in float32 on a CPU, and 0\.0 GB are free"):
         main(["--cfg-path", str(recipe(mode="face_text"))])
 

@@ -1,4 +1,4 @@
-"""What a metric is: numbers per sample that add up, and an aggregate of their sums.
+"""The interface of a metric: numbers per sample that add up, and an aggregate of their sums.
 
 That split gives a score, its bootstrap interval and a paired test with the same few lines: a resample only weighs the
 summands differently.
@@ -19,7 +19,7 @@ from affectgpt.core.registry import Registry
 
 if TYPE_CHECKING:
     from affectgpt.core.types import Labels
-    from affectgpt.evaluation.grouping import Grouping, GroupSets
+    from affectgpt.evaluation.lexicon import Grouping, GroupSets
 
 
 class Metric(Protocol):
@@ -56,7 +56,7 @@ class Metric(Protocol):
         ...
 
     def detail(self, sums: np.ndarray) -> dict[str, Any]:
-        """What a report may add for one checkpoint, from sums ``[C]``: per-view values and counts."""
+        """Further numbers of one checkpoint for a report, from sums ``[C]``: per-view values and counts."""
         ...
 
 
@@ -96,7 +96,7 @@ METRICS = Registry("metric", "affectgpt.evaluation.metrics", check=check_class) 
 def summed(
     task: str, metric: Metric, truth: Sequence[Any], predicted: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, float], dict[str, Any]]:
-    """Of N samples: summands ``[N, C]``, each key's value, and the detail (empty where a value is NaN).
+    """Apply a metric to N samples: summands ``[N, C]``, each key's value, and the detail (empty where a value is NaN).
 
     Raises ConfigError naming the metric, its file, and what it gives that is not what ``Metric`` says.
     """
@@ -125,7 +125,7 @@ def summed(
         )
     sums = summands.sum(axis=0)
     values = _values(what, metric, call("aggregate", sums), shape=())
-    # intervals, floors and tests ask for many sums at once
+    # intervals, chance levels and tests ask for many sums at once
     pair = _values(what, metric, call("aggregate", np.stack([sums, sums])), shape=(2,))
     for key in metric.keys:
         if not np.allclose(pair[key], values[key], equal_nan=True):
@@ -154,12 +154,12 @@ def summed(
     return summands, plain, dict(detail)
 
 
-def _values(what: str, metric: Metric, found: Any, *, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What ``aggregate`` gives for sums ``[*shape, C]``, by key."""
-    arrays = {key: np.asarray(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
+def _values(what: str, metric: Metric, returned: Any, *, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Check the values of ``aggregate`` for sums ``[*shape, C]``, by key."""
+    arrays = {key: np.asarray(value) for key, value in returned.items()} if isinstance(returned, Mapping) else {}
     if set(arrays) != set(metric.keys) or any(not _is_array(x) or x.shape != shape for x in arrays.values()):
-        given = {key: _form(value) for key, value in arrays.items()}
-        forms = ", ".join(f"{key} ({form})" for key, form in given.items()) or _form(found)
+        described = {key: _form(value) for key, value in arrays.items()}
+        forms = ", ".join(f"{key} ({form})" for key, form in described.items()) or _form(returned)
         raise ConfigError(
             f"{what}: aggregate must give a number for each of the keys {', '.join(metric.keys)}, of sums "
             f"[{', '.join([*map(str, shape), 'C'])}] an array {list(shape)}; found {forms}"
@@ -172,16 +172,16 @@ def _is_array(value: Any) -> bool:
 
 
 def _form(value: Any) -> str:
-    """What a value is, for a message."""
+    """A value's type and shape, for a message."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
     return "nothing" if value is None else f"{type(value).__name__} {shortened(value)}"
 
 
 class GroupMetric:
-    """A metric on sets of groups: what its subclasses say is how two sets are compared.
+    """A metric on sets of groups; subclasses define ``compare``.
 
-    Both sides are encoded once, so that the same answers can be set against other truths (``floors``).
+    Both sides are encoded once, so that the same answers can be set against other truths (chance.py).
     """
 
     def __init__(self, grouping: Grouping) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from affectgpt.core.types import Labels
 from affectgpt.evaluation.metrics.base import METRICS
 
-POSITIVE, POLARITIES = "positive", ("positive", "negative", "neutral")
+POSITIVE = "positive"
 
 
 @METRICS.register("sentiment")
@@ -35,7 +35,7 @@ class Polarity:
         return np.asarray(truth, dtype=np.float64)
 
     def encode_items(self, items: Sequence[str]) -> np.ndarray:
-        """Whether each word is ``positive``, ``[N]``."""
+        """True for each word ``positive``, ``[N]``."""
         return np.array([word == POSITIVE for word in items], dtype=bool)
 
     def compare(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -53,6 +53,7 @@ class Polarity:
         tp, fp, fn, tn = np.moveaxis(sums, -1, 0)
         total = tp + fp + fn + tn
         with np.errstate(invalid="ignore", divide="ignore"):
+            # F1 of each class, weighted by how often the class is true, as sklearn's weighted average
             f_positive = np.where(2 * tp + fp + fn > 0, 2 * tp / (2 * tp + fp + fn), 0.0)
             f_negative = np.where(2 * tn + fp + fn > 0, 2 * tn / (2 * tn + fp + fn), 0.0)
             waf = ((tp + fn) * f_positive + (tn + fp) * f_negative) / total

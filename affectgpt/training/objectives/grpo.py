@@ -29,23 +29,21 @@ from torch.utils.checkpoint import checkpoint
 from affectgpt.config.grpo import GRPOConfig
 from affectgpt.config.schema import Config, RunConfig
 from affectgpt.core.errors import CheckpointError, ConfigError, DataError
-from affectgpt.core.layout import layout_of
 from affectgpt.core.runtime import logger, rank, world_size
 from affectgpt.core.seeds import seeded
 from affectgpt.core.types import Batch, Grades, Modality, Sample
-from affectgpt.datasets.base import EmotionDataset
+from affectgpt.datasets.base import EmotionDataset, hold_out, keep_fraction
 from affectgpt.datasets.overlap import refuse_test_clips
-from affectgpt.datasets.splits import hold_out, keep_fraction
 from affectgpt.encoders.llm import folder_generation_config, llm_folder
 from affectgpt.evaluation.extract import DirectExtractor, get_extractor
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import find_lexicon
+from affectgpt.evaluation.lexicon import find_lexicon, grouping_of
 from affectgpt.evaluation.rewards import FORMAL, Grader, RewardTruth, read_reply, truth_of
 from affectgpt.inference.encode import ENCODE_BATCH, DatasetFeatures
 from affectgpt.inference.engines.base import ENGINES, Answer, Decoding
 from affectgpt.inference.sampling import sample_seed
 from affectgpt.inference.session import GenerationSession, training_mode
 from affectgpt.modeling.modeling_affectgpt import AffectGPTForConditionalGeneration
+from affectgpt.processing.collate import layout_of
 from affectgpt.processing.data import Failure, FailureLog, MixedBatches, trained_sets
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.processor import AffectGPTProcessor, Example

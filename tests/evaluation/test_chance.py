@@ -11,15 +11,13 @@ from small_benchmark import GOOD, Bench
 from affectgpt.cli import score as command
 from affectgpt.cli.common import run_cli
 from affectgpt.datasets.table import get_row
-from affectgpt.evaluation import report_json, report_text
-from affectgpt.evaluation.floors import above, add_floors
-from affectgpt.evaluation.grouping import grouping_of
-from affectgpt.evaluation.lexicon import Lexicon, load_builtin
+from affectgpt.evaluation import report
+from affectgpt.evaluation.chance import chance_levels
+from affectgpt.evaluation.lexicon import Lexicon, grouping_of, load_builtin
 from affectgpt.evaluation.metrics.sentiment import Polarity
 from affectgpt.evaluation.report_html import page
-from affectgpt.evaluation.run_scores import score_run
-from affectgpt.evaluation.score import Score, Truth, make_metric, score_items
-from affectgpt.evaluation.selection import mean_over, select
+from affectgpt.evaluation.score import Score, Truth, make_metric, score_items, score_run, select
+from affectgpt.evaluation.stats import Estimate
 
 ROWS = [get_row(name) for name in ("MER2023", "SIMS", "OVMERDPlus")]
 WORDS = ("happy", "angry", "sad", "worried")
@@ -31,6 +29,12 @@ def scored(dataset: str, truth: dict, items: dict[str, str], checkpoint: str = "
     return score_items(items, split, make_metric(row, grouping_of(load_builtin())), source=None, checkpoint=checkpoint)  # type: ignore[arg-type]
 
 
+def add_chance(*scores: Score) -> None:
+    levels = chance_levels(scores[0].metric, scores[0].truth, [score.items for score in scores])
+    for score, level in zip(scores, levels, strict=True):
+        score.chance = level
+
+
 def basic(predicted: list[str], truth: list[str]) -> Score:
     names = [f"c{i}" for i in range(len(truth))]
     return scored(
@@ -39,62 +43,64 @@ def basic(predicted: list[str], truth: list[str]) -> Score:
 
 
 def test_no_clip_keeps_its_own_answer() -> None:
-    """Two clips that are both met, each with its own emotion: dealt, none is."""
+    """Two clips that are both met, each with its own emotion: permuted, none is."""
     found = basic(["[happy]", "[angry]"], ["happy", "angry"])
-    add_floors([found])
-    assert found.primary == 1 and found.floors.dealt == {"hit": 0.0}
-    assert found.floors.labels == found.floors.groups == found.floors.precision == 1
+    add_chance(found)
+    assert found.primary == 1 and found.chance.permuted == {"hit": 0.0}
+    assert found.chance.labels == found.chance.groups == found.chance.precision == 1
 
 
-def test_dealt_answers_reach_what_chance_gives() -> None:
+def test_permuted_answers_reach_what_chance_gives() -> None:
     truth = list(WORDS[:3]) * 100
     found = basic([f"[{word}]" for word in truth], truth)
-    add_floors([found])
-    assert found.floors.dealt["hit"] == pytest.approx(99 / 299, abs=0.02)  # one of three emotions, not one's own clip
-    assert found.floors.constant["hit"] == pytest.approx(1 / 3)
-    assert above(found) == pytest.approx(1 - found.floors.higher("hit"))
+    add_chance(found)
+    assert found.chance.permuted["hit"] == pytest.approx(
+        99 / 299, abs=0.02
+    )  # one of three emotions, never its own clip
+    assert found.chance.constant["hit"] == pytest.approx(1 / 3)
+    assert found.above_chance == pytest.approx(1 - found.chance.higher("hit"))
 
 
-def test_more_labels_raise_the_score_and_the_floors_with_it() -> None:
+def test_more_labels_raise_the_score_and_the_chance_levels_with_it() -> None:
     truth = ["happy", "angry", "sad", "happy", "sad", "angry"] * 20
     modest = basic([f"[{word}]" if i % 2 else "[angry]" for i, word in enumerate(truth)], truth)
     greedy = basic([*[f"[{', '.join(WORDS[:3])}, gibberish]"] * 120], truth)
-    add_floors([modest, greedy])
-    assert greedy.primary == 1 > modest.primary and above(modest) > 0
-    assert greedy.floors.labels == 4 and greedy.floors.groups == 3 and greedy.floors.precision == pytest.approx(1 / 3)
-    assert greedy.floors.dealt["hit"] == greedy.floors.constant["hit"] == 1 and above(greedy) == 0
-    assert {frozenset(answer) for answer in greedy.floors.answers} == {frozenset(WORDS[:3])}
+    add_chance(modest, greedy)
+    assert greedy.primary == 1 > modest.primary and modest.above_chance > 0
+    assert greedy.chance.labels == 4 and greedy.chance.groups == 3 and greedy.chance.precision == pytest.approx(1 / 3)
+    assert greedy.chance.permuted["hit"] == greedy.chance.constant["hit"] == 1 and greedy.above_chance == 0
+    assert {frozenset(answer) for answer in greedy.chance.answers} == {frozenset(WORDS[:3])}
 
 
 def test_the_constant_answer_is_chosen_on_the_other_half() -> None:
     """Each half's favourite is missed by the other half where they differ: a choice on all clips would hit half."""
     found = basic(["[happy]"] * 2, ["happy", "angry"])
-    add_floors([found])
-    assert found.floors.constant == {"hit": 0.0}
+    add_chance(found)
+    assert found.chance.constant == {"hit": 0.0}
 
 
 def test_a_constant_answer_of_words() -> None:
     truth = {f"c{i}": -1.0 if i % 3 else 1.0 for i in range(90)}
     found = scored("SIMS", truth, dict.fromkeys(truth, "positive"))
-    add_floors([found])
-    assert found.floors.answers == (("negative",), ("negative",)) and found.floors.labels is None
-    assert found.floors.constant["acc"] == pytest.approx(2 / 3, abs=0.02)
-    assert found.floors.dealt["acc"] == pytest.approx(1 / 3)  # every clip gets the same word
+    add_chance(found)
+    assert found.chance.answers == (("negative",), ("negative",)) and found.chance.labels is None
+    assert found.chance.constant["acc"] == pytest.approx(2 / 3, abs=0.02)
+    assert found.chance.permuted["acc"] == pytest.approx(1 / 3)  # every clip gets the same word
 
 
-def test_precision_and_recall_have_floors_too() -> None:
+def test_precision_and_recall_have_chance_levels_too() -> None:
     truth = {f"c{i}": (WORDS[i % 2],) for i in range(60)}
     found = scored("OVMERDPlus", truth, {name: f"[{word}, sad]" for name, (word,) in truth.items()})
-    add_floors([found])
-    assert found.floors.precision == found.values["precision"] == pytest.approx(0.5)
-    assert found.floors.constant["recall"] == 1 and found.floors.constant["precision"] == pytest.approx(0.5)
-    assert found.floors.dealt.keys() == {"f", "precision", "recall"}
+    add_chance(found)
+    assert found.chance.precision == found.values["precision"] == pytest.approx(0.5)
+    assert found.chance.constant["recall"] == 1 and found.chance.constant["precision"] == pytest.approx(0.5)
+    assert found.chance.permuted.keys() == {"f", "precision", "recall"}
 
 
-def test_too_few_clips_for_a_floor_are_no_number() -> None:
+def test_too_few_clips_for_a_chance_level_are_no_number() -> None:
     found = basic(["[happy]"], ["happy"])
-    add_floors([found])
-    assert found.floors.dealt is None and found.floors.constant is None and above(found) is None
+    add_chance(found)
+    assert found.chance.permuted is None and found.chance.constant is None and found.above_chance is None
 
 
 class FirstLetter:
@@ -116,16 +122,16 @@ class FirstLetter:
         return {}
 
 
-def test_a_metric_of_ones_own_has_floors_without_a_further_method() -> None:
+def test_a_metric_of_ones_own_has_chance_levels_without_a_further_method() -> None:
     truth = ["happy", "angry", "sad", "happy"] * 10
     found = basic([f"[{word}]" for word in truth], truth)
     metric = FirstLetter()
     found.metric, found.summands = metric, metric.summands(found.truth, found.items)
     found.truth = [list(truth) for truth in found.truth]  # no key of a dict
     found.values = {"letter": 1.0}
-    add_floors([found])
-    assert found.floors.labels == 1 and found.floors.groups is None
-    assert found.floors.constant["letter"] == 0.5 and 0 < found.floors.dealt["letter"] < 0.6
+    add_chance(found)
+    assert found.chance.labels == 1 and found.chance.groups is None
+    assert found.chance.constant["letter"] == 0.5 and 0 < found.chance.permuted["letter"] < 0.6
 
 
 def polarity(right: list[bool], checkpoint: str) -> Score:
@@ -165,11 +171,11 @@ def test_checkpoints_of_different_clips_are_compared_on_what_they_share() -> Non
 
 def test_the_mean_of_data_sets_pairs_their_resamples_at_random() -> None:
     found = [select([polarity([i % k > 0 for i in range(100)], "a")] * 2, draws=400).mean for k in (2, 3)]
-    both = mean_over(found)
+    both = Estimate.mean_of(found)
     assert both.value == pytest.approx((found[0].value + found[1].value) / 2)
     width = [e.interval[1] - e.interval[0] for e in found]
     assert both.interval[1] - both.interval[0] == pytest.approx(np.hypot(*width) / 2, rel=0.15)
-    assert mean_over([*found, None]) is None
+    assert Estimate.mean_of([*found, None]) is None
 
 
 def row_of(text: str, name: str) -> list[str]:
@@ -178,14 +184,14 @@ def row_of(text: str, name: str) -> list[str]:
 
 def test_every_report_says_it(bench: Bench, lexicon: Lexicon) -> None:
     found = score_run(ROWS, bench.places, lexicon, draws=50)
-    text, tex, html = report_text.table(found), report_text.latex(found), page(found)
+    text, tex, html = report.table(found), report.latex(found), page(found)
     assert row_of(text, "mean of 2 checkpoints") == ["66.67", "75.00", "40.83", "60.83"]
     assert row_of(text, "labels per answer")[0] == "1.00" and row_of(text, "known groups per answer")[1] == "–"
-    for report in (text, tex, html):
-        assert "nswers dealt to other clips" in report and "ne answer for all clips" in report
-        assert "hosen on a half, scored on the other" in report
-    assert "precision" in report_text.all_metrics(found) and "dealt" in report_text.all_metrics(found)
-    value = json.loads(json.dumps(report_json.as_dict(found), allow_nan=False))
+    for form in (text, tex, html):
+        assert "nswers permuted among clips" in form and "ne answer for all clips" in form
+        assert "hosen on a half, scored on the other" in form
+    assert "precision" in report.all_metrics(found) and "permuted" in report.all_metrics(found)
+    value = json.loads(json.dumps(report.as_dict(found), allow_nan=False))
     floors = value["datasets"]["sims"]["checkpoints"]["checkpoint_000030_loss_0.600"]["floors"]
     assert floors.keys() >= {"labels", "groups", "precision", "dealt", "constant", "constant_answers", "above"}
     assert floors["dealt"].keys() == {"waf", "acc"}
@@ -198,14 +204,14 @@ def test_a_constant_answer_that_is_not_exceeded_is_said_so(bench: Bench, capsys)
     status = run_cli(command.main, bench.arguments("--run", "run_c", "--datasets", "mer2023"))
     out = capsys.readouterr().out
     assert status == 0 and "100.00" in out
-    assert "note: MER2023: one answer for every clip" in out or "dealt to other clips reaches HIT 100.00" in out
+    assert "note: MER2023: one answer for every clip" in out or "permuted among clips reaches HIT 100.00" in out
 
 
-def test_floors_can_be_left_out_and_are_not_made_of_a_few_deals(bench: Bench, capsys) -> None:
+def test_chance_levels_can_be_left_out_and_are_not_made_of_a_few_permutations(bench: Bench, capsys) -> None:
     assert run_cli(command.main, bench.arguments("--deals", "0")) == 0
-    assert "floor" not in capsys.readouterr().out
+    assert "chance" not in capsys.readouterr().out
     assert run_cli(command.main, bench.arguments("--deals", "5")) == 1
-    assert "--deals 5: 20 or more, or 0 for no floors" in capsys.readouterr().err
+    assert "--deals 5: 20 or more, or 0 for no chance levels" in capsys.readouterr().err
 
 
 def test_polarity_words_broadcast() -> None:
