@@ -37,8 +37,7 @@ def build(root: Path, *, mode: str, size: str):
 
     from affectgpt.inference.predictor import Predictor
     from affectgpt.serve.server import Running
-    from affectgpt.serve.service import Service
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings, Service
 
     world = World(root, make_tiny_models(root / "models") if size == "tiny" else make_models(root / "models", size))
     write_run(world.run_folder, world.config(), (11,))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import math
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from affectgpt.cli.common import add_config_arguments, run_cli
 
 if TYPE_CHECKING:
     from affectgpt.inference.predictor import Predictor
-    from affectgpt.serve.service import Service
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,13 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     limits.add_argument("--max-fps", type=float, default=60.0, metavar="N", help="frames per second (60)")
     limits.add_argument("--max-waiting", type=int, default=64, metavar="N", help="requests at once; one more gets 429")
     limits.add_argument("--max-batch", type=int, metavar="N", help="answers at once (default: what the memory takes)")
-    limits.add_argument(
-        "--batch-wait-ms",
-        type=float,
-        default=250.0,
-        metavar="MS",
-        help="wait at most so long for requests that are being read (250)",
-    )
+    limits.add_argument("--batch-wait-ms", type=float, default=250.0, metavar="MS",
+                        help="wait at most so long for requests that are being read (250)")  # fmt: skip
     limits.add_argument("--request-timeout", type=float, default=300.0, metavar="S", help="for one answer (300)")
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="private folders of requests (default: below /tmp)"
@@ -71,35 +65,21 @@ def settings_of(args: argparse.Namespace) -> ServeSettings:
     """The settings that the arguments ask for. Raises ConfigError."""
     from affectgpt.core.errors import ConfigError
     from affectgpt.media.limits import MediaLimits
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings
 
-    key = None
-    if args.api_key_env is not None:
-        key = os.environ.get(args.api_key_env)
-        if not key:
-            raise ConfigError(
-                f"--api-key-env {args.api_key_env}: no environment variable of this name, or an empty one"
-            )
-    for name in (
-        "max_megabytes",
-        "max_seconds",
-        "max_height",
-        "max_fps",
-        "max_waiting",
-        "max_batch",
-        "request_timeout",
-    ):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < 1e9:
+    key = os.environ.get(args.api_key_env) if args.api_key_env else None
+    if args.api_key_env is not None and not key:
+        raise ConfigError(f"--api-key-env {args.api_key_env}: no environment variable of this name, or an empty one")
+    for name, value in vars(args).items():
+        if name.startswith(("max_", "request_")) and value is not None and not 0 < value < 1e9:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected a positive number")
-    longer = -(-args.max_height * 16 // 9)
     return ServeSettings(
         host=args.host, port=args.port, api_key=key, no_auth=args.no_auth, allowed_hosts=tuple(args.allow_host),
         media_root=args.media_root, work_dir=args.work_dir, megabytes=args.max_megabytes,
         waiting=args.max_waiting, max_batch=args.max_batch,
         batch_wait=max(args.batch_wait_ms, 0) / 1000, request_timeout=args.request_timeout,
-        media=MediaLimits(seconds=args.max_seconds, longer_side=longer, shorter_side=args.max_height,
-                          frames_per_second=args.max_fps),
+        media=MediaLimits(seconds=args.max_seconds, shorter_side=args.max_height,
+                          longer_side=math.ceil(args.max_height * 16 / 9), frames_per_second=args.max_fps),
     )  # fmt: skip
 
 
@@ -127,44 +107,39 @@ def load(args: argparse.Namespace) -> tuple[Predictor, str]:
     return predictor, args.model_name or config.name
 
 
-def few_threads(predictor: Predictor) -> None:
-    """One thread for each operation of a toy on a CPU; clips are read meanwhile."""
-    from affectgpt.core.runtime import one_thread
-    from affectgpt.serve.settings import TOY
-
-    model, device = predictor.session.model, predictor.session.device
-    toy = sum(p.numel() for p in model.parameters()) < TOY
-    if toy and device.type == "cpu":
-        one_thread()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Check, load, serve until SIGTERM or Ctrl-C."""
     args = build_parser().parse_args(argv)
 
     from affectgpt.cli.infer import load_inference_config
-    from affectgpt.core.runtime import setup_logging
+    from affectgpt.core.errors import ConfigError
+    from affectgpt.core.runtime import one_thread, setup_logging
 
     setup_logging()
     settings = settings_of(args)
     load_inference_config(args, args.options)  # what is wrong with it shows before anything is loaded
-    _check_installed(page=args.ui)
+    for package, extra in (("fastapi", "web"), ("uvicorn", "web"), *([("gradio", "page")] if args.ui else [])):
+        if importlib.util.find_spec(package) is None:
+            option = "--ui" if extra == "page" else "affectgpt serve"
+            raise ConfigError(f"{option} needs the package {package}: pip install 'affectgpt[{extra}]'")
 
     from affectgpt.serve.server import run
-    from affectgpt.serve.service import Service
+    from affectgpt.serve.service import TOY_PARAMETERS, Service
 
     predictor, name = load(args)
-    few_threads(predictor)
+    session = predictor.session
+    if session.device.type == "cpu" and sum(p.numel() for p in session.model.parameters()) < TOY_PARAMETERS:
+        one_thread()  # for each operation: clips are read meanwhile
     service = Service(predictor, settings, model=name)
     try:
-        run(service, page=_page() if args.ui else None)
+        run(service, page=args.ui, examples=demo_clips() if args.ui else ())
     finally:
         service.close()
     return 0
 
 
-def drawn_clips() -> list[tuple[Path, str]]:
-    """Held-out clips of the demo and what is said in them, one of each emotion; none before ``make demo`` was run."""
+def demo_clips() -> list[tuple[Path, str]]:
+    """Held-out clips of the demo and their subtitles, one of each emotion; none before ``make demo`` was run."""
     from affectgpt.core.errors import DataError
     from affectgpt.datasets.label_files import load_samples
     from affectgpt.datasets.table import get_row
@@ -179,24 +154,6 @@ def drawn_clips() -> list[tuple[Path, str]]:
         return []
     first = {str(sample.labels.emotion): sample for sample in reversed(samples) if sample.video is not None}
     return [(sample.video, sample.subtitle) for sample in first.values() if sample.video and sample.video.is_file()]
-
-
-def _page() -> Callable[[Any, Service], Any]:
-    from affectgpt.serve.page import add_page
-
-    return partial(add_page, examples=drawn_clips())
-
-
-def _check_installed(*, page: bool) -> None:
-    """ConfigError with what to install, before a model is loaded."""
-    import importlib.util
-
-    from affectgpt.core.errors import ConfigError
-
-    for package, extra in (("fastapi", "web"), ("uvicorn", "web"), *([("gradio", "page")] if page else [])):
-        if importlib.util.find_spec(package) is None:
-            what = "--ui" if extra == "page" else "affectgpt serve"
-            raise ConfigError(f"{what} needs the package {package}: pip install 'affectgpt[{extra}]'")
 
 
 if __name__ == "__main__":

@@ -4,37 +4,62 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import json
+import math
 import os
 import queue
-import shutil
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
 
 from affectgpt.core.errors import AffectGPTError, DataError
+from affectgpt.core.figures import COLOURS, new_figure, short, svg
+from affectgpt.core.files import parse_json
 from affectgpt.core.runtime import logger
-from affectgpt.core.types import SAMPLE_RATE, SOUND_SUFFIXES, Modality
+from affectgpt.core.types import CLIP_SECONDS, SAMPLE_RATE, SOUND_SUFFIXES, Modality
 from affectgpt.inference.predictor import ReadClip
-from affectgpt.media.audio import read_wave
+from affectgpt.media.audio import clip_starts, read_wave
+from affectgpt.media.encode import jpeg_of
 from affectgpt.media.video import sample_faces
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.questions import render_question
-from affectgpt.serve import pictures
-from affectgpt.serve.api import words_for_strangers
-from affectgpt.serve.service import Ask, Asked, Choice, Piece, Service
-from affectgpt.serve.settings import TOY
+from affectgpt.serve.api import without_paths
+from affectgpt.serve.service import TOY_PARAMETERS, Choice, PreparedQuestion, Question, Service
 
-LABELS, DESCRIPTION, OWN = "Labels", "Description", "Own question"
-FIRST = "most prominent"
-_SHOWN_FACE = 112  # pixels
-_SHOWN_FRAME = 320
-_KEEP = 15 * 60  # seconds that an upload stays for another question
-_SWEEP = 60
+if TYPE_CHECKING:
+    import numpy as np
+
+    from affectgpt.evaluation.lexicon import Wheel
+
+UPLOAD = "/gradio_api/upload"
+_CALL = "/gradio_api/queue/join"
+_FILE = "/gradio_api/file="
+# Gradio's addresses that the page needs; all others (proxies, stored runs, component servers, …) do not exist here.
+_ADDRESSES = (
+    "/", "/config", "/theme.css", "/manifest.json", "/favicon.ico", "/startup-events", "/gradio_api/startup-events",
+    UPLOAD, "/gradio_api/upload_progress", _CALL, "/gradio_api/queue/data", "/gradio_api/cancel", "/gradio_api/reset",
+    "/gradio_api/info", "/gradio_api/app_id",
+)  # fmt: skip
+_FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+
+_LABELS, _DESCRIPTION, _OWN = "Labels", "Description", "Own question"
+_FIRST = "most prominent"
+_MAX_TEXT = 2000  # characters
+_FACE_PIXELS = 112
+_FRAME_PIXELS = 320
+_KEEP_SECONDS = 15 * 60  # an upload stays for another question
+_SWEEP_SECONDS = 60
+_CONCURRENT = 8  # questions of pages that are answered at once
 _CAMERA = {"video": {"width": {"ideal": 1280}, "height": {"ideal": 720}, "frameRate": {"ideal": 30}}}
-_ASKS = 8  # questions of pages that are answered at once
+_WAVE_BINS = 600
+_GREY = "#8390a2"  # is read on white and on black
+_PALE = "#8a94a355"
 
 _CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
@@ -61,13 +86,67 @@ footer { opacity: .7; }
 """
 
 
-def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]] = ()) -> tuple[Path, dict[int, int]]:
-    """Mount the page at ``/``. ``examples``: clips and what is said in them. Returns the folder of the uploads, and the
-    functions that a request of the page may call: number → how many inputs it takes.
+@dataclass(frozen=True)
+class MountedPage:
+    """Requests that the page answers. ``functions``: number → how many inputs it takes."""
 
-    Gradio's environment is set here: no analytics, uploads below the service's private folder.
+    upload_folder: Path
+    functions: Mapping[int, int]
+
+    def has_address(self, path: str) -> bool:
+        """True for what the page needs of gradio's addresses, and for files that were uploaded."""
+        if path.startswith(_FILE):
+            return self._is_upload(path.removeprefix(_FILE))
+        return path in _ADDRESSES or (path.startswith(_FOLDERS) and ".." not in path)
+
+    def check_call(self, path: str, body: bytes) -> None:
+        """Refuse calls of functions that the page has not, and of any file but uploads: gradio would copy and serve it.
+
+        Raises HTTPException.
+        """
+        if path != _CALL:
+            return
+        try:
+            call = parse_json(body)
+        except ValueError:
+            call = None
+        if not isinstance(call, dict) or not isinstance(call.get("session_hash"), str):
+            raise HTTPException(400, "the body must be a JSON object with fn_index, data and session_hash")
+        stack = list(call.values())
+        while stack:
+            value = stack.pop()
+            if isinstance(value, dict):
+                if value.get("path") not in (None, "") and not self._is_upload(value["path"]):
+                    raise HTTPException(403, "a request may name files only that were uploaded")
+                stack += value.values()
+            elif isinstance(value, list):
+                stack += value
+        number, data = call.get("fn_index"), call.get("data")
+        if type(number) is not int or not isinstance(data, list) or self.functions.get(number) != len(data):
+            raise HTTPException(400, "the page has no such function (fn_index, data)")
+
+    def upload_bytes(self) -> int:
+        """Bytes of all uploads that are there."""
+        total = 0
+        for path in self.upload_folder.rglob("*"):
+            with suppress(OSError):  # removed meanwhile
+                total += path.lstat().st_size
+        return total
+
+    def _is_upload(self, path: Any) -> bool:
+        """True for a file below the folder of uploads, wherever links lead."""
+        try:
+            return Path(path).is_absolute() and Path(path).resolve().is_relative_to(self.upload_folder)
+        except (OSError, RuntimeError, TypeError, ValueError):  # too long, a loop of links, no string, a null byte
+            return False
+
+
+def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]] = ()) -> MountedPage:
+    """Mount the page at ``/``. ``examples``: clips and what is said in them.
+
+    Sets gradio's environment: no analytics, uploads below the service's private folder.
     """
-    folder = service.folders.root / "page"
+    folder = service.folders.root.resolve() / "page"
     folder.mkdir(mode=0o700)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -75,39 +154,33 @@ def add_page(app: Any, service: Service, *, examples: Sequence[tuple[Path, str]]
 
     import gradio as gr
 
-    kept = _copied(examples, folder / "examples")
-    blocks = _blocks(gr, service, kept)
+    blocks = _blocks(gr, service, examples)
+    # Gradio's default theme with the fonts of the reader's system: its own come from a font server.
+    sans = ["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+    theme = gr.themes.Default(primary_hue="blue", font=sans, font_mono=["ui-monospace", "Consolas", "monospace"])
     gr.mount_gradio_app(
         app, blocks, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False, pwa=False,
-        enable_monitoring=False, mcp_server=False, max_file_size=service.settings.media_bytes,
-        theme=_theme(gr), head=f"<style>{_CSS}</style>",  # css= is for what is inside of blocks only
+        enable_monitoring=False, mcp_server=False, max_file_size=int(service.settings.megabytes * 2**20),
+        theme=theme, head=f"<style>{_CSS}</style>",  # css= is for what is inside of blocks only
     )  # fmt: skip
-    # Until this is set, gradio lets a request name any file of this machine, and serves it; launch() sets it, mounting
-    # does not. The shield refuses such requests before (see names_only_uploads).
+    # Until this is set, gradio lets a call name any file of this machine, and serves it; launch() sets it, mounting
+    # does not. MountedPage refuses such calls before.
     blocks.has_launched = True
-    threading.Thread(target=_sweep, args=(folder, set(folder.rglob("*"))), daemon=True).start()  # the examples stay
-    return folder, {number: len(function.inputs) for number, function in blocks.fns.items()}
-
-
-def _theme(gr: Any) -> Any:
-    """Gradio's default with the fonts of the reader's system: its own come from a font server."""
-    sans = ["ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
-    mono = ["ui-monospace", "Consolas", "monospace"]
-    return gr.themes.Default(primary_hue="blue", font=sans, font_mono=mono)
+    return MountedPage(folder, {number: len(function.inputs) for number, function in blocks.fns.items()})
 
 
 def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> Any:
-    media = get_mode(service.session.mode).media
     parameters = sum(p.numel() for p in service.session.model.parameters())
-    with gr.Blocks(title=f"AffectGPT · {service.model}", analytics_enabled=False) as blocks:
+    title = f"AffectGPT · {service.model}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_SWEEP_SECONDS, _KEEP_SECONDS)) as blocks:
         gr.Markdown(
             f"# AffectGPT\nWhat does a person in a clip express? Model **{html.escape(service.model)}**, input mode "
             f"`{service.session.mode}`. The answer names what an expression suggests, not what somebody feels."
         )
-        if parameters < TOY:
+        if parameters < TOY_PARAMETERS:
             gr.HTML(
                 f'<div class="ag-note" role="note" id="ag-toy"><b>A toy is running.</b> This model has {parameters:,} '
-                "parameters and was taught drawn faces and synthetic voices (<code>make demo</code>), or nothing at "
+                "parameters and was trained on synthetic faces and voices (<code>make demo</code>), or nothing at "
                 "all. What it says of real people means nothing.</div>"
             )
         with gr.Row():
@@ -119,17 +192,18 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                 )  # fmt: skip
                 heard = service.reader.recognise is not None
                 subtitle = gr.Textbox(
-                    label="What is said", lines=1, max_length=2000, elem_id="ag-subtitle",
+                    label="What is said", lines=1, max_length=_MAX_TEXT, elem_id="ag-subtitle",
                     placeholder="empty: heard by speech recognition" if heard else "empty: nothing",
                 )  # fmt: skip
-                asked = gr.Radio([LABELS, DESCRIPTION, OWN], value=LABELS, label="Question", elem_id="ag-question")
-                own = gr.Textbox(label="Your question", visible=False, max_length=2000, elem_id="ag-own")
-                person = gr.Radio([FIRST], value=FIRST, label="Whose face", visible=False, elem_id="ag-person")
+                asked = gr.Radio([_LABELS, _DESCRIPTION, _OWN], value=_LABELS, label="Question", elem_id="ag-question")
+                own = gr.Textbox(label="Your question", visible=False, max_length=_MAX_TEXT, elem_id="ag-own")
+                person = gr.Radio([_FIRST], value=_FIRST, label="Whose face", visible=False, elem_id="ag-person")
                 ask = gr.Button("Ask", variant="primary", elem_id="ag-ask")
                 if examples:
                     gr.Examples(
                         [[str(path), said] for path, said in examples], inputs=[video, subtitle],
-                        label="Drawn clips to try", cache_examples=False, examples_per_page=3, api_visibility="private",
+                        label="Synthetic clips to try", cache_examples=False, examples_per_page=3,
+                        api_visibility="private",
                     )  # fmt: skip
             with gr.Column(scale=7, min_width=260):
                 answer = gr.HTML(_muted("The answer comes here."), elem_id="ag-answer")
@@ -139,18 +213,18 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
                     seen = gr.HTML(_muted("Faces, frames and sound of the clip."), elem_id="ag-seen")
 
         def show_own(chosen: str) -> Any:
-            return gr.update(visible=chosen == OWN)
+            return gr.update(visible=chosen == _OWN)
 
         def forget() -> Any:
-            return gr.update(choices=[FIRST], value=FIRST, visible=False)
+            return gr.update(choices=[_FIRST], value=_FIRST, visible=False)
 
-        def run(clip: Any, said: str, chosen: str, text: str, who: str | None) -> Iterator[dict[Any, Any]]:
-            for update in _answers(service, clip, said, chosen, text, who, media):
+        def run(clip: Any, said: str, kind: str, text: str, who: str | None) -> Iterator[dict[Any, Any]]:
+            for update in _answer_updates(service, clip, said, kind, text, who):
                 people = update.pop("people", None)
-                given = {"answer": answer, "wheel": wheel, "download": download, "seen": seen}
-                shown: dict[Any, Any] = {given[name]: value for name, value in update.items()}
+                components = {"answer": answer, "wheel": wheel, "download": download, "seen": seen}
+                shown: dict[Any, Any] = {components[name]: value for name, value in update.items()}
                 if people is not None:
-                    choices = [(FIRST, FIRST), *((where, str(i)) for i, where in enumerate(people))]
+                    choices = [(_FIRST, _FIRST), *((where, str(i)) for i, where in enumerate(people))]
                     shown[person] = gr.update(choices=choices, visible=len(people) > 1)
                 yield shown
 
@@ -159,7 +233,7 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
         video.change(forget, None, person, concurrency_limit=None, **hidden)
         ask.click(
             run, [video, subtitle, asked, own, person], [answer, wheel, download, seen, person],
-            concurrency_limit=_ASKS, **hidden,
+            concurrency_limit=_CONCURRENT, **hidden,
         )  # fmt: skip
     for function in blocks.fns.values():  # the examples' too; what fails in the queue is told in the page's stream
         function.queue = True
@@ -167,158 +241,194 @@ def _blocks(gr: Any, service: Service, examples: Sequence[tuple[Path, str]]) -> 
     return blocks
 
 
-def _answers(
-    service: Service, clip: Any, said: str, chosen: str, text: str, who: str | None, media: Sequence[Modality]
+def _answer_updates(
+    service: Service, clip: Any, said: str, kind: str, text: str, who: str | None
 ) -> Iterator[dict[str, Any]]:
-    """What the page shows, step by step. Nothing of an error but its words gets there."""
+    """HTML of the page's parts, step by step. Nothing of an error but its message gets there."""
     yield {"answer": _muted("Reading the clip …"), "wheel": "", "download": "", "seen": ""}
-    asked: Asked | None = None
+    prepared: PreparedQuestion | None = None
     try:
         said, text = (said or "").strip(), (text or "").strip()
-        if chosen == OWN and not text:
+        if kind == _OWN and not text:
             raise DataError("type your question, or choose another one")
-        if not clip and set(media) - {Modality.AUDIO}:
-            raise DataError("give a clip first: drop a video, record one, or take one of the drawn clips")
-        question = {DESCRIPTION: render_question("description"), OWN: text[:2000]}.get(chosen)
-        wanted = Ask(
-            video=Path(clip) if clip else None, subtitle=said[:2000] or None, question=question,
-            person=None if who in (None, FIRST) else str(who),
+        if not clip and set(get_mode(service.session.mode).media) - {Modality.AUDIO}:
+            raise DataError("give a clip first: drop a video, record one, or take one of the synthetic clips")
+        question = Question(
+            video=Path(clip) if clip else None, subtitle=said[:_MAX_TEXT] or None,
+            text={_DESCRIPTION: render_question("description"), _OWN: text[:_MAX_TEXT]}.get(kind),
+            person=None if who in (None, _FIRST) else str(who),
         )  # fmt: skip
         with service.admitted():
-            look = _Look(service)
-            asked = service.read(wanted, look=look).result(service.settings.request_timeout)
+            end = time.monotonic() + service.settings.request_timeout
+            seen: list[str] = []
+            future = service.read(question, inspect=lambda *read: seen.append(_inputs_html(service, *read)))
+            prepared = future.result(service.settings.request_timeout)
             yield {
-                "answer": _muted("Asking the model …"), "seen": look.html,
-                "people": [someone.where for someone in asked.clip.people],
+                "answer": _muted("Asking the model …"), "seen": seen[0],
+                "people": [someone.where for someone in prepared.clip.people],
             }  # fmt: skip
-            events: queue.Queue[Piece | Choice] = queue.Queue()
-            service.answer(asked, events.put, stream=True)
-            so_far, end = "", time.monotonic() + service.settings.request_timeout
-            while True:
-                event = events.get(timeout=max(end - time.monotonic(), 0.01))
-                if isinstance(event, Choice):
-                    break
-                so_far += event.text
+            texts: queue.Queue[str | None] = queue.Queue()  # None: there is an answer, or an error
+            service.answer(prepared, lambda _, text: texts.put(text))
+            (choice,) = prepared.choices
+            choice.row.answer.add_done_callback(lambda _: texts.put(None))
+            so_far = ""
+            while (piece := texts.get(timeout=max(end - time.monotonic(), 0.01))) is not None:
+                so_far += piece
                 yield {"answer": f'<div class="ag-answer" aria-live="polite">{html.escape(so_far)}▌</div>'}
-            if event.error is not None:
-                raise event.error
-            yield _finished(service, asked, event)
+            yield _answer_html(service, prepared, choice)
     except (queue.Empty, TimeoutError):
         yield {"answer": _problem("The answer took too long.")}
     except AffectGPTError as error:
-        yield {"answer": _problem(words_for_strangers(error))}
+        yield {"answer": _problem(without_paths(error))}
     except Exception:
         logger.exception("the page's request failed")
         yield {"answer": _problem("The server failed; its log says why.")}
     finally:
-        if asked is not None:
-            asked.cancel()
+        if prepared is not None:
+            prepared.cancel()
 
 
-def _finished(service: Service, asked: Asked, choice: Choice) -> dict[str, Any]:
-    assert choice.answer is not None
-    found = service.explained(asked, choice)
-    first = service.lexicon.wheels[0]
-    marked = {label: group for label, groups in found["groups"].items() if (group := groups.get(first.name))}
-    parts = [f'<div class="ag-answer">{html.escape(choice.answer.text) or _muted("(an empty answer)")}</div>']
-    if found["labels"]:
-        chips = "".join(
-            f'<span class="ag-label">{html.escape(label)}'
-            + (f" <small>{html.escape(marked[label])}</small>" if label in marked else "")
-            + "</span>"
-            for label in found["labels"]
-        )
-        parts.append(f"<div>{chips}</div>")
-    parts += [f'<div class="ag-note" role="note">{html.escape(note)}</div>' for note in found["notes"]]
-    shown = ""
-    if marked:
-        named = f"Labels on {first.name}'s wheel: " + ", ".join(f"{k} in {v}" for k, v in marked.items())
-        shown = pictures.image(pictures.wheel(first, marked), alt=named)
-    record = {"model": service.model, "answer": choice.answer.text, **found}
+def _answer_html(service: Service, prepared: PreparedQuestion, choice: Choice) -> dict[str, Any]:
+    """The answer with its labels and notes, the labels on a wheel, and all of it as a JSON file."""
+    answer = choice.row.answer.result().text
+    explained = service.explained(prepared, choice)
+    wheel = service.lexicon.wheels[0]
+    marked = {label: group for label, groups in explained["groups"].items() if (group := groups.get(wheel.name))}
+    parts = [f'<div class="ag-answer">{html.escape(answer) or _muted("(an empty answer)")}</div>']
+    for label in explained["labels"]:
+        group = f" <small>{html.escape(marked[label])}</small>" if label in marked else ""
+        parts.append(f'<span class="ag-label">{html.escape(label)}{group}</span>')
+    parts += [f'<div class="ag-note" role="note">{html.escape(note)}</div>' for note in explained["notes"]]
+    alt = f"Labels on {wheel.name}'s wheel: " + ", ".join(f"{k} in {v}" for k, v in marked.items())
+    record = {"model": service.model, "answer": answer, **explained}
     data = base64.b64encode(json.dumps(record, ensure_ascii=False, indent=1).encode()).decode()
-    link = f'<a download="affectgpt.json" href="data:application/json;base64,{data}">Download as JSON</a>'
-    return {"answer": "".join(parts), "wheel": shown, "download": link}
+    return {
+        "answer": "".join(parts),
+        "wheel": _plot(_wheel_figure(wheel, marked), alt=alt) if marked else "",
+        "download": f'<a download="affectgpt.json" href="data:application/json;base64,{data}">Download as JSON</a>',
+    }
 
 
-class _Look:
-    """Makes the pictures of a clip while its files are there."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.html = ""
-
-    def __call__(self, clip: ReadClip, video: Path | None, audio: Path | None) -> None:
-        service, parts = self.service, []
-        processor = service.session.processor
-        media = get_mode(service.session.mode).media
-        if clip.crops is not None:
-            faces = sample_faces(clip.crops, n_frames=processor.n_frames, size=_SHOWN_FACE)
-            parts += [f"<h4>The {len(faces)} faces</h4>", pictures.strip(faces, what="face")]
-        if len(clip.people) > 1:
-            people = [someone.crop for someone in clip.people]
-            names = [someone.where for someone in clip.people]
-            parts += ["<h4>Who is there</h4>", pictures.strip(people, names=names, what="person")]
-        if video is not None and video.suffix.lower() not in SOUND_SUFFIXES:
-            read, _ = service.decoder.native_frames(
-                video, n_frames=processor.n_frames, start=0, count=processor.n_frames, longest_side=_SHOWN_FRAME
-            )
-            frames = [read[min(i, len(read) - 1)] for i in range(processor.n_frames)]  # as a short clip is read
-            seen = Modality.FRAME in media
-            title = f"The {len(frames)} frames" if seen else "Frames (this model sees the face alone)"
-            parts += [f"<h4>{title}</h4>", pictures.strip(frames, what="frame")]
-        parts += self._sound(audio or video, heard=Modality.AUDIO in media)
-        if clip.sample.subtitle:
-            parts.append(f"<p>What is said: “{html.escape(clip.sample.subtitle)}”</p>")
-        self.html = f'<div class="ag-seen">{"".join(parts)}</div>'
-
-    def _sound(self, path: Path | None, *, heard: bool) -> list[str]:
-        if path is None:
-            return []
-        if path.suffix.lower() in SOUND_SUFFIXES:
-            samples: Any = read_wave(path)  # plain samples that the intake has written
-        else:
-            samples = self.service.decoder.sound(path, limits=self.service.settings.media)
+def _inputs_html(service: Service, clip: ReadClip, video: Path | None, audio: Path | None) -> str:
+    """Faces, people, frames, sound and subtitle of a clip, while its files are there."""
+    parts = []
+    processor = service.session.processor
+    media = get_mode(service.session.mode).media
+    if clip.crops is not None:
+        faces = sample_faces(clip.crops, n_frames=processor.n_frames, size=_FACE_PIXELS)
+        parts += [f"<h4>The {len(faces)} faces</h4>", _strip((f"face {i + 1}", face) for i, face in enumerate(faces))]
+    if len(clip.people) > 1:
+        people = ((someone.where, someone.crop) for someone in clip.people)
+        parts += ["<h4>Who is there</h4>", _strip(people, captions=True)]
+    if video is not None and video.suffix.lower() not in SOUND_SUFFIXES:
+        read, _ = service.decoder.native_frames(
+            video, n_frames=processor.n_frames, start=0, count=processor.n_frames, longest_side=_FRAME_PIXELS
+        )
+        frames = [read[min(i, len(read) - 1)] for i in range(processor.n_frames)]  # as a short clip is read
+        title = f"The {len(frames)} frames" if Modality.FRAME in media else "Frames (this model sees the face alone)"
+        parts += [f"<h4>{title}</h4>", _strip((f"frame {i + 1}", frame) for i, frame in enumerate(frames))]
+    sound = audio or video
+    if sound is not None:
+        # A sound file is plain samples by now, see RequestMedia.save.
+        is_wave = sound.suffix.lower() in SOUND_SUFFIXES
+        samples = read_wave(sound) if is_wave else service.decoder.sound(sound, limits=service.settings.media)
         if samples is None:
-            return ["<p>The clip has no sound.</p>"]
-        spacing = self.service.session.processor.audio_clip_spacing
-        title = "The sound, and the eight clips of two seconds that are heard" if heard else "The sound (not heard)"
-        seconds = len(samples) / SAMPLE_RATE
-        plot = pictures.image(pictures.wave(samples, spacing=spacing), alt=f"Sound of {seconds:.1f} seconds")
-        return [f"<h4>{title}</h4>", plot]
+            parts.append("<p>The clip has no sound.</p>")
+        else:
+            heard = Modality.AUDIO in media
+            title = "The sound, and the eight clips of two seconds that are heard" if heard else "The sound (not heard)"
+            figure = _wave_figure(samples, spacing=processor.audio_clip_spacing)
+            parts += [f"<h4>{title}</h4>", _plot(figure, alt=f"Sound of {len(samples) / SAMPLE_RATE:.1f} seconds")]
+    if clip.sample.subtitle:
+        parts.append(f"<p>What is said: “{html.escape(clip.sample.subtitle)}”</p>")
+    return f'<div class="ag-seen">{"".join(parts)}</div>'
 
 
-def _copied(examples: Sequence[tuple[Path, str]], folder: Path) -> list[tuple[Path, str]]:
-    """Examples in the uploads' folder: of all other files the page may not speak."""
-    made = []
-    for i, (path, said) in enumerate(examples):
-        target = folder / str(i) / path.name
-        target.parent.mkdir(parents=True)
-        shutil.copyfile(path, target)
-        made.append((target, said))
-    return made
+def _strip(pictures: Iterable[tuple[str, np.ndarray]], *, captions: bool = False) -> str:
+    """Named pictures uint8 ``[H, W, 3]`` RGB side by side; they wrap where the page is narrow.
+
+    They stand in the page itself: pictures of gradio's own components are files that others could ask for.
+    """
+    cells = []
+    for name, picture in pictures:
+        data = base64.b64encode(jpeg_of(picture)).decode()
+        caption = f"<figcaption>{html.escape(name)}</figcaption>" if captions else ""
+        cells.append(f'<figure><img alt="{html.escape(name)}" src="data:image/jpeg;base64,{data}">{caption}</figure>')
+    return f'<div class="ag-strip">{"".join(cells)}</div>'
 
 
-def _sweep(folder: Path, keep: set[Path]) -> None:
-    """Remove uploads that are old, as long as the folder is there."""
-    while folder.is_dir():
-        time.sleep(_SWEEP)
-        sweep(folder, keep, older_than=_KEEP)
+def _plot(figure: Any, *, alt: str) -> str:
+    """A figure as an SVG picture of its own, whose ids cannot clash with those of another one."""
+    data = base64.b64encode(svg(figure).encode()).decode()
+    return f'<img class="ag-plot" alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
 
-def sweep(folder: Path, keep: set[Path], *, older_than: float) -> None:
-    """Remove what is in ``folder`` and was not touched for so many seconds, but not what is in ``keep``."""
-    now = time.time()
-    for path in sorted(folder.rglob("*"), reverse=True):
-        try:
-            if path in keep:
-                continue
-            if path.is_dir():
-                if now - path.stat().st_mtime > older_than and not any(path.iterdir()):
-                    path.rmdir()
-            elif now - path.stat().st_mtime > older_than:
-                path.unlink()
-        except OSError:
-            continue
+def _wave_figure(samples: np.ndarray, *, spacing: int) -> Any:
+    """Mono samples at 16 kHz ``[n]``, and above them the eight clips of two seconds that are heard."""
+    import numpy as np
+
+    figure, axes = _transparent_figure(8.0, 2.3)
+    end = max(len(samples) / SAMPLE_RATE, CLIP_SECONDS)
+    edges = np.linspace(0, len(samples), min(_WAVE_BINS, max(len(samples), 1)) + 1).astype(int)
+    bins = [samples[a:b] for a, b in itertools.pairwise(edges) if b > a]
+    low, high = np.array([(part.min(), part.max()) for part in bins]).T / max(1e-3, float(np.abs(samples).max()))
+    axes.fill_between(np.linspace(0, len(samples) / SAMPLE_RATE, len(bins)), low, high, color=COLOURS[0], lw=0.4)
+    for i, start in enumerate(clip_starts(len(samples), spacing=spacing)):
+        first, row = start / SAMPLE_RATE, 1.15 + 0.17 * i  # a row for each: clips overlap in most recordings
+        axes.hlines(row, first, min(first + CLIP_SECONDS, end), color=COLOURS[1], lw=2.5)
+        axes.text(first, row, f"{i + 1} ", ha="right", va="center", fontsize=6.5, color=_GREY)
+    axes.set(xlim=(-0.03 * end, end), ylim=(-1.1, 2.5), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("seconds", fontsize=8.5, color=_GREY)
+    return figure
+
+
+def _wheel_figure(wheel: Wheel, marked: Mapping[str, str]) -> Any:
+    """Inner and middle ring of a wheel, with the sectors of labels coloured. ``marked``: label → inner word."""
+    middle_words: dict[str, dict[str, None]] = {}  # inner word → its middle words, in the order of the rows
+    for inner, middle, _ in wheel.rows:
+        middle_words.setdefault(inner, {})[middle] = None
+    colours = [
+        COLOURS[i % len(COLOURS)] if inner in marked.values() else "none" for i, inner in enumerate(middle_words)
+    ]
+    inner_ring = [(inner, 1.0, colour) for inner, colour in zip(middle_words, colours, strict=True)]
+    middle_ring = [
+        (middle, 1 / len(words), colour)
+        for words, colour in zip(middle_words.values(), colours, strict=True)
+        for middle in words
+    ]
+    figure, axes = _transparent_figure(5.2, 4.0)
+    for sectors, radius, width, size, alpha in (
+        (inner_ring, 0.62, 0.46, 7.6, 0.9),
+        (middle_ring, 0.98, 0.36, 5.8, 0.45),
+    ):
+        wedges, texts = axes.pie(
+            [share for _, share, _ in sectors], radius=radius, labels=[short(word) for word, _, _ in sectors],
+            labeldistance=(radius - width / 2) / radius, rotatelabels=True, colors=[colour for _, _, colour in sectors],
+            wedgeprops={"width": width, "edgecolor": _GREY, "lw": 0.6}, textprops={"fontsize": size},
+        )  # fmt: skip
+        for wedge, text, (_, _, colour) in zip(wedges, texts, sectors, strict=True):
+            if colour != "none":
+                wedge.set_alpha(alpha)
+            text.set(ha="center", va="center", color="white" if colour != "none" and alpha > 0.5 else _GREY)
+    for i, (inner, colour) in enumerate(zip(middle_words, colours, strict=True)):
+        labels = [short(label) for label, group in marked.items() if group == inner][:4]
+        angle = 2 * math.pi * (i + 0.5) / len(middle_words)
+        x, y = 1.06 * math.cos(angle), 1.06 * math.sin(angle)
+        side = "left" if x > 0.25 else "right" if x < -0.25 else "center"
+        axes.text(x, y, "\n".join(labels), ha=side, va="center", fontsize=9, color=colour, fontweight="bold")
+    axes.set(xlim=(-1.5, 1.5), ylim=(-1.12, 1.12))
+    return figure
+
+
+def _transparent_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure for dark and for light pages."""
+    figure, axes = new_figure(width, height)
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    axes.spines["bottom"].set_color(_PALE)
+    axes.tick_params(colors=_GREY)
+    return figure, axes
 
 
 def _muted(text: str) -> str:

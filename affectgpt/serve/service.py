@@ -1,60 +1,121 @@
-"""What a request goes through: admitted, read, answered in a batch, explained. HTTP and the page are not known here."""
+"""A model for many requests: settings, and what every request of the API and the page goes through."""
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from affectgpt.core.errors import AffectGPTError, DataError
+from affectgpt.core.errors import AffectGPTError, ConfigError, DataError
 from affectgpt.core.types import Modality
 from affectgpt.evaluation.lexicon import Lexicon, find_lexicon, grouping_of
-from affectgpt.inference.engines.base import Answer, Decoding, sample_seed
+from affectgpt.inference.engines.base import Decoding, sample_seed
 from affectgpt.inference.predictor import (
-    ClipReader,
+from affectgpt.inference.predictor import Reply
+from affectgpt.inference.session import answer_flags
     GivenClip,
     Predictor,
     ReadClip,
     Reply,
+    answer_flags,
     claimed_labels,
     odd_description,
 )
-from affectgpt.inference.session import answer_flags
 from affectgpt.media.given import named
 from affectgpt.media.guard import Decoder
+from affectgpt.media.limits import MediaLimits
 from affectgpt.preprocess.faces import check_person
 from affectgpt.processing.modes import get_mode
 from affectgpt.processing.prompt import GENERATION_LENGTH
 from affectgpt.processing.questions import render_question
-from affectgpt.serve.batcher import Batcher, Clip, RefusedError, Row
-from affectgpt.serve.folders import PrivateFolders
-from affectgpt.serve.intake import Intake
-from affectgpt.serve.settings import ServeSettings
+from affectgpt.serve.batcher import Batcher, Clip, Row, ShuttingDownError
+from affectgpt.serve.media import PrivateFolders, RequestMedia
 
+TOY_PARAMETERS = 20_000_000  # up to which a model is one of the demo's
+_MAX_CHOICES = 8  # n
 _READERS = 8  # clips that are read at once: as many can be answered together
-_EVERY_TOKEN = 128  # tokens up to which each one is shown at once; after that every fourth: decoding takes its time
-
-
-class BusyError(AffectGPTError):
-    """As many requests as may be are in the house."""
+_DECODE_SECONDS = 30.0  # for one step of decoding a file
+_DECODE_MEMORY = 8 << 30  # bytes of address space of a decoding process
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A question about a clip. Media are URLs, or files that the page has uploaded: all of strangers.
+class ServeSettings:
+    """Address, access and limits of a server. Raises ConfigError for what is not safe."""
 
-    ``question=None``: labels. ``describe``: a description as well. Decoding is the model's own where it is not given.
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    no_auth: bool = False
+    allowed_hosts: tuple[str, ...] = ()  # names by which the server may be called, besides its address
+    media_root: Path | None = None  # file: URLs are taken below it
+    work_dir: Path | None = None  # private folders of requests; default: below the system's temporary folder
+    media: MediaLimits = field(default_factory=MediaLimits)
+    megabytes: float = 64.0  # of one medium
+    memory_megabytes: float = 1024.0  # of all request bodies that are held
+    waiting: int = 64  # requests whose body has arrived and that have no answer yet; one more gets 429
+    batch_wait: float = 0.25  # seconds that a batch waits for requests that are still being read
+    max_batch: int | None = None  # rows; None: as many as the memory takes
+    body_timeout: float = 120.0  # seconds for a request's body to arrive
+    request_timeout: float = 300.0  # seconds for an answer
+    drain_timeout: float = 60.0  # seconds that running answers have after SIGTERM
+
+    def __post_init__(self) -> None:
+        if not self.is_loopback and self.api_key is None and not self.no_auth:
+            raise ConfigError(
+                f"--host {self.host}: other machines could use this server. Give a key (--api-key-env NAME, the name "
+                "of an environment variable that holds it), or --no-auth where everybody who reaches it may"
+            )
+        if self.api_key is not None and self.no_auth:
+            raise ConfigError("--no-auth and --api-key-env exclude each other")
+        if self.api_key is not None and len(self.api_key) < 8:
+            raise ConfigError("--api-key-env: the key has fewer than 8 characters")
+        if self.media_root is not None and not self.media_root.is_dir():
+            raise ConfigError(f"--media-root {self.media_root}: no such folder")
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"--port {self.port}: expected 0 to 65535")
+
+    @property
+    def is_loopback(self) -> bool:
+        """True if only this machine reaches the server."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def body_bytes(self) -> int:
+        """Limit of a request's body: its media in base64, and a megabyte of text."""
+        return int(self.megabytes * 2**20) * 4 // 3 + 2**20
+
+    @property
+    def uploads_megabytes(self) -> float:
+        """Limit of the page's uploads together: eight clips of the largest size."""
+        return 8 * self.megabytes + 1
+
+
+class BusyError(AffectGPTError):
+    """As many requests as the server takes have no answer yet."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a clip. Media are URLs (str) or uploads of the page (Path); both are untrusted.
+
+    ``text=None`` asks for labels; ``describe`` for a description beside them. Decoding settings that are None are the
+    model's own.
     """
 
     video: str | Path | None = None
     audio: str | Path | None = None
     subtitle: str | None = None
-    question: str | None = None
+    text: str | None = None
     person: str | int | None = None
     describe: bool = False
     n: int = 1
@@ -64,174 +125,149 @@ class Ask:
     max_tokens: int | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Choice:
-    """One answer, with the description that was asked for beside it. ``error``: there is none."""
+    """One of a question's ``n`` answers, and the description that was asked for beside it."""
 
     index: int
-    answer: Answer | None = None
-    description: Answer | None = None
-    error: Exception | None = None
-    waits_for: int = 1
+    row: Row
+    description: Row | None
 
-
-@dataclass(frozen=True)
-class Piece:
-    """More of a choice's answer, or of its description."""
-
-    index: int
-    text: str
-    described: bool = False
-
-
-# What is reported while rows are answered: pieces, and each choice when it is complete. From another thread.
-Emit = Callable[[Piece | Choice], None]
-Look = Callable[[ReadClip, Path | None, Path | None], None]
+    @property
+    def rows(self) -> list[Row]:
+        """The one or two rows."""
+        return [self.row] if self.description is None else [self.row, self.description]
 
 
 @dataclass(eq=False)
-class Asked:
-    """A request whose clip is read, and its rows once they wait."""
+class PreparedQuestion:
+    """A question whose clip is read, and its choices once they are queued."""
 
-    ask: Ask
-    clip: ReadClip
+    question: Question
+    text: str
     decoding: Decoding
-    question: str
-    rows: list[Row] = field(default_factory=list)
-
-    def cancel(self) -> None:
-        """Nobody waits any more: rows end at their next token."""
-        for row in self.rows:
-            row.cancelled = True
+    clip: ReadClip
+    choices: list[Choice] = field(default_factory=list)
 
     @property
-    def prompt_tokens(self) -> int:
-        """Of the prompts that were read by the model, each once."""
-        return sum({row.question: row.prompt_tokens for row in self.rows}.values())
+    def rows(self) -> list[Row]:
+        """The rows of all choices."""
+        return [row for choice in self.choices for row in choice.rows]
+
+    def cancel(self) -> None:
+        """End the rows at their next token: nobody waits for them."""
+        for row in self.rows:
+            row.answer.cancel()
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of the prompts, each counted once, and of the answers."""
+        prompt = sum({row.question: row.prompt_tokens for row in self.rows}.values())
+        completion = sum(row.answer.result().tokens for row in self.rows)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+OnText = Callable[[int, str], None]  # index of a choice, its new text; called from the batcher's thread
+Inspect = Callable[[ReadClip, Path | None, Path | None], None]  # clip, its video and its sound file
 
 
 class Service:
-    """One model for many requests. All methods may be called from any thread."""
+    """Admits, reads and answers questions with one model. All methods may be called from any thread."""
 
     def __init__(self, predictor: Predictor, settings: ServeSettings, *, model: str) -> None:
         self.settings, self.model = settings, model
         self.session = predictor.session
-        self.decoder = Decoder(time_limit=settings.decode_timeout, memory=settings.decode_memory)
-        given = predictor.reader
-        self.reader = ClipReader(
-            self.session, recognise=given.recognise, face_framing=given.face_framing, decoder=self.decoder
-        )
+        self.decoder = Decoder(time_limit=_DECODE_SECONDS, memory=_DECODE_MEMORY)
+        # All media are decoded in processes with limits of time and memory, also those that the processor reads itself.
         self.session.processor.media.decoder = self.decoder
-        self.intake = Intake(settings, self.decoder)
+        self.reader = ClipReader(
+            self.session, recognise=predictor.reader.recognise, face_framing=predictor.reader.face_framing,
+            decoder=self.decoder,
+        )  # fmt: skip
+        self.media = RequestMedia(
+            self.decoder, settings.media, max_megabytes=settings.megabytes, root=settings.media_root
+        )
         self.folders = PrivateFolders(settings.work_dir)
         self.lexicon: Lexicon = find_lexicon(None)
         self.grouping = grouping_of(self.lexicon)
         checkpoint = self.session.checkpoint
         self.fingerprint = f"affectgpt_{sample_seed(model, '' if checkpoint is None else checkpoint.name) % 2**32:08x}"
-        self._inside = self._reading = 0
-        self._changed = threading.Condition()
+        self.active = 0  # requests that were admitted and have no answer yet
+        self._reading = 0
+        self._lock = threading.Lock()
         self._draining = False
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="affectgpt-read")
         self.batcher = Batcher(
-            self.session, wait=settings.batch_wait, max_rows=settings.max_batch, being_read=lambda: self._reading
+            self.session, wait=settings.batch_wait, max_rows=settings.max_batch, count_reading=lambda: self._reading
         )
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The most tokens of an answer."""
-        return min(self.session.config.inference.max_new_tokens, GENERATION_LENGTH - 1)
-
-    @property
-    def inside(self) -> int:
-        """Requests that are in the house."""
-        return self._inside
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Around a request. Raises BusyError when there are too many, RefusedError when the server is ending."""
-        with self._changed:
+        """Hold one of the places for requests. Raises BusyError, and ShuttingDownError when the server is ending."""
+        with self._lock:
             if self._draining:
-                raise RefusedError("the server is shutting down")
-            if self._inside >= self.settings.waiting:
+                raise ShuttingDownError
+            if self.active >= self.settings.waiting:
                 raise BusyError("too many requests are waiting; try again in a moment")
-            self._inside += 1
+            self.active += 1
         try:
             yield
         finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
+            with self._lock:
+                self.active -= 1
 
-    def check(self, ask: Ask) -> tuple[Decoding, str]:
-        """The decoding and the question of a request. Raises DataError saying what cannot be asked for."""
-        most = self.max_new_tokens
-        if ask.max_tokens is not None and ask.max_tokens > most:
-            raise DataError(f"max_tokens {ask.max_tokens}: at most {most} here")
-        if ask.n > self.settings.max_choices:
-            raise DataError(f"n {ask.n}: at most {self.settings.max_choices} here")
-        check_person(ask.person)
-        mode = get_mode(self.session.mode)
-        for medium in mode.media:
-            if ask.video is None and (medium is not Modality.AUDIO or ask.audio is None):
-                part = "video_url part" if medium is not Modality.AUDIO else "video_url, audio_url or input_audio part"
-                raise DataError(f"this model takes the {medium.value} of a clip ({mode.name}): send a {part}")
-        if ask.person is not None and Modality.FACE not in mode.media:
-            raise DataError(f"person: this model takes no face ({mode.name})")
-        decoding = replace(
-            Decoding.from_config(self.session.config.inference), max_new_tokens=min(ask.max_tokens or most, most)
-        )
-        if ask.temperature is not None:
-            decoding = replace(decoding, greedy=ask.temperature == 0, temperature=ask.temperature or 1.0)
-        if ask.top_p is not None:
-            decoding = replace(decoding, top_p=ask.top_p)
-        return decoding, ask.question or render_question("ovlabel")
+    def read(self, question: Question, *, inspect: Inspect | None = None) -> Future[PreparedQuestion]:
+        """Check a question and read its media, in a private folder that is removed afterwards.
 
-    def read(self, ask: Ask, *, look: Look | None = None) -> Future[Asked]:
-        """Read a request's media side by side with others', in a private folder that is gone afterwards. Raises, and
-        the future raises, DataError and ConfigError.
-
-        ``look``: called with the clip, its video and its sound while they are there.
+        ``inspect`` is called while the files are there. Raises, and the future raises, DataError and ConfigError.
         """
-        decoding, question = self.check(ask)
-        with self._changed:
-            self._reading += 1
-        future = self._readers.submit(lambda: Asked(ask, self._read(ask, look), decoding, question))
-        future.add_done_callback(self._is_read)
+        text = question.text or render_question("ovlabel")
+        decoding = self._decoding(question)
+        with self._lock:
+            self._reading += 1  # a batch waits for clips that are being read
+        future = self._readers.submit(
+            lambda: PreparedQuestion(question, text, decoding, self._read(question, inspect))
+        )  # fmt: skip
+        future.add_done_callback(self._finish_reading)  # also called where it is cancelled before it begins
         return future
 
-    def answer(self, asked: Asked, emit: Emit, *, stream: bool = False) -> None:
-        """Queue a request's rows; ``emit`` is called from the batcher's thread. Raises RefusedError."""
-        ask = asked.ask
-        clip = Clip(asked.clip.sample, asked.clip.example)
-        base = secrets.randbits(62) if ask.seed is None else ask.seed
-        description = render_question("description")
-        with_description = ask.describe and asked.question != description
-        for index in range(ask.n):
-            choice = Choice(index, waits_for=2 if with_description else 1)
-            for question in (asked.question, description)[: choice.waits_for]:
-                seed = sample_seed("serve", base, question, *((index,) if index else ()))
-                asked.rows.append(
-                    self._row(clip, question, seed, asked.decoding, choice, emit, second=question is not asked.question,
-                              stream=stream)
-                )  # fmt: skip
-        self.batcher.submit(asked.rows)
+    def _finish_reading(self, _: Future[PreparedQuestion]) -> None:
+        with self._lock:
+            self._reading -= 1
+        self.batcher.notify()
 
-    def explained(self, asked: Asked, choice: Choice) -> dict[str, Any]:
-        """What goes with an answer: labels, groups of each label in each wheel, description, notes."""
-        assert choice.answer is not None
-        reply = self._reply(asked, asked.question, choice.answer)
-        found: dict[str, Any] = {
+    def answer(self, prepared: PreparedQuestion, on_text: OnText | None = None) -> None:
+        """Queue a question's choices; ``on_text``: of a streamed answer. Raises ShuttingDownError."""
+        question = prepared.question
+        clip = Clip(prepared.clip.sample, prepared.clip.example)
+        base = secrets.randbits(62) if question.seed is None else question.seed
+        description = render_question("description")
+        describe = question.describe and prepared.text != description
+
+        def new_row(index: int, text: str, on_text: Callable[[str], None] | None = None) -> Row:
+            # The first choice has the seed of a question with n = 1, so that both have the same answer.
+            seed = sample_seed("serve", base, text, *((index,) if index else ()))
+            return Row(clip, text, seed, prepared.decoding, on_text)
+
+        for index in range(question.n):
+            row = new_row(index, prepared.text, None if on_text is None else partial(on_text, index))
+            prepared.choices.append(Choice(index, row, new_row(index, description) if describe else None))
+        self.batcher.submit(prepared.rows)
+
+    def explained(self, prepared: PreparedQuestion, choice: Choice) -> dict[str, Any]:
+        """Labels of an answer with their groups in each wheel, description and notes. Raises the error of its rows."""
+        reply = self._reply(prepared, choice.row)
+        result: dict[str, Any] = {
             "labels": reply.labels, "groups": self.groups(reply.labels), "lexicon": Path(self.lexicon.source).name,
-            "question": asked.question, "subtitle": asked.clip.sample.subtitle, "description": None,
+            "question": prepared.text, "subtitle": prepared.clip.sample.subtitle, "description": None,
             "notes": reply.notes,
         }  # fmt: skip
         if choice.description is not None:
-            described = self._reply(asked, render_question("description"), choice.description)
-            found["description"] = described.answer
-            found["notes"] += [note for note in described.notes if note not in found["notes"]]
-        elif asked.question == render_question("description"):
-            found["description"] = reply.answer
-        return found
+            described = self._reply(prepared, choice.description)
+            result["description"] = described.answer
+            result["notes"] += [note for note in described.notes if note not in result["notes"]]
+        elif prepared.text == render_question("description"):
+            result["description"] = reply.answer
+        return result
 
     def groups(self, labels: Sequence[str]) -> dict[str, dict[str, str]]:
         """Label → wheel → the word of its inner ring; wheels that do not know the label are left out."""
@@ -246,109 +282,66 @@ class Service:
 
     def drain(self) -> None:
         """Finish what runs, refuse the rest."""
-        with self._changed:
+        with self._lock:
             self._draining = True
         self.batcher.drain()
 
     def close(self) -> None:
-        """End, and leave nothing behind."""
+        """End, and remove all files."""
         self.drain()
         self.batcher.close()
         self._readers.shutdown(cancel_futures=True)
         self.decoder.close()
         self.folders.close()
 
-    def _is_read(self, _: Future[Asked]) -> None:
-        with self._changed:
-            self._reading -= 1
-        self.batcher.notify()
+    def _decoding(self, question: Question) -> Decoding:
+        """Decoding settings of a question. Raises DataError for what the model or the server does not take."""
+        most = min(self.session.config.inference.max_new_tokens, GENERATION_LENGTH - 1)
+        if question.max_tokens is not None and question.max_tokens > most:
+            raise DataError(f"max_tokens {question.max_tokens}: at most {most} here")
+        if question.n > _MAX_CHOICES:
+            raise DataError(f"n {question.n}: at most {_MAX_CHOICES} here")
+        check_person(question.person)
+        mode = get_mode(self.session.mode)
+        for medium in mode.media:
+            if question.video is None and (medium is not Modality.AUDIO or question.audio is None):
+                part = "video_url part" if medium is not Modality.AUDIO else "video_url, audio_url or input_audio part"
+                raise DataError(f"this model takes the {medium.value} of a clip ({mode.name}): send a {part}")
+        if question.person is not None and Modality.FACE not in mode.media:
+            raise DataError(f"person: this model takes no face ({mode.name})")
+        changes: dict[str, Any] = {"max_new_tokens": question.max_tokens or most}
+        if question.temperature is not None:
+            changes |= {"greedy": question.temperature == 0, "temperature": question.temperature or 1.0}
+        if question.top_p is not None:
+            changes["top_p"] = question.top_p
+        return replace(Decoding.from_config(self.session.config.inference), **changes)
 
-    def _read(self, ask: Ask, look: Look | None) -> ReadClip:
+    def _read(self, question: Question, inspect: Inspect | None) -> ReadClip:
         if self._draining:
-            raise RefusedError("the server is shutting down")
+            raise ShuttingDownError
         with self.folders.one() as folder:
             files: dict[str, Path | None] = {"video": None, "audio": None}
             flags: tuple[str, ...] = ()
-            for stem, medium in (("video", ask.video), ("audio", ask.audio)):
+            for stem, medium in (("video", question.video), ("audio", question.audio)):
                 if medium is not None:
-                    files[stem], odd = self.intake(medium, folder=folder, stem=stem)
+                    files[stem], odd = self.media.save(medium, folder=folder, stem=stem)
                     flags += odd
             with named({path: f"the {stem}" for stem, path in files.items() if path is not None}):
-                given = GivenClip(files["video"], files["audio"], subtitle=ask.subtitle, person=ask.person)
+                given = GivenClip(files["video"], files["audio"], subtitle=question.subtitle, person=question.person)
                 clip = self.reader.read(given, folder=folder)
-                if look is not None:
-                    look(clip, files["video"], files["audio"])
+                if inspect is not None:
+                    inspect(clip, files["video"], files["audio"])
+        # The files are gone; messages must not name them.
         sample = replace(clip.sample, name="clip", video=None, audio=None, face=None)
         return clip._replace(video="", sample=sample, flags=flags + clip.flags)
 
-    def _row(
-        self,
-        clip: Clip,
-        question: str,
-        seed: int,
-        decoding: Decoding,
-        choice: Choice,
-        emit: Emit,
-        *,
-        second: bool,
-        stream: bool,
-    ) -> Row:
-        text = _Text(self.session.processor.decode)
-
-        def on_ids(ids: list[int]) -> None:
-            if more := text.more(ids):
-                emit(Piece(choice.index, more, described=second))
-
-        def done(outcome: Answer | Exception) -> None:
-            if isinstance(outcome, Exception):
-                choice.error = outcome
-            elif second:
-                choice.description = outcome
-            else:
-                choice.answer = outcome
-            if stream and isinstance(outcome, Answer) and (rest := text.rest(outcome.text)):
-                emit(Piece(choice.index, rest, described=second))
-            choice.waits_for -= 1
-            if not choice.waits_for:
-                emit(choice)
-
-        return Row(clip, question, seed, decoding, done, on_ids if stream else None)
-
-    def _reply(self, asked: Asked, question: str, answer: Answer) -> Reply:
-        labels, unread = claimed_labels(question, answer.text)
+    def _reply(self, prepared: PreparedQuestion, row: Row) -> Reply:
+        answer = row.answer.result()
+        labels, unread = claimed_labels(row.question, answer.text)
         flags = (
-            *asked.clip.flags,
-            *answer_flags(answer.text, stopped=answer.stopped or asked.ask.max_tokens is not None),
-            *odd_description(self.session.config.name, question, answer.text),
+            *prepared.clip.flags,
+            *answer_flags(answer.text, stopped=answer.stopped or prepared.question.max_tokens is not None),
+            *odd_description(self.session.config.name, row.question, answer.text),
             *unread,
         )
-        return Reply(answer=answer.text, labels=labels, question=question, flags=tuple(dict.fromkeys(flags)))
-
-
-class _Text:
-    """A growing answer in pieces whose sum is the answer: what a later token may take back is held back."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self.decode = decode
-        self.given = ""
-
-    def more(self, ids: Sequence[int]) -> str:
-        """What can be shown of an answer with these ids, beyond what was."""
-        if len(ids) > _EVERY_TOKEN and len(ids) % 4:
-            return ""
-        return self.rest(self.decode(ids).rstrip("#\ufffd").rstrip())
-
-    def rest(self, text: str) -> str:
-        """The text beyond what was given."""
-        if not text.startswith(self.given):
-            return ""
-        more, self.given = text[len(self.given) :], max(text, self.given, key=len)
-        return more
-
-
-def usage(asked: Asked, choices: Sequence[Choice]) -> Mapping[str, int]:
-    """Tokens of prompts and answers."""
-    made = sum(answer.tokens for c in choices for answer in (c.answer, c.description) if answer is not None)
-    return {
-        "prompt_tokens": asked.prompt_tokens, "completion_tokens": made, "total_tokens": asked.prompt_tokens + made,
-    }  # fmt: skip
+        return Reply(answer=answer.text, labels=labels, question=row.question, flags=tuple(dict.fromkeys(flags)))

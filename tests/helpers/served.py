@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import http.client
+import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -16,21 +21,13 @@ FACES = "multiface_audio_face_text"
 
 @contextmanager
 def running(predictor, *, page: bool = False, examples=(), **settings) -> Iterator:
-    """A server in a thread of this process: ``address``, ``service``, ``shield``."""
-    from functools import partial
-
+    """A server in a thread of this process: ``address``, ``service``, ``guard``, ``page``."""
     from affectgpt.serve.server import Running
-    from affectgpt.serve.service import Service
-    from affectgpt.serve.settings import ServeSettings
+    from affectgpt.serve.service import ServeSettings, Service
 
     service = Service(predictor, ServeSettings(port=0, **settings), model="tiny")
-    add = None
-    if page:
-        from affectgpt.serve.page import add_page
-
-        add = partial(add_page, examples=examples)
     try:
-        server = Running(service, page=add)
+        server = Running(service, page=page, examples=examples)
         thread = threading.Thread(target=server.serve, daemon=True)
         thread.start()
         try:
@@ -57,3 +54,23 @@ def message(video: Path | str, text: str | None = None) -> list[dict]:
     url = video if isinstance(video, str) else data_url(video)
     parts: list[dict] = [{"type": "video_url", "video_url": {"url": url}}]
     return [{"role": "user", "content": parts + ([{"type": "text", "text": text}] if text else [])}]
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came")
+
+
+def call(server, method: str, path: str, body=None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and content of a request as it stands; ``body``: bytes, or what is sent as JSON."""
+    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    given = {"Content-Type": "application/json"} if body is not None else {}
+    connection.request(method, path, content, {**given, **{k.replace("_", "-"): v for k, v in headers.items()}})
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, dict(response.getheaders()), text

@@ -173,6 +173,41 @@ def test_phone_width(tab, clips, request):
     assert (sum(map(int, background.strip("rgba()").split(",")[:3])) < 200) == dark
 
 
+@pytest.mark.parametrize("width", [1280, 400], ids=["desktop", "phone"])
+def test_with_a_key_the_browser_asks_for_it_once(browser, predictor, clips, width, monkeypatch):
+    """Without it there is no page; with it upload, streamed answer and download work."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # of the process: the other tests' page gets its own back
+    with running(predictor, page=True, api_key="correct horse") as site:
+        size = {"viewport": {"width": width, "height": 900}}
+        stranger = browser.new_context(**size, http_credentials={"username": "me", "password": "a wrong horse"})
+        answer = stranger.new_page().goto(site.address)
+        assert answer.status == 401 and "a key is needed" in answer.text()
+        stranger.close()
+        context = browser.new_context(**size, http_credentials={"username": "me", "password": "correct horse"})
+        tab = context.new_page()
+        mistakes, refused = [], []
+        tab.on("pageerror", lambda error: mistakes.append(str(error)))
+        # A browser is asked once; its first request has no credentials.
+        tab.on("response", lambda r: refused.append(r.url) if r.status == 401 else None)
+        tab.goto(site.address)
+        tab.wait_for_selector("#ag-ask", timeout=60_000)
+        keep(tab, f"key-{width}-opened")
+        drop(tab, clips / "1.mp4")
+        tab.evaluate(
+            "window.seen = []; new MutationObserver(() => window.seen.push(document.querySelector('#ag-answer')"
+            ".innerText)).observe(document.querySelector('#ag-answer'), {childList: true, subtree: true,"
+            " characterData: true})"
+        )
+        ask(tab)
+        partial = {text for text in tab.evaluate("window.seen") if text.endswith("▌")}
+        assert len(partial) > 2  # shown while it is generated
+        assert tab.locator("#ag-seen .ag-strip img").count() == 8
+        keep(tab, f"key-{width}-answer")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert mistakes == [] and len(refused) <= 1, (mistakes, refused)
+        context.close()
+
+
 def test_a_webcam_clip(tab):
     """Chromium's fake camera shows no face: the recording arrives, is read, and the answer says so."""
     tab.locator(

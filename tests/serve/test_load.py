@@ -71,7 +71,7 @@ def test_load(predictor, clips, tmp_path):
             kinds += list(pool.map(one, range(100, 200)))
         assert len(kinds) == 200 and set(kinds) == set(KINDS)
         deadline = time.monotonic() + 60
-        while server.service.inside or server.shield._bytes or server.service.batcher._rows:
+        while server.service.active or server.guard.body_bytes or server.service.batcher._rows:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         gc.collect()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import http.client
 import json
 import re
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from served import FRAMES, running
+from served import FRAMES, call, running, wait_until
 from tiny_whisper import make_tiny_whisper
 
 pytest.importorskip("gradio", reason="the extra [page] is not installed")
@@ -28,18 +26,7 @@ def page(predictor, clips):
 def _its_uploads(request, monkeypatch):
     """Gradio has one folder of uploads per process, that of the latest page: this test's."""
     if "page" in request.fixturenames:
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(request.getfixturevalue("page").shield.upload_folder))
-
-
-def call(server, method: str, path: str, body=None, **headers: str):
-    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
-    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    given = {"Content-Type": "application/json"} if body is not None else {}
-    connection.request(method, path, content, {**given, **{k.replace("_", "-"): v for k, v in headers.items()}})
-    response = connection.getresponse()
-    text = response.read()
-    connection.close()
-    return response.status, dict(response.getheaders()), text
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(request.getfixturevalue("page").page.upload_folder))
 
 
 def endpoints(server) -> list[dict]:
@@ -67,7 +54,7 @@ def test_the_file_reading_hole_is_closed(page, tmp_path, wrapped):
     """Gradio mounted into another application takes any path that a request names for an upload, and serves it."""
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(b"a secret")
-    uploads = page.shield.upload_folder
+    uploads = page.page.upload_folder
     path = {"plain": str(secret), "inside": str(secret), "http": "http://127.0.0.1:1/a.mp4",
             "dots": f"{uploads}/../../../../{secret}"}.get(wrapped, str(uploads / "link.mp4"))  # fmt: skip
     if wrapped == "link":
@@ -89,18 +76,15 @@ def test_the_file_reading_hole_is_closed(page, tmp_path, wrapped):
     assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
 
 
-def test_gradio_itself_refuses_it_too(page, tmp_path):
-    """Behind the shield, too: what gradio does with a request that names a file that was not uploaded."""
-    from starlette.testclient import TestClient
-
+def test_gradio_itself_refuses_it_too(page, tmp_path, monkeypatch):
+    """What gradio does with a call that names a file that was not uploaded, where nothing stands before it."""
+    monkeypatch.setattr("affectgpt.serve.page.MountedPage._is_upload", lambda *_: True)
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(b"a secret")
-    inner = TestClient(page.shield.app, base_url="http://127.0.0.1")
-    number = next(d["id"] for d in endpoints(page) if len(d["inputs"]) == 5)
-    body = {"data": [file_data(str(secret)), "", "Labels", "", ""], "fn_index": number, "session_hash": "abc"}
-    answer = inner.post("/gradio_api/run/predict", json=body)
-    assert answer.status_code >= 400 and "a secret" not in answer.text
-    uploads = page.shield.upload_folder
+    events = ask(page, [file_data(str(secret)), "", "Labels", "", "most prominent"])
+    assert [one["success"] for one in events if one["msg"] == "process_completed"] == [False], events
+    assert call(page, "GET", f"/gradio_api/file={secret}")[0] == 403
+    uploads = page.page.upload_folder
     assert not [p for p in uploads.rglob("*") if p.is_file() and not p.is_symlink() and p.read_bytes() == b"a secret"]
 
 
@@ -126,25 +110,21 @@ def test_nothing_of_the_page_is_loaded_from_elsewhere(page):
     assert "A toy is running" in json.dumps(json.loads(call(page, "GET", "/config")[2]))
 
 
-def test_uploads_are_limited_private_and_swept(predictor, clips, tmp_path):
-    from affectgpt.serve.page import sweep
-
+def test_uploads_are_limited_private_and_removed(predictor, clips, monkeypatch):
+    """The examples stay, and so does the service's folder."""
+    monkeypatch.setattr("affectgpt.serve.page._SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("affectgpt.serve.page._KEEP_SECONDS", 1.0)
     with running(predictor, page=True, megabytes=0.5, examples=[(clips / "0.mp4", "")]) as server:
+        folder = server.page.upload_folder
+        examples = {path for path in folder.rglob("*") if path.is_file()}
         content = (clips / "1.mp4").read_bytes()
         status, text = upload(server, "../../a b.mp4", content)
         (path,) = json.loads(text)
-        folder = server.shield.upload_folder
-        assert status == 200 and Path(path).is_relative_to(folder) and Path(path).read_bytes() == content
+        assert status == 200 and Path(path).is_relative_to(folder) and folder.stat().st_mode & 0o777 == 0o700
         assert upload(server, "a.mp4", b"x" * (2**20))[0] == 413
         assert upload(server, "a.mp4", b"x" * (3 * 2**20))[0] == 413
-        named = set(re.findall(r'"path":\s*"([^"]+\.mp4)"', call(server, "GET", "/config")[2].decode()))
-        named = {one for one in named if Path(one).is_relative_to(folder) and Path(one).exists()}
-        named.add(str(next((folder / "examples").rglob("*.mp4"))))
-        keep = set(folder.rglob("*")) - {Path(path), Path(path).parent}
-        sweep(folder, keep, older_than=60)
-        assert Path(path).exists()
-        sweep(folder, keep, older_than=-1)
-        assert not Path(path).exists() and not Path(path).parent.exists() and all(Path(one).exists() for one in named)
+        wait_until(lambda: not Path(path).exists())
+        assert examples and examples == {path for path in folder.rglob("*") if path.is_file()}
 
 
 def test_with_a_key_the_page_wants_it(predictor):
@@ -196,7 +176,7 @@ def test_uploads_together_are_limited(predictor):
         most = server.service.settings.uploads_megabytes
         statuses = [upload(server, f"{i}.mp4", bytes([i]) * (2**20 - 1000))[0] for i in range(12)]
         assert statuses[:6] == [200] * 6 and statuses[-1] == 429
-        kept = sum(path.stat().st_size for path in server.shield.upload_folder.rglob("*") if path.is_file())
+        kept = sum(path.stat().st_size for path in server.page.upload_folder.rglob("*") if path.is_file())
         assert kept <= most * 2**20
         assert "uploads" in json.loads(upload(server, "a.mp4", b"x" * 2**20)[1])["error"]["message"]
 
@@ -234,7 +214,7 @@ def test_what_nobody_typed_is_heard_by_speech_recognition(served_world, clips, t
     listen = Transcriber(make_tiny_whisper(tmp_path), device="cpu")
     predictor = Predictor.from_config(served_world.yaml, mode=FRAMES, recognise=listen)
     with running(predictor, page=True) as server:
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(server.shield.upload_folder))
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(server.page.upload_folder))
         assert "heard by speech recognition" in call(server, "GET", "/config")[2].decode()
         shown = []
         for typed in ("", "Oh!"):
