@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     from dataclasses import replace
 
     from affectgpt.core.runtime import setup_logging
-    from affectgpt.evaluation.results import DIRECT, LLM
+    from affectgpt.evaluation.extract import EXTRACTORS
+    from affectgpt.evaluation.results import LLM
 
     setup_logging()
     rows, paths, lexicon = scoring.open_inputs(args)
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         for run in args.compare or args.seeds or [args.run]:
             extract_run(args, rows, paths, extractor, run=run)
     paths = replace(paths)  # look for result files again: labels have been added
-    return scoring.score(args, rows, paths, lexicon, extraction=DIRECT if args.extractor == DIRECT else LLM)
+    return scoring.score(args, rows, paths, lexicon, extraction=args.extractor if args.extractor in EXTRACTORS else LLM)
 
 
 def open_extractor(args: argparse.Namespace) -> Extractor:

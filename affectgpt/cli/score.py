@@ -125,7 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_scoring_arguments(parser)
     parser.add_argument(
-        "--extractor", choices=("llm", "direct"), help="which extraction is scored (default: llm where there is any)"
+        "--extractor",
+        metavar="llm|direct|NAME",
+        help="which extraction is scored (default: llm where there is any); NAME: of an extractor of your own",
     )
     return parser
 

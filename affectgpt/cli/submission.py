@@ -58,13 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     from affectgpt.datasets.table import get_row
     from affectgpt.evaluation.consensus import is_empty
     from affectgpt.evaluation.labels import parse_item
-    from affectgpt.evaluation.results import SUFFIXES, items_path, read_answers, read_items
+    from affectgpt.evaluation.results import items_path, read_answers, read_items, suffix_of
 
     source, blank = Path(args.result), ""
     if args.track == 2:
         blank = "[]"
         if "-openset" not in source.stem:
-            source = items_path(source, SUFFIXES[args.extractor])
+            source = items_path(source, suffix_of(args.extractor))
             if not source.exists():
                 raise DataError(
                     f"{source}: no such file; evaluation.py extracts the labels (--extractor direct: without an LLM)"

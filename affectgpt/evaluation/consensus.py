@@ -24,7 +24,7 @@ from affectgpt.evaluation.extract import LABELS, MAX_ITEM, POLARITY
 from affectgpt.evaluation.labels import POLARITIES
 from affectgpt.evaluation.lexicon import Grouping
 from affectgpt.evaluation.metrics.base import METRICS
-from affectgpt.evaluation.results import SUFFIXES, ResultFile
+from affectgpt.evaluation.results import ResultFile, suffix_of
 
 EXTRACTOR = "votes"  # how the files describe themselves
 NEUTRAL = "neutral"
@@ -169,7 +169,7 @@ def consensus(
         )
         if votes.cut:
             notes.append(f"{len(votes.cut)} items of more than {MAX_ITEM} characters are cut ({_first(votes.cut)})")
-        path = results.items_path(target, SUFFIXES[extraction], polarity=polarity)
+        path = results.items_path(target, suffix_of(extraction), polarity=polarity)
         outputs.append((votes, path, _record(step, votes, paths, lexicon=grouping.lexicon.source, notes=notes)))
     # all are made before the first is written, so that an error leaves no half of a pair
     fresh = [_is_new(path, votes, record, overwrite=overwrite) for votes, path, record in outputs]

@@ -65,7 +65,7 @@ class Extractor(ABC):
     """Turns texts into items: answers into ``[a, b]``, and those into positive, negative or neutral."""
 
     name: str
-    suffix: str = ""  # of the file name
+    suffix: str = ""  # of the file name, see results.suffix_of
     journaled = True
 
     @abstractmethod
@@ -203,7 +203,9 @@ def get_extractor(name: str, *, sampling: Sampling | None = None, **client_setti
     unknown name.
     """
     if name not in CLIENTS:
-        return EXTRACTORS.get(name)()
+        extractor = EXTRACTORS.get(name)()
+        extractor.suffix = results.suffix_of(name)
+        return extractor
     return LLMExtractor(open_client(name, **client_settings), sampling=sampling)
 
 

@@ -2,8 +2,9 @@
 
 ``{base_root}-{data set, lower case}/{run}/X.npz`` holds a checkpoint's answers (``name2reason``). Beside it:
 
-- ``X-openset.npz``: labels that a language model extracted, ``X-openset-direct.npz``: labels that were read directly;
-  with ``-sentiment`` polarity words. String arrays ``filenames`` and ``fileitems``.
+- ``X-openset.npz``: labels that a language model extracted; ``X-openset-direct.npz``: labels that were read directly;
+  ``X-openset-NAME.npz``: by an extractor of one's own; with ``-sentiment`` polarity words. String arrays ``filenames``
+  and ``fileitems``.
 - ``X-openset.meta.json``: the record of an extraction. The published files have none.
 - ``X-answers.meta.json``, ``X-answers.failed.csv``, ``X-answers.partN.jsonl``: the record of the answers, the samples
   without one, and, while inference runs, what each process has finished.
@@ -40,13 +41,17 @@ KEY = "name2reason"
 ANSWER_FORMATS = (".csv", ".jsonl", ".npz")
 EXPORTS = ("csv", "jsonl")
 LLM, DIRECT = "llm", "direct"  # how labels were extracted; each has its own file names
-SUFFIXES = {LLM: "", DIRECT: "-direct"}
 RECORD_VERSION = 1
 UNKNOWN = "unknown extractor (no meta file)"
 
-_FILE = re.compile(r"(?P<stem>.+?)(?P<kind>-openset(?:-direct)?(?:-sentiment)?)?\.npz")
+_FILE = re.compile(r"(?P<stem>.+?)(?P<kind>-openset(?:-(?!sentiment)\w+)?(?:-sentiment)?)?\.npz")
 _EPOCH = re.compile(r"checkpoint_(\d+)(?:_|$)")
 _SAMPLE = re.compile(r"sample_\d+_(?P<stem>.+)")
+
+
+def suffix_of(extraction: str) -> str:
+    """What the names of an extraction's files have after ``-openset``: nothing for LLM, else its name."""
+    return "" if extraction == LLM else f"-{extraction}"
 
 
 # Answers
@@ -410,11 +415,11 @@ class ResultFile:
 
     def extracted(self, extraction: str, *, polarity: bool) -> Path:
         """The extraction file that a metric reads, there or not."""
-        return items_path(self.answers, SUFFIXES[extraction], polarity=polarity)
+        return items_path(self.answers, suffix_of(extraction), polarity=polarity)
 
     def has(self, extraction: str, *, polarity: bool) -> bool:
         """True where that file is there."""
-        return f"-openset{SUFFIXES[extraction]}{'-sentiment' if polarity else ''}" in self.kinds
+        return f"-openset{suffix_of(extraction)}{'-sentiment' if polarity else ''}" in self.kinds
 
 
 def results_folder(base_root: str | os.PathLike[str], row: DatasetRow) -> Path:

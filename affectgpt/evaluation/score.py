@@ -43,7 +43,7 @@ PUBLISHED_MEAN = 74.77  # of all nine
 PUBLISHED_EPOCHS = range(30, 61, 5)
 FIRST = 5  # names that an error or a note lists
 SHOWN = 3  # files that an error or a note lists
-_EXTRACTED = {LLM: "by a language model", DIRECT: "directly"}
+_EXTRACTED = {LLM: "by a language model", DIRECT: "directly"}  # else by the extractor of that name
 
 
 def published_mean(datasets: Sequence[str]) -> float | None:
@@ -172,8 +172,8 @@ def score_run(
 ) -> RunScores:
     """Score one run on data sets from labels that are already extracted.
 
-    ``run``, ``choice``, ``optional``: see pick_files. ``extraction``: results.LLM or DIRECT; None: LLM where there is
-    any such file, else direct. ``draws``, ``permutations``: see RunScores.add_dataset. Raises DataError.
+    ``run``, ``choice``, ``optional``: see pick_files. ``extraction``: LLM, DIRECT or an extractor's name; None: LLM
+    where there is any such file, else direct. ``draws``, ``permutations``: see RunScores.add_dataset. Raises DataError.
     """
     name, files, notes = pick_files(
         rows, paths, run=run, choice=choice or CheckpointChoice(), optional=optional, flag=flag
@@ -182,6 +182,7 @@ def score_run(
     # One extraction for the whole table: scores of two extractors must not stand in one mean.
     metrics = {row.name: make_metric(row, grouping_of(lexicon, grouping)) for row in rows if row.name in files}
     extraction = extraction or extraction_of(files, {dataset: metric.polarity for dataset, metric in metrics.items()})
+    extracted = _EXTRACTED.get(extraction, f"by {extraction}")
     for row in rows:
         if row.name not in files:
             continue
@@ -191,7 +192,7 @@ def score_run(
             names = [file.stem for file in files[row.name] if file not in ready]
             run_scores.notes.append(
                 f"{row.name}: {len(names)} of {len(files[row.name])} checkpoints have no labels extracted "
-                f"({_EXTRACTED[extraction]}): {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}; "
+                f"({extracted}): {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}; "
                 "evaluation.py extracts them, with --extractor direct without a language model"
             )
         if ready:
@@ -202,7 +203,7 @@ def score_run(
             run_scores.add_dataset(truth, scores, draws=draws, permutations=permutations)
     if not run_scores.scores:
         raise DataError(
-            f"run {name}: no labels extracted yet ({_EXTRACTED[extraction]}). "
+            f"run {name}: no labels extracted yet ({extracted}). "
             "Run evaluation.py, which extracts and scores: with --extractor direct for answers of the trained form, "
             "which needs no language model, else with the folder of one (--model-path)"
         )

@@ -18,16 +18,15 @@ from affectgpt.core.types import Modality
 from affectgpt.evaluation.lexicon import Lexicon, find_lexicon, grouping_of
 from affectgpt.inference.engines.base import Decoding, sample_seed
 from affectgpt.inference.predictor import (
-from affectgpt.inference.predictor import Reply
-from affectgpt.inference.session import answer_flags
+    ClipReader,
     GivenClip,
     Predictor,
     ReadClip,
     Reply,
-    answer_flags,
     claimed_labels,
     odd_description,
 )
+from affectgpt.inference.session import answer_flags
 from affectgpt.media.given import named
 from affectgpt.media.guard import Decoder
 from affectgpt.media.limits import MediaLimits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -209,8 +210,8 @@ def test_no_value_is_an_error_that_does_not_speak_of_wheels(lab) -> None:
 @pytest.mark.parametrize(
     ("text", "theirs"),
     [
-        ('METRICS.register("basic")(int)', "evaluation/metrics/emotions.py:14"),
-        ('DATASETS.register("mer2023")(DATASETS.get("SIMS"))', "datasets/table.py:107"),
+        ('METRICS.register("basic")(int)', r"evaluation/metrics/emotions\.py:\d+"),
+        ('DATASETS.register("mer2023")(DATASETS.get("SIMS"))', r"datasets/table\.py:\d+"),
     ],
 )
 def test_a_name_that_is_taken_is_one_line_with_both_places(bench: Bench, tmp_path: Path, text: str, theirs: str):
@@ -224,4 +225,5 @@ def test_a_name_that_is_taken_is_one_line_with_both_places(bench: Bench, tmp_pat
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
-    assert "is registered twice" in done.stderr and f"{file}:3" in done.stderr and theirs in done.stderr
+    assert "is registered twice" in done.stderr and f"{file}:3" in done.stderr
+    assert re.search(theirs, done.stderr)

@@ -19,6 +19,7 @@ from affectgpt.datasets.label_files import LABEL_READERS
 from affectgpt.datasets.table import DATASETS, DatasetRow
 from affectgpt.encoders.base import VISUAL_ENCODERS, FrozenEncoder
 from affectgpt.encoders.llm import LLMS, LLMRow
+from affectgpt.evaluation.extract import EXTRACTORS, DirectExtractor
 from affectgpt.evaluation.metrics.base import METRICS
 from affectgpt.modeling.connectors.base import (
     CONNECTORS,
@@ -196,3 +197,17 @@ class SmoothedObjective(SupervisedObjective):
     def forward(self, batch):
         loss = super().forward(batch)
         return loss + self.pull * self.terms(batch) * self.model.multi.proj.weight.square().mean()
+
+
+@EXTRACTORS.register("first_word")
+class FirstWord(DirectExtractor):
+    """An extractor: an answer's first word is its label."""
+
+    name = "first_word"
+
+    def settings(self, step: str) -> dict[str, Any]:
+        return {"extractor": self.name, "step": step, "version": 1}
+
+    def run(self, step: str, texts: Any, *, on_item: Any) -> None:
+        for index, text in enumerate(texts):
+            on_item(index, f"[{text.split()[0].lower()}]" if text.split() else "[]", None)

@@ -142,6 +142,15 @@ def test_one_of_each_kind_trains_resumes_answers_scores_and_is_exported(lab):
         ),
     )  # fmt: skip
     assert (lab / f"{answers}.npz").is_file() and "LETTER" in scored.stdout
+    own = run(
+        lab,
+        (
+            "evaluate", "--extractor", "first_word", "--imports", "my_lab.py", "--datasets", "MyMoods",
+            "--dataset-root", "dataset", "--base-root", "output/results", "--checkpoints", after.stem, "--lexicon",
+            "builtin",
+        ),
+    )  # fmt: skip
+    assert (lab / f"{answers}-openset-first_word.npz").is_file() and "first_word" in own.stdout
     assert '"letter"' in (lab / "scores.json").read_text() and "LETTER" in (lab / "scores.html").read_text()
 
     run(
