@@ -25,7 +25,8 @@ NOT_TRAINED_FORM = "answer not of the trained form"
 
 MAX_LABEL_WORDS = 5  # a longer item is a clause, not a label
 MAX_ANSWER = 2**15  # characters; no model of ours writes as many
-_MAX_READ = 2**20  # characters of all statements of an answer: a statement may hold others, which are read again
+_MAX_READ = 2**16  # characters of all statements of an answer: a statement may hold others, which are read again
+_MAX_ITEM = 200  # characters; a longer item is no label, and is not looked at: patterns are slow on long ones
 _SHORT_ANSWER = 60  # words; in a longer one "he is …" is a description, not an answer
 
 
@@ -183,8 +184,7 @@ def read_labels(answer: str) -> list[str] | None:
     """
     if len(answer) > MAX_ANSWER:
         return None
-    # long blanks say nothing, and reading them takes the square of their length
-    text = _BLANKS.sub(lambda run: "\n" if "\n" in run[0] else " ", answer.translate(_ASCII).strip())
+    text = _without_long_blanks(answer.translate(_ASCII).strip())
     if not text:
         return []
     answered = _without_thoughts(text)
@@ -192,12 +192,17 @@ def read_labels(answer: str) -> list[str] | None:
         return None
     labels = _read_json(answered)
     if labels is None:
-        labels = _read_text(answered)
+        labels = _read_text(_without_long_blanks(answered))
     elif not labels and answered[0] == "{":
         return None
     if labels is None:
         return None
     return list({label.lower(): label for label in reversed(labels)}.values())[::-1]
+
+
+def _without_long_blanks(text: str) -> str:
+    """Shorten runs of blanks, which say nothing and take patterns more than the square of their length."""
+    return _BLANKS.sub(lambda run: "\n" if "\n" in run[0] else " ", text)
 
 
 def _without_thoughts(text: str) -> str | None:
@@ -389,8 +394,10 @@ def _plain_scores(text: str) -> str:
 
 def _label(item: str) -> tuple[str, float | None]:
     """An item without hedges, quotes and confidence, and that confidence; empty where it is no label."""
-    item = " ".join(item.split()).strip(_QUOTES)
+    item = _LEADING.sub("", " ".join(item.split()).strip(_QUOTES)).strip(_QUOTES)
     score = None
+    if len(item) > _MAX_ITEM:
+        return "", score
     if percent := _PERCENT.search(item):
         score, item = float(percent[1]), item[: percent.start()].strip(_QUOTES)
     item = _LEADING.sub("", item).strip(_QUOTES + "!")
@@ -419,7 +426,10 @@ def _bare_list(text: str) -> list[str] | None:
     if re.search(r"[.!?]\s", body):
         return None
     for piece in _SEPARATOR.split(body)[::2]:
-        item = _PERCENT.sub("", _DENIAL.sub("", piece)).strip()
+        item = " ".join(_DENIAL.sub("", piece).split())
+        if len(_LEADING.sub("", item)) > _MAX_ITEM:
+            return None
+        item = _PERCENT.sub("", item).strip()
         if len(item.split()) > 2 and _LEADING.sub("", item).lower() not in polarity_words():
             return None
     return _claims(body)

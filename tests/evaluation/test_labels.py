@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from affectgpt.core.npz import read_npz
@@ -527,3 +530,31 @@ def test_what_the_published_cleaning_reads_stays_as_it_is(merunibench):
     # nine replies of 5,000 wordings were no list: "Based on the provided input, … the output is:[angry]"
     assert len(changed) < 10, changed
     assert all(read_reply_polarity(item, clean_reply(item)) == (item, False) for item in items[True] & set(POLARITIES))
+
+
+_HOSTILE = """
+import resource
+from affectgpt.evaluation.labels import MAX_ANSWER, read_labels, read_reply_labels, read_reply_polarity
+
+resource.setrlimit(resource.RLIMIT_CPU, (40, 40))
+shapes = [
+    "not ", "without ", "<emotion>", "<think>", "<answer>", "emotion: ", "the emotion is ", "he is ", "sad 90% ",
+    "sad, or ", "emotions are likely mainly ", "a, ", "a; ", "a (", "(", "[", "{", "'", "**", "~~", "```", "- ",
+    "1) ", "1", "\\n", "\\t", "\\u3000", "x: no, ", "not x but ", "with 50 ", "to be ", "likely ", "a bit of ",
+    "emotion of the x in the x ", "'s ", "because ", "it is ", "ab", "\\\\boxed{", "valence score is 1 ", "sorry ",
+    "very ",
+]
+for shape in shapes:
+    for opening in ("", "The character's emotional state is "):
+        answer = (opening + shape * MAX_ANSWER)[: MAX_ANSWER // 4]
+        read_labels(answer)
+        read_reply_labels(answer, answer)
+        read_reply_polarity(answer, answer)
+print("read")
+"""
+
+
+def test_hostile_answers_take_processor_time_in_proportion_to_their_length():
+    """84 answers of 8 kB; where a pattern took the square or the cube of a length, one of them took minutes."""
+    done = subprocess.run([sys.executable, "-c", _HOSTILE], capture_output=True, text=True, check=False)
+    assert done.stdout == "read\n", (done.returncode, done.stderr)

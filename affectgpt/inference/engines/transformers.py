@@ -67,7 +67,7 @@ class TransformersEngine:
         self.processor = processor
         self.decoding = decoding
         self.top_k = top_k_of(decoding.top_k, defaults)
-        self.autocast_dtype: torch.dtype | None = autocast_dtype(model.get_input_embeddings().weight.dtype)
+        self.autocast_dtype: torch.dtype | None = autocast_dtype(model.llm.get_input_embeddings().weight.dtype)
         self.keeps_logprobs = False
         self._drawn: torch.Tensor | None = None  # [B, n]: log-probabilities of the last batch, where they are kept
         self._lora = None
