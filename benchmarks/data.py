@@ -1,4 +1,4 @@
-"""Speed and memory of the data room, as ratios measured in one run: ``python benchmarks/data.py``.
+"""Speed and memory of reading data, as ratios measured in one run: ``python benchmarks/data.py``.
 
 Ratios carry from machine to machine; milliseconds do not. Every measurement runs in a process of its own, so that its
 memory is its own. Processor time (of this process and those below it) is measured beside wall time: others that use the

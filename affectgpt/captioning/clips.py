@@ -17,7 +17,7 @@ from affectgpt.datasets.label_files import Folder
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: the sample as data rooms know it, and its Chinese subtitle where there is one."""
+    """One clip: its sample, and its Chinese subtitle where there is one."""
 
     sample: Sample
     chinese: str = ""
@@ -85,7 +85,7 @@ def _subtitles(root: Path, spec: InputConfig) -> dict[str, tuple[str, ...]] | No
 
 
 def samples(clips: Sequence[Clip]) -> list[Sample]:
-    """The clips as the data room knows them."""
+    """The clips as samples."""
     return [clip.sample for clip in clips]
 
 

@@ -1,4 +1,4 @@
-"""The things that travel through the house: a sample and a batch."""
+"""Core data types: Sample and Batch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is known of an LLM before its weights are read: one row per family, its folder, its tokenizer.
 
-The processor needs an LLM's tokens, the model its weights: both rooms read them here.
+The processor needs an LLM's tokens, the model its weights: both read them here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A served tiny model on the loopback address, once for all tests of this room."""
+"""A served tiny model on the loopback address, once for all tests of the server."""
 
 from __future__ import annotations
 
