@@ -54,8 +54,7 @@ def measure_training(clips: int) -> dict[str, float]:
     """One epoch of each of five classifiers; prints."""
     from dataclasses import replace
 
-    from affectgpt.captioning.ensemble import sets_of
-    from affectgpt.captioning.ensemble_train import train_one
+    from affectgpt.captioning.ensemble import sets_of, train_one
     from affectgpt.config.captioning import EnsembleConfig
 
     sets = random_sets(clips)
@@ -76,7 +75,7 @@ def measure_store(clips: int, folder: Path) -> dict[str, float]:
     """Reading and averaging stored features; prints."""
     import torch
 
-    from affectgpt.captioning.features import pool
+    from affectgpt.captioning.ensemble import pool
     from affectgpt.core.types import Sample
     from affectgpt.processing.features import FeatureReader, FeatureWriter
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import exp, pi, sqrt
 from typing import Any
 
-from affectgpt.captioning.lengths import LengthFit
+from affectgpt.captioning.filters import LengthFit
 from affectgpt.core.figures import COLOURS, GREY, new_figure, short, svg
 
 _BINS = 40

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from affectgpt.captioning.asking import Answers
-from affectgpt.captioning.cache import CachedReply, ReplyCache, digest
+from affectgpt.captioning.ask import Answers, CachedReply, ReplyCache, digest
 from affectgpt.config.captioning import ExtractorConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.runtime import logger

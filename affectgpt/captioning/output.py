@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from affectgpt.captioning.clips import work_folder
-from affectgpt.captioning.lengths import length
+from affectgpt.captioning.describe import work_folder
+from affectgpt.captioning.filters import length
 from affectgpt.captioning.pipeline import HIGH, LENGTH, PERSON, SPEAKER, State
 from affectgpt.config.captioning import STEPS, AskConfig, CaptioningFile
 from affectgpt.core.errors import DataError

@@ -8,16 +8,12 @@ from functools import cached_property
 from pathlib import Path
 
 from affectgpt.captioning import review
-from affectgpt.captioning.agreement import LabelAgreement, high_level
-from affectgpt.captioning.asking import Answers, FailedStep
-from affectgpt.captioning.clips import Clip, load_clips, work_folder
-from affectgpt.captioning.describe import ACOUSTIC, VISUAL, describe
+from affectgpt.captioning.ask import Answers, FailedStep
+from affectgpt.captioning.describe import ACOUSTIC, VISUAL, Clip, describe, load_clips, merge, work_folder
+from affectgpt.captioning.describe import STEP as MERGE
+from affectgpt.captioning.filters import ClipVotes, LabelAgreement, LengthFit, Wheels, cut_lengths, high_level
 from affectgpt.captioning.labels import ClipLabels, extract_labels, open_extractor
-from affectgpt.captioning.lengths import LengthFit, cut_lengths
-from affectgpt.captioning.merge import STEP as MERGE
-from affectgpt.captioning.merge import merge
 from affectgpt.captioning.speaker import SpeakerScores, judge_speakers
-from affectgpt.captioning.votes import ClipVotes, Wheels
 from affectgpt.config.captioning import STEPS, CaptioningFile
 from affectgpt.core.runtime import logger
 from affectgpt.evaluation.lexicon import find_lexicon

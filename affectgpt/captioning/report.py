@@ -9,11 +9,10 @@ from typing import Any
 
 from affectgpt import __version__
 from affectgpt.captioning import figures
-from affectgpt.captioning.clips import Clip
+from affectgpt.captioning.describe import Clip
+from affectgpt.captioning.filters import Wheels, length
 from affectgpt.captioning.labels import ClipLabels
-from affectgpt.captioning.lengths import length
 from affectgpt.captioning.pipeline import State
-from affectgpt.captioning.votes import Wheels
 from affectgpt.config.captioning import CaptioningFile
 from affectgpt.core.crops import in_order
 from affectgpt.core.errors import DataError

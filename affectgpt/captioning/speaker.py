@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from affectgpt.captioning.clips import Clip
+from affectgpt.captioning.describe import Clip
 from affectgpt.config.captioning import SpeakerConfig
 from affectgpt.core.errors import ConfigError, DataError, did_you_mean
 from affectgpt.core.journal import Journal

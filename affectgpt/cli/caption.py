@@ -12,9 +12,9 @@ from affectgpt.cli.common import add_config_arguments, run_cli
 from affectgpt.config.captioning import STEPS
 
 if TYPE_CHECKING:
-    from affectgpt.captioning.clips import Clip
+    from affectgpt.captioning.describe import Clip
+    from affectgpt.captioning.filters import ClipVotes, Wheels
     from affectgpt.captioning.pipeline import Run, State
-    from affectgpt.captioning.votes import ClipVotes, Wheels
     from affectgpt.config.captioning import CaptioningFile
 
 
@@ -87,11 +87,9 @@ def ensemble_votes(
     config: CaptioningFile, clips: Sequence[Clip], wheels: Wheels
 ) -> tuple[dict[str, ClipVotes], dict[str, str]]:
     """The ensemble's votes on clips, and why some have none; an ensemble that is not trained yet is trained first."""
-    from affectgpt.captioning.clips import samples
-    from affectgpt.captioning.ensemble import opinions
-    from affectgpt.captioning.ensemble_train import finished, load_ensemble
-    from affectgpt.captioning.features import UNLABELLED, encoder_keys
-    from affectgpt.captioning.votes import tally
+    from affectgpt.captioning.describe import samples
+    from affectgpt.captioning.ensemble import UNLABELLED, encoder_keys, finished, load_ensemble, opinions
+    from affectgpt.captioning.filters import tally
     from affectgpt.cli import crowd as classifiers
 
     folder = classifiers.ensemble_folder(config)
@@ -113,7 +111,7 @@ def ensemble_votes(
 
 def plan(config: CaptioningFile, state: State) -> str:
     """What a run would ask, step by step."""
-    from affectgpt.captioning.clips import work_folder
+    from affectgpt.captioning.describe import work_folder
 
     lines = [f"{len(state.clips)} clips; nothing was sent or written. A run would ask:"]
     for answers in state.answers.values():
@@ -130,7 +128,7 @@ def plan(config: CaptioningFile, state: State) -> str:
 def finish(config: CaptioningFile, run: Run, state: State, *, review: bool) -> None:
     """Write tables, data set, review and report, and print the counts."""
     from affectgpt.captioning import review as reviews
-    from affectgpt.captioning.clips import work_folder
+    from affectgpt.captioning.describe import work_folder
     from affectgpt.captioning.output import write_dataset, write_tables
     from affectgpt.captioning.report import write_report
 
@@ -165,7 +163,7 @@ def finish(config: CaptioningFile, run: Run, state: State, *, review: bool) -> N
 
 def nonempty(args: argparse.Namespace, config: CaptioningFile) -> int:
     """Table 3's filter on one file."""
-    from affectgpt.captioning.clips import work_folder
+    from affectgpt.captioning.describe import work_folder
     from affectgpt.captioning.labels import open_extractor
     from affectgpt.captioning.nonempty import keep_nonempty
     from affectgpt.core.errors import ConfigError

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from affectgpt.cli.common import add_config_arguments, run_cli
 
 if TYPE_CHECKING:
-    from affectgpt.captioning.ensemble import EnsembleClassifier, LabelledSet, LoadFeatures
-    from affectgpt.captioning.features import ClipFeatures
+    from affectgpt.captioning.ensemble import ClipFeatures, EnsembleClassifier, LabelledSet, LoadFeatures
     from affectgpt.config.captioning import CaptioningFile
     from affectgpt.core.types import Modality, Sample
 
@@ -67,9 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def train_ensemble(config: CaptioningFile) -> list[EnsembleClassifier]:
     """The ensemble of a configuration; what is trained already is read."""
-    from affectgpt.captioning import ensemble_train
-    from affectgpt.captioning.ensemble import build_head, labelled_set
-    from affectgpt.captioning.features import encoder_keys
+    from affectgpt.captioning import ensemble
+    from affectgpt.captioning.ensemble import build_head, encoder_keys, labelled_set
     from affectgpt.core.errors import ConfigError, DataError
     from affectgpt.datasets.base import open_dataset
 
@@ -86,12 +84,12 @@ def train_ensemble(config: CaptioningFile) -> list[EnsembleClassifier]:
             raise DataError(f"captioning.crowd.sets names {name}: {error}") from error
         sets.append(labelled_set(build_head(dataset.name, samples), samples, split="train", load=load))
     encoders = encoder_keys(config, visual_of(config))
-    return ensemble_train.train_ensemble(spec, sets, folder=ensemble_folder(config), encoders=encoders)
+    return ensemble.train_ensemble(spec, sets, folder=ensemble_folder(config), encoders=encoders)
 
 
 def ensemble_folder(config: CaptioningFile) -> Path:
     """Where the classifiers are."""
-    from affectgpt.captioning.clips import work_folder
+    from affectgpt.captioning.describe import work_folder
 
     return Path(config.captioning.crowd.folder or work_folder(config) / "crowd")
 
@@ -115,7 +113,7 @@ def features_of(
 
     A clip whose files could not be read is tried again when they are there.
     """
-    from affectgpt.captioning.features import load_features, unstored
+    from affectgpt.captioning.ensemble import load_features, unstored
     from affectgpt.cli.extract_features import extract
     from affectgpt.core.types import Modality
     from affectgpt.processing.processor import media_reader
@@ -199,12 +197,10 @@ def print_scores(rows: Sequence[dict[str, Any]]) -> None:
 
 def predict(args: argparse.Namespace, config: CaptioningFile) -> int:
     """Write the ensemble's votes on clips; with a data set of the table, its scores too."""
-    from affectgpt.captioning.clips import load_clips, samples
-    from affectgpt.captioning.ensemble import opinions
-    from affectgpt.captioning.ensemble_train import load_ensemble
-    from affectgpt.captioning.features import UNLABELLED, encoder_keys
+    from affectgpt.captioning.describe import load_clips, samples
+    from affectgpt.captioning.ensemble import UNLABELLED, encoder_keys, load_ensemble, opinions
+    from affectgpt.captioning.filters import Wheels, tally
     from affectgpt.captioning.output import to_csv
-    from affectgpt.captioning.votes import Wheels, tally
     from affectgpt.core.files import write_text
     from affectgpt.core.runtime import logger
     from affectgpt.datasets.base import open_dataset

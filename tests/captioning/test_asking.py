@@ -8,8 +8,7 @@ import time
 import pytest
 from fake_llm_server import Answer
 
-from affectgpt.captioning.asking import Request, ask, judge
-from affectgpt.captioning.cache import CachedReply, ReplyCache
+from affectgpt.captioning.ask import CachedReply, ReplyCache, Request, ask, judge
 from affectgpt.core.errors import DataError
 from affectgpt.textllm.base import Sampling, TextReply, open_client
 from affectgpt.textllm.messages import user_message

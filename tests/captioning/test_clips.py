@@ -7,7 +7,7 @@ import logging
 import pytest
 from small_annotation import write_table
 
-from affectgpt.captioning.clips import load_clips
+from affectgpt.captioning.describe import load_clips
 from affectgpt.config.captioning import InputConfig
 from affectgpt.core.errors import DataError
 

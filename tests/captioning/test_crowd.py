@@ -15,11 +15,14 @@ from affectgpt.captioning.ensemble import (
     Head,
     LabelledSet,
     build_head,
+    finished,
+    load_ensemble,
     opinions,
     sets_of,
     split_scores,
+    train_ensemble,
+    train_one,
 )
-from affectgpt.captioning.ensemble_train import finished, load_ensemble, train_ensemble, train_one
 from affectgpt.config.captioning import EnsembleConfig
 from affectgpt.core.errors import CheckpointError, DataError
 from affectgpt.core.types import Labels, Sample

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_annotation import write_media
 
-from affectgpt.captioning import features
-from affectgpt.captioning.features import pool
+from affectgpt.captioning import ensemble as features
+from affectgpt.captioning.ensemble import pool
 from affectgpt.core.errors import DataError
 from affectgpt.core.types import Sample
 from affectgpt.processing.features import FeatureReader, FeatureWriter
@@ -56,8 +56,8 @@ def test_nan_is_not_stored_and_its_clip_is_named(tmp_path):
 
 def test_features_are_computed_where_the_store_lacks_them_and_tried_again_when_files_come_back(small_world, tmp_path):
     """Real media through the tiny encoders."""
-    from affectgpt.captioning.clips import load_clips
-    from affectgpt.captioning.clips import samples as samples_of
+    from affectgpt.captioning.describe import load_clips
+    from affectgpt.captioning.describe import samples as samples_of
     from affectgpt.cli.crowd import features_of
 
     config = small_world.config(f"paths.features_root={tmp_path}")
@@ -82,8 +82,8 @@ def test_clips_in_either_channel_order_have_the_same_features(small_world, tmp_p
     """The ensemble learns from published crops (BGR) and judges clips whose folder may say RGB."""
     import shutil
 
-    from affectgpt.captioning.clips import load_clips
-    from affectgpt.captioning.clips import samples as samples_of
+    from affectgpt.captioning.describe import load_clips
+    from affectgpt.captioning.describe import samples as samples_of
     from affectgpt.cli.crowd import features_of
 
     shutil.copytree(small_world.input, tmp_path / "rgb")
@@ -104,7 +104,7 @@ def test_clips_in_either_channel_order_have_the_same_features(small_world, tmp_p
 
 
 def test_an_ensemble_of_the_other_order_is_another_ensemble(small_world):
-    from affectgpt.captioning.features import encoder_keys
+    from affectgpt.captioning.ensemble import encoder_keys
     from affectgpt.core.types import Modality
     from affectgpt.processing.features import differing
 

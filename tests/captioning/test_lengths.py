@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from affectgpt.captioning.lengths import cut_lengths, fit_lengths, length
+from affectgpt.captioning.filters import cut_lengths, fit_lengths, length
 from affectgpt.config.captioning import LengthConfig
 
 

@@ -2,9 +2,8 @@
 
 import pytest
 
-from affectgpt.captioning.asking import Answers
-from affectgpt.captioning.clips import Clip
-from affectgpt.captioning.merge import merge, render
+from affectgpt.captioning.ask import Answers
+from affectgpt.captioning.describe import Clip, merge, render
 from affectgpt.config.captioning import MERGE_PROMPT, MergeAskConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.core.types import Sample

@@ -60,10 +60,9 @@ def test_each_filter_finds_its_kind_of_fault(judged):
 
 def test_the_ensemble_is_what_tells_right_from_wrong(judged):
     """With the votes' clips dealt out anew the same filter drops right and wrong alike."""
-    from affectgpt.captioning.agreement import high_level
-    from affectgpt.captioning.clips import load_clips
+    from affectgpt.captioning.describe import load_clips
+    from affectgpt.captioning.filters import Wheels, high_level
     from affectgpt.captioning.labels import ClipLabels
-    from affectgpt.captioning.votes import Wheels
     from affectgpt.cli.caption import ensemble_votes
     from affectgpt.evaluation.lexicon import load_builtin
 

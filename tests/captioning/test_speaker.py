@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_annotation import write_table
 
-from affectgpt.captioning.clips import Clip
+from affectgpt.captioning.describe import Clip
 from affectgpt.captioning.speaker import judge_speakers, mouth_sound_correlation
 from affectgpt.config.captioning import SpeakerConfig
 from affectgpt.core.errors import ConfigError, DataError

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from affectgpt.captioning.agreement import high_level
+from affectgpt.captioning.filters import ClipVotes, Majority, Opinion, Wheels, high_level, polarity_of, tally
 from affectgpt.captioning.labels import ClipLabels
-from affectgpt.captioning.votes import ClipVotes, Majority, Opinion, Wheels, polarity_of, tally
 from affectgpt.config.captioning import AgreementConfig
 from affectgpt.core.errors import ConfigError
 from affectgpt.evaluation.lexicon import load_builtin
