@@ -20,7 +20,7 @@ SUFFIXES = (".csv", ".json", ".jsonl")
 
 @dataclass(frozen=True)
 class NonemptyCounts:
-    """How many pairs there are, how many yield labels, yield none, could not be asked; ``stopped``: why not."""
+    """Numbers of pairs: all, with labels, without, not asked; ``stopped``: why not."""
 
     pairs: int
     kept: int

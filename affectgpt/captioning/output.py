@@ -1,4 +1,4 @@
-"""What a run leaves: the training set in the layout that training reads, and tables of every clip and failure."""
+"""The output of a run: the training set in the layout that training reads, and tables of every clip and failure."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def counts(state: State) -> dict[str, int]:
 
 
 def costs(config: CaptioningFile, state: State) -> dict[str, dict[str, float]]:
-    """What each step has cost so far, all runs together: requests, tokens, seconds of requests, and money."""
+    """The cost of each step so far, all runs together: requests, tokens, seconds of requests, and money."""
     spec = config.captioning
     prices: dict[str, AskConfig] = {"acoustic": spec.audio, "visual": spec.visual, "merge": spec.merge}
     found = {}

@@ -28,7 +28,7 @@ Vote = Callable[[Sequence[Clip], Wheels], tuple[dict[str, ClipVotes], dict[str, 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run is asked to do. Steps that are not asked for take what earlier runs have kept."""
+    """The steps that one run takes. Those that it leaves out take what earlier runs have kept."""
 
     steps: tuple[str, ...] = STEPS
     limit: int | None = None  # the first so many clips
@@ -47,7 +47,7 @@ class Run:
         return step + (f"-first{self.limit}" if self.limit is not None else "")
 
     def asks(self, step: str) -> bool:
-        """Whether models may be asked in this step."""
+        """True if models may be asked in this step."""
         return step in self.steps and not self.dry_run
 
 

@@ -23,7 +23,7 @@ SHOWN = ("name", "verdict", "subtitle", "acoustic", "visual", "description", "la
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person wrote for one clip: ``keep`` is keep, drop or empty (the filters decide)."""
+    """A person's decision on one clip: ``keep`` is keep, drop or empty (the filters decide)."""
 
     keep: str
     description: str  # replaces the model's; empty: it stays
@@ -31,12 +31,13 @@ class Decision:
 
 
 def file_of(spec: CaptioningConfig, work: Path) -> Path:
-    """Where the review is stored."""
+    """Path of the review."""
     return Path(spec.review.file) if spec.review.file else work / "review.csv"
 
 
 def read_decisions(path: Path) -> dict[str, Decision]:
-    """What a person has filled in; nothing where there is no file. DataError naming file and clip for another word."""
+    """Read what a person has filled in; nothing if there is no file. Raises DataError naming file and clip for another
+    word."""
     if not path.exists():
         return {}
     found = {}

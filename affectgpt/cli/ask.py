@@ -249,7 +249,7 @@ def run_name(args: argparse.Namespace, prompt: Prompt, media: tuple[str, ...]) -
 
 
 def plan(asker: Asker, dataset: EmotionDataset) -> str:
-    """What would be sent of a data set's first clip."""
+    """Describe what would be sent of a data set's first clip."""
     from affectgpt.core.errors import printable
     from affectgpt.mllm.clip import prompt_text, read_clip
 
@@ -270,7 +270,7 @@ def plan(asker: Asker, dataset: EmotionDataset) -> str:
 
 
 def said(args: argparse.Namespace, asker: Asker, targets: list[Any]) -> str:
-    """What was written, what it cost, and how to score it."""
+    """Print what was written, what it cost, and how to score it."""
     from affectgpt.cli.common import command_line
     from affectgpt.core.errors import printable
     from affectgpt.evaluation.results import read_meta

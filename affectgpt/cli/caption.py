@@ -110,7 +110,7 @@ def ensemble_votes(
 
 
 def plan(config: CaptioningFile, state: State) -> str:
-    """What a run would ask, step by step."""
+    """Print what a run would ask, step by step."""
     from affectgpt.captioning.describe import work_folder
 
     lines = [f"{len(state.clips)} clips; nothing was sent or written. A run would ask:"]

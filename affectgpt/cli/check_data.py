@@ -136,7 +136,7 @@ def check_all(words: list[str], config: Config, args: argparse.Namespace) -> Ite
 
 
 def check_lengths(config: Config, dataset: EmotionDataset, report: SplitReport) -> None:
-    """Into the report: training samples whose prompt and answer are more tokens than ``model.max_length``.
+    """Report training samples whose prompt and answer are more tokens than ``model.max_length``.
 
     Counted by the tokenizer of the configuration's LLM; without its folder a note says that nothing was counted.
     """
@@ -188,7 +188,7 @@ def check_lengths(config: Config, dataset: EmotionDataset, report: SplitReport) 
 
 
 def check_truth(config: Config, name: str, report: SplitReport) -> None:
-    """Into the report: clips to answer whose truth, by which ``task`` scores them, is missing or not valid."""
+    """Report clips to answer whose truth, by which ``task`` scores them, is missing or not valid."""
     from affectgpt.cli.score import scored_row
     from affectgpt.core.errors import DataError
     from affectgpt.evaluation.lexicon import find_lexicon, grouping_of

@@ -1,4 +1,4 @@
-"""What every command line shares: how errors end, and the arguments of the published scripts."""
+"""Shared by all commands: how errors end, and the arguments of the published scripts."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def add_imports_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def _explain(error: Exception, *, output_is_lost: bool) -> str | None:
-    """What happened and what to do; None for a mistake in the program."""
+    """Return what happened and what to do; None for a mistake in the program."""
     if isinstance(error, AffectGPTError):
         return str(error)
     if isinstance(error, ImportError):
@@ -125,7 +125,8 @@ def _explain(error: Exception, *, output_is_lost: bool) -> str | None:
 
 
 def _output_is_lost() -> bool:
-    """Whether standard output takes nothing any more (full disk, closed pipe); then what waits for it is dropped."""
+    """Return whether standard output takes nothing any more (full disk, closed pipe); then what waits for it is
+    dropped."""
     try:
         sys.stdout.flush()
         watch = select.poll()
@@ -147,7 +148,7 @@ def _is_full(folder: str) -> bool:
 
 
 def _missing_package(error: ImportError) -> str | None:
-    """What to run where a package is missing; None for a module of our own."""
+    """Return the command that installs a missing package; None for a module of our own."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "affectgpt"):
         return None

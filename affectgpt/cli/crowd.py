@@ -88,7 +88,7 @@ def train_ensemble(config: CaptioningFile) -> list[EnsembleClassifier]:
 
 
 def ensemble_folder(config: CaptioningFile) -> Path:
-    """Where the classifiers are."""
+    """Folder of the classifiers."""
     from affectgpt.captioning.describe import work_folder
 
     return Path(config.captioning.crowd.folder or work_folder(config) / "crowd")

@@ -141,7 +141,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
-    """What can be checked before anything is read: the device to use. ``source``: the configuration's file.
+    """Check what can be checked before anything is read; return the device to use. ``source``: the configuration's
+    file.
 
     Raises ConfigError and DataError naming file or key.
     """
@@ -181,7 +182,7 @@ def check(config: Config, *, source: str, dry_run: bool) -> torch.device:
 
 
 def build(config: Config, *, device: torch.device, dry_run: bool, locks: ExitStack) -> Job | None:
-    """What is resumed, the data, the model; None when nothing is left to train.
+    """Build what is resumed, the data and the model; return None when nothing is left to train.
 
     What can be wrong with files is found before the weights are loaded. Raises ConfigError, DataError, CheckpointError.
     """
@@ -310,12 +311,12 @@ def _train(job: Job, *, output_dir: Path) -> int:
 
 
 def _writes(config: Config, dry_run: bool) -> bool:
-    """Whether a command makes files: training does."""
+    """Return whether a command writes files, as training does."""
     return not dry_run and not config.run.evaluate
 
 
 def _find_resume(config: Config, *, locks: ExitStack) -> Resumed | None:
-    """What is resumed; where training writes, nobody else does from here on."""
+    """Find what is resumed; from here on nobody else writes where training does."""
     from affectgpt.core.runtime import world_size
     from affectgpt.training.run_state import find_resume
 
@@ -324,7 +325,7 @@ def _find_resume(config: Config, *, locks: ExitStack) -> Resumed | None:
 
 
 def _is_finished(config: Config, resumed: Resumed) -> bool:
-    """Whether nothing is left to train: an error where a file was asked for by name."""
+    """Return whether nothing is left to train; raise ConfigError where a file was asked for by name."""
     from affectgpt.core.runtime import logger
 
     if resumed.position.epoch <= config.run.max_epoch:

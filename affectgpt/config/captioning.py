@@ -48,7 +48,8 @@ class InputConfig:
 
 @dataclass(frozen=True)
 class AskConfig:
-    """Who answers one kind of question, and how. Texts that are known already can be read from a file instead."""
+    """The model that answers one kind of question, and how it is asked. Texts that are known already can be read from a
+    file instead."""
 
     client: Literal["openai", "transformers", "vllm", "file", "off"] = "openai"  # off (clues only): go without
     model: str = ""  # as the server calls it; a folder for transformers and vllm (text only)
@@ -96,7 +97,7 @@ class MergeAskConfig(AskConfig):
 
 @dataclass(frozen=True)
 class ExtractorConfig:
-    """What reads labels and polarity out of descriptions (paper, appendix E); see evaluation/extract."""
+    """The extractor of labels and polarity from descriptions (paper, appendix E); see evaluation/extract."""
 
     name: str = "openai"  # openai, transformers, vllm; direct: descriptions of the trained form
     model: str = "models/Qwen2.5-7B-Instruct"  # as the server calls it, or a folder

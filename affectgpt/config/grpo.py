@@ -17,7 +17,7 @@ CLIP = Limits(low=0, open_low=True)
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """Who reads the labels in a thinking (rewards ``dual``, ``alignment``): the rules, or a language model."""
+    """The reader of the labels in a thinking (rewards ``dual``, ``alignment``): the rules, or a language model."""
 
     client: str = "direct"  # direct; or openai, transformers, vllm: a text client
     model: str = ""  # as the server calls it, or a folder

@@ -1,4 +1,4 @@
-"""What numbers a key of a configuration takes."""
+"""The range of numbers that a key of a configuration takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """What numbers a key takes."""
+    """The range of numbers that a key takes."""
 
     low: float = -math.inf
     high: float = math.inf

@@ -43,7 +43,7 @@ def shipped_recipes() -> list[str]:
 
 
 class Weights(NamedTuple):
-    """Where a model's weights are expected by default, and where to get them."""
+    """Default folder of a model's weights, and where to get them."""
 
     folder: str  # under paths.models_root; or a file, where the weights are published as one .pth
     source: str = ""  # a web address
@@ -56,8 +56,8 @@ _CHECKPOINT = re.compile(r"checkpoint_(\d+)_loss_(-?\d+\.\d+|nan|inf)\.pth$")
 
 
 def model_hint(config: Config, name: str, weights: Weights | None) -> str:
-    """What to do when the folder of an encoder or LLM is missing or incomplete: where it was looked for, what to set,
-    and where it may be got."""
+    """Tell what to do when the folder of an encoder or LLM is missing or incomplete: where it was looked for, what to
+    set, and where it may be got."""
     if name in config.paths.folders:
         place = Path(config.paths.folders[name])
         hint = f"It is set by paths.folders.{name}. {_looked(config, place, key=f'paths.folders.{name}', root=place)}"
@@ -80,7 +80,8 @@ def model_hint(config: Config, name: str, weights: Weights | None) -> str:
 
 
 def _looked(config: Config, place: Path, *, key: str, root: Path) -> str:
-    """Where a relative path leads to, and the setting with which it leads to what is beside the configuration."""
+    """Return where a relative path leads to, and the setting with which it leads to what is beside the
+    configuration."""
     if place.is_absolute():
         return ""
     told = f"Looked for {place.absolute()}: relative paths start at the working folder"
@@ -94,7 +95,7 @@ def _looked(config: Config, place: Path, *, key: str, root: Path) -> str:
 
 
 def default_folder(config: Config, name: str, weights: Weights | None) -> Path | None:
-    """Where the weights of ``name`` are expected, whether they are there or not; None where nothing says it."""
+    """Return the folder in which the weights of ``name`` are expected, there or not; None if nothing says it."""
     if name in config.paths.folders:
         return Path(config.paths.folders[name])
     return None if weights is None else Path(config.paths.models_root) / weights.folder
@@ -141,7 +142,7 @@ def beside_answers(target: Path, ending: str) -> Path:
 
 
 def answers_record(target: Path) -> Path:
-    """What made a result file, and which clips could not be read: ``X-answers.meta.json``."""
+    """Path of the record of a result file: what made it, and which clips could not be read: ``X-answers.meta.json``."""
     return beside_answers(target, ".meta.json")
 
 
@@ -188,7 +189,7 @@ def list_checkpoints(folder: str | Path) -> list[CheckpointFile]:
 
 
 def runs_folder(config: Config) -> Path:
-    """Where the runs of a configuration are: ``<output_root>/<name>``, or ``run.output_dir``."""
+    """Folder of the runs of a configuration: ``<output_root>/<name>``, or ``run.output_dir``."""
     return Path(config.run.output_dir or Path(config.paths.output_root) / config.name)
 
 

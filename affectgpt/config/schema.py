@@ -238,12 +238,12 @@ class Config:
 
     @property
     def results_root(self) -> str:
-        """What the folders of results begin with."""
+        """Start of the names of the results' folders."""
         return self.inference.base_root or f"{self.paths.output_root}/results"
 
     @property
     def folder(self) -> Path | None:
-        """Where the file is; None for one that was not read from a file. For messages."""
+        """Path of the file, for messages; None for a configuration that was not read from a file."""
         return Path(self.origins.default).parent if self.origins is not None else None
 
     def where(self, key: str) -> str:

@@ -30,7 +30,7 @@ _REPLACED = ("datasets",)  # a file that names its own data sets does not train 
 
 
 class Origins:
-    """Where each dotted key was set last: ``file:line`` or the ``--options`` item."""
+    """The place at which each dotted key was set last: ``file:line`` or the ``--options`` item."""
 
     def __init__(self, default: str) -> None:
         self.default = default

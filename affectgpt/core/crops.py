@@ -1,4 +1,4 @@
-"""How a folder stores its face crops, and the record in it that says so.
+"""Storage of face crops in a folder, and the record in it that describes it.
 
 Crops of the published data sets were written by OpenCV: blue, green, red. A folder whose crops are otherwise says so
 in ``crops.json``, as ``affectgpt preprocess`` writes it: ``{"channels": "rgb", "framing": "loose"}``. Framing:
@@ -40,7 +40,8 @@ AS_PUBLISHED = Crops()
 
 
 def folder_crops(folder: Path | str, *, claimed: str | None = None, claimed_by: str = "") -> Crops:
-    """How a face folder stores its crops: by its record, else as ``claimed`` by the key ``claimed_by``, else BGR.
+    """Return how a face folder stores its crops: by its record, else as ``claimed`` by the key ``claimed_by``, else
+    BGR.
 
     Raises DataError when the record cannot be read, says a word that nobody knows, or contradicts the claim.
     """

@@ -70,7 +70,8 @@ class Journal:
 
     @staticmethod
     def read(path: str | os.PathLike[str], *, key: str, strict: bool = False) -> dict[str, Any]:
-        """What the journal at ``path`` holds, without a lock; nothing when there is none or it has another key.
+        """Return the content of the journal at ``path``, without a lock; nothing when there is none or it has another
+        key.
 
         A damaged line is left out; with ``strict`` it raises ValueError naming the line, unless that is the last one,
         torn by a kill.

@@ -143,7 +143,7 @@ def _line(error: BaseException) -> str:
 
 
 def memory_settings(folder: str | Path, *, dtype: str, wanted: int, least: int = 0, spare: int = 0) -> dict[str, Any]:
-    """What vLLM may take of the memory that is free now, as settings of ``vllm.LLM``.
+    """Return how much vLLM may take of the memory that is free now, as settings of ``vllm.LLM``.
 
     On a GPU a share of it all: what is free, less ``spare`` bytes for what else works there. On a CPU, where vLLM would
     take a share of the whole machine, bytes for keys and values: ``wanted``, at most half of what the weights in

@@ -76,7 +76,7 @@ _MARKS: dict[tuple[str, str], _Mark] = {
 
 
 def load_plain(data: bytes, start: int = 0) -> Any:
-    """What a pickle (protocols 2 to 5) in ``data`` holds, from byte ``start`` on.
+    """Return the content of a pickle (protocols 2 to 5) in ``data``, from byte ``start`` on.
 
     dict, list, tuple, text, bytes, numbers and numpy arrays of numbers, strings or objects; numpy scalars come back as
     Python's numbers and text, an OrderedDict as a dict. Raises RefusedError for anything else, ValueError where the
@@ -279,7 +279,8 @@ class _Machine:
         return at
 
     def _call(self, mark: Any, arguments: Any) -> Any:
-        """What one of the known names gives; RefusedError where it is not called as pickles of data call it."""
+        """Return what one of the known names gives. Raises RefusedError if it is not called as pickles of data call
+        it."""
         if type(mark) is _Mark and type(arguments) is tuple:
             name, n = mark.name, len(arguments)
             if name == "scalar" and n == 2 and type(arguments[0]) is _Dtype and type(arguments[1]) is bytes:

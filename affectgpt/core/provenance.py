@@ -1,4 +1,4 @@
-"""What made a result: hashes, versions, settings."""
+"""Provenance of a result: hashes, versions, settings."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class _Stderr(logging.StreamHandler):
 
     @property
     def stream(self) -> Any:  # type: ignore[override]
-        """Where lines go."""
+        """The stream that lines are written to."""
         return sys.stderr
 
 
@@ -56,7 +56,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 when it was not."""
+    """Number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -153,7 +153,7 @@ def pick_device(wanted: str):
 
 
 def allowed_cpus() -> int:
-    """How many CPUs this process may use; as torch counts them."""
+    """Number of CPUs that this process may use, as torch counts them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

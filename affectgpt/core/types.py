@@ -99,7 +99,7 @@ class Grades:
         return (self.values * self.weights[:, :, None]).sum(axis=0)
 
     def of_clip(self, c: int) -> Grades:
-        """Those of one clip alone."""
+        """Return the rewards of one clip alone."""
         one = slice(c, c + 1)
         return Grades(
             self.kinds, self.values[:, one], self.weights[:, one], self.labels[one], self.precision[one],
@@ -108,7 +108,7 @@ class Grades:
 
 
 class Batch(dict[str, Any]):
-    """What a model's forward takes, by keyword: ``model(**batch)``. Shapes: B samples, L tokens.
+    """The arguments of a model's forward, by keyword: ``model(**batch)``. Shapes: B samples, L tokens.
 
     ``input_ids`` int64 ``[B, L]``, ``attention_mask`` bool ``[B, L]``, ``labels`` int64 ``[B, L]`` (IGNORE_INDEX where
     nothing is learnt; absent for generation). Media by modality: ``face`` and ``frame`` ``[B, 8, 3, 224, 224]`` (uint8,
@@ -163,7 +163,7 @@ class Batch(dict[str, Any]):
 
     @property
     def layout(self) -> Layout:
-        """Where media and learnt tokens are. KeyError for a batch that ``collate`` has not made."""
+        """Positions of media and learnt tokens. Raises KeyError for a batch that ``collate`` has not made."""
         return self["layout"]
 
     @property

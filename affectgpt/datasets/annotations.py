@@ -120,7 +120,7 @@ def _without_marks(question: str) -> str:
 
 
 def _records(path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    """Where a record is, for messages, and the record; in an object name → object the name is put into it."""
+    """Yield the place of a record, for messages, and the record; in an object name → object the name is put into it."""
     if path.suffix.lower() == ".xlsx":
         yield from _sheet(path)
         return

@@ -86,7 +86,7 @@ class Fault:
 
 
 class EmotionDataset(ABC):
-    """Where a data set's files are, what its labels can teach, what its questions name, and how it is scored.
+    """A data set: its files, what its labels can teach, what its questions name, and how it is scored.
 
     ``name``: as results and stores spell it. ``block``: its section of the configuration, the defaults where it has
     none. ``splits``: those that it has files for. ``task``: the metric that scores it (``train``: none does; empty: its
@@ -136,7 +136,7 @@ class EmotionDataset(ABC):
         return (min(values), max(values)) if values else None
 
     def expected(self, split: str) -> int | None:
-        """How many samples a split has as published; None where nobody said."""
+        """Published number of samples of a split; None if it is not known."""
         return None
 
     @abstractmethod

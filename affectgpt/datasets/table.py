@@ -22,7 +22,7 @@ HYBRID = "hybird"  # label_type of a block, in the published spelling: one of th
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """Where the files of one data set are (relative to its root) and what they hold.
+    """The files of one data set (relative to its root) and what they hold.
 
     ``label_kind`` names the reader (``datasets.label_files.LABEL_READERS``, where others can be added): ``npz_word``
     (``emo`` is a word), ``npz_index`` (``emo`` indexes ``classes``), ``npz_valence`` (``val``), ``csv_open``

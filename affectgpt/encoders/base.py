@@ -257,7 +257,7 @@ class FrozenEncoder(nn.Module):
 
     @classmethod
     def config_of(cls, source: str | Path | Mapping[str, Any], **options: Any) -> Any:
-        """What ``from_config`` takes, of a folder or of ``architecture``."""
+        """Return what ``from_config`` takes, of a folder or of ``architecture``."""
         return read_config(source, **options)
 
     @staticmethod

@@ -145,7 +145,7 @@ def read_pixel_transform(source: str | Path | Mapping[str, Any]) -> PixelTransfo
 
 
 def read_pixel_normalizer(source: str | Path | Mapping[str, Any]) -> PixelNormalizer:
-    """What follows that transform, of the same file. Raises CheckpointError naming what is missing or wrong."""
+    """Return what follows that transform, of the same file. Raises CheckpointError naming what is missing or wrong."""
     with _odd_keys(source) as spec:
         scale = float(spec.get("rescale_factor", 1 / 255))
         return PixelNormalizer(mean=spec["image_mean"], std=spec["image_std"], scale=scale)

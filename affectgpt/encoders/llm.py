@@ -1,4 +1,4 @@
-"""What is known of an LLM before its weights are read: one row per family, its folder, its tokenizer.
+"""LLMs before their weights are read: one row per family, its folder, its tokenizer.
 
 The processor needs an LLM's tokens, the model its weights: both read them here.
 """

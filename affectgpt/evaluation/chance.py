@@ -25,7 +25,8 @@ _CANDIDATES = 50  # of a metric without groups: its most frequent labels
 
 @dataclass(frozen=True)
 class ChanceLevels:
-    """Chance levels of one score. Values as the metric's keys give them (0..1); None where there is no such number.
+    """Chance levels of one score, with values as the metric's keys give them (0..1); None where there is no such
+    number.
 
     ``labels``, ``groups``: mean number per answer, groups that the lexicon knows. ``precision``: mean share of an
     answer's groups that are true. ``answers``: the constant answers of the two halves, of ``size`` groups each.

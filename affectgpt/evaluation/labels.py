@@ -328,7 +328,7 @@ def _first_sentence(text: str) -> tuple[str, str]:
 
 
 def _clause_before(text: str, at: int) -> str:
-    """What stands between the last punctuation or conjunction and ``at``, at most 80 characters."""
+    """Return the text between the last punctuation or conjunction and ``at``, at most 80 characters."""
     return _CLAUSE_START.split(text[max(at - 80, 0) : at])[-1]
 
 

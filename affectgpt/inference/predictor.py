@@ -78,7 +78,7 @@ class Reply:
 
     @property
     def notes(self) -> list[str]:
-        """What is odd about the clip or the answer, in words."""
+        """Oddities of the clip or the answer, in words."""
         notes = []
         for flag in self.flags:
             kind, _, which = flag.partition(": ")
@@ -133,7 +133,7 @@ class GivenClip(NamedTuple):
 
     @property
     def name(self) -> str:
-        """That of its video, or nothing."""
+        """Name of its video, or nothing."""
         return "" if self.video is None else medium_name(self.video)
 
 
@@ -209,7 +209,7 @@ class ClipReader:
             return self.media(sample, clip.person, private)._replace(video=clip.name)
 
     def check(self, clip: GivenClip) -> None:
-        """What can be wrong with a call, whatever is in the files. Raises ConfigError."""
+        """Raise ConfigError for what is wrong with a call, whatever is in the files."""
         if clip.face_channels is not None and (clip.face is None or clip.face_channels not in CHANNELS):
             raise ConfigError(
                 f"face_channels {clip.face_channels}: "
@@ -268,7 +268,7 @@ class ClipReader:
             return self.recognise(sample.audio or source)
 
     def media(self, sample: Sample, person: str | int | None, folder: Path) -> ReadClip:
-        """What ``files`` gave, read; crops of its faces are stored in ``folder``."""
+        """Read what ``files`` gave; crops of its faces are stored in ``folder``."""
         odd: tuple[str, ...] = ()
         crops, people = None, list[Person]()
         if sample.face is None and Modality.FACE in get_mode(self.session.mode).media:

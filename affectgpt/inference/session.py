@@ -169,7 +169,7 @@ class GenerationSession:
 
     @property
     def has_encoders(self) -> bool:
-        """Whether media can be encoded; without, every clip must bring its features."""
+        """True if media can be encoded; without, every clip must bring its features."""
         return self.model.visual_encoder is not None
 
     def use(self, checkpoint: Path) -> None:
@@ -184,7 +184,8 @@ class GenerationSession:
                 self.checkpoint = checkpoint
 
     def seed(self, sample: Sample, question: str, *, draw: int = 1) -> int:
-        """What an answer is drawn with: run seed, data set, sample, question and checkpoint alone decide.
+        """Return the seed that an answer is drawn with: run seed, data set, sample, question and checkpoint alone
+        decide.
 
         ``draw``: the first of several answers is the one that a single answer is.
         """
@@ -253,7 +254,7 @@ class GenerationSession:
         return self.answer(ready, question, features=features.readers, draw=draw)
 
     def batch_size(self, longest_prompt: int) -> int:
-        """How many clips are generated together: as configured, else as many as the memory takes."""
+        """Return how many clips are generated together: as configured, else as many as the memory takes."""
         if self._batch_size is None:
             self._batch_size = self.engine.preferred_batch or find_batch_size(
                 self.model.llm,
@@ -328,7 +329,7 @@ def answer_flags(answer: str, *, stopped: bool) -> tuple[str, ...]:
 
 
 def repeats(text: str) -> bool:
-    """Whether the text ends in the same piece again and again (a last incomplete piece does not matter)."""
+    """Return whether the text ends in the same piece again and again (a last incomplete piece does not matter)."""
     text = text.rstrip(" .\n")
     for size in range(1, min(_LONGEST_UNIT, len(text) // _LEAST_TIMES) + 1):
         span = max(_LEAST_REPEATED, size * _LEAST_TIMES)

@@ -29,7 +29,7 @@ _LARGEST_KERNEL = 20_000_000  # filter taps; unusual rates (44,101 Hz) would nee
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What a sound file's header says."""
+    """Facts from a sound file's header."""
 
     seconds: float
     sample_rate: int  # Hz
@@ -198,7 +198,7 @@ def _sinc_kernel(old: int, new: int, width: int) -> torch.Tensor:
 
 
 def probe_audio(path: Path | str) -> AudioInfo:
-    """What a sound file's header says. Raises DataError."""
+    """Read a sound file's header. Raises DataError."""
     import soundfile
 
     path = check_file(path)

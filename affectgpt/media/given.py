@@ -22,12 +22,12 @@ _RIFF = {b"WAVE": ".wav", b"AVI ": ".avi", b"AIFF": ".aiff", b"AIFC": ".aiff"}
 
 
 def is_path(medium: Any) -> bool:
-    """Whether a medium is named by its path; bytes are content."""
+    """Return whether a medium is named by its path; bytes are content."""
     return isinstance(medium, str | os.PathLike)
 
 
 def medium_name(medium: Any) -> str:
-    """What messages call a medium: its path, the name of the open file, or what it is."""
+    """Return the name of a medium in messages: its path, the name of the open file, or what it is."""
     if is_path(medium):
         return os.fspath(medium)
     name = getattr(medium, "name", None)
@@ -134,7 +134,7 @@ def _chunks(medium: Any, *, name: str, largest: int) -> Iterator[Any]:
 
 
 def _bytes_left(file: Any) -> int:
-    """How much there is to be read; 0 where a file does not know."""
+    """Return how much there is to be read; 0 where a file does not know."""
     try:
         at = file.tell()
         end = file.seek(0, os.SEEK_END)

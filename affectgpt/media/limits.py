@@ -1,4 +1,4 @@
-"""How long, large and fast a clip of a stranger may be: by its header, and by what is really in the file.
+"""Limits of length, size and rate for a clip of a stranger: by its header, and by what is really in the file.
 
 Headers lie: a file of two seconds by its header may hold hours, and a small picture may turn into a huge one. So every
 packet is counted, and every key frame decoded, before anything else touches the file. ``Decoder.check`` does it in a
@@ -39,7 +39,7 @@ class MediaLimits:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a file within the limits holds."""
+    """Content of a file within the limits."""
 
     has_video: bool
     has_sound: bool
@@ -47,7 +47,7 @@ class Checked:
 
 
 def check_media(path: Path | str, *, limits: MediaLimits) -> Checked:
-    """What a file holds, when header, packets and key frames are within the limits.
+    """Return what a file holds, when header, packets and key frames are within the limits.
 
     Raises DataError naming the file: beyond a limit (which one, found and allowed), or no readable video or sound.
     """

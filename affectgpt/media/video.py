@@ -30,7 +30,7 @@ _PLACE = re.compile(r"^\[[\d:]+\] \S+:\d+: (?:Check failed: .*?\(-?\d+ vs\. -?\d
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a container says of itself, without decoding. ``frames`` is the container's count (0: it has none)."""
+    """Facts that a container says of itself, without decoding. ``frames`` is the container's count (0: it has none)."""
 
     seconds: float
     width: int  # pixels, as stored: a video that is shown turned by a quarter has them swapped
@@ -176,7 +176,7 @@ def read_image(path: Path | str, *, size: int = IMAGE_SIZE) -> np.ndarray:
 
 
 def probe_video(path: Path | str) -> VideoInfo:
-    """What the container's header says. Raises DataError when it is no container or has no video track."""
+    """Read the container's header. Raises DataError when it is no container or has no video track."""
     import av
 
     path = check_file(path)
@@ -266,8 +266,9 @@ _CODECS = ("h264", "hevc", "mpeg4", "vp8", "vp9", "mjpeg", "msmpeg4v3", "msmpeg4
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether decord shows a video as it is meant: one stream of pictures, none of them hidden by an edit list (as
-    after cutting without encoding), turned or mirrored. decord counts hidden frames, and takes a cover for the clip."""
+    """Return whether decord shows a video as it is meant: one stream of pictures, none of them hidden by an edit list
+    (as after cutting without encoding), turned or mirrored. decord counts hidden frames, and takes a cover for the
+    clip."""
     import av
 
     try:

@@ -94,7 +94,7 @@ class Asker:
         return Path(f"{self.base_root}-{dataset.name.lower()}") / self.run / f"seed_{self.sampling.seed}.npz"
 
     def conversation(self, sample: Sample, clip: ClipMedia | None = None) -> Conversation:
-        """What is asked about a clip. Raises DataError where its media cannot be read."""
+        """Return what is asked about a clip. Raises DataError where its media cannot be read."""
         if clip is None:
             clip = read_clip(sample, self.options, self.decoder)
             self._odd[sample.dataset, sample.name] = clip.flags
@@ -141,7 +141,7 @@ class Asker:
         return outcome
 
     def problem(self, outcome: Outcome) -> str | None:
-        """What a user must know where the result file was not written."""
+        """Return what a user must know where the result file was not written."""
         if outcome.written:
             return None
         kept = "What is answered is kept; run the same command again to ask for the rest"

@@ -54,7 +54,7 @@ class MediaOptions:
 
 @dataclass(frozen=True)
 class ClipMedia:
-    """What was decoded: frames uint8 ``[T, H, W, 3]`` at ``fps``, sound float32 ``[n]`` at 16 kHz within ±1."""
+    """Decoded media: frames uint8 ``[T, H, W, 3]`` at ``fps``, sound float32 ``[n]`` at 16 kHz within ±1."""
 
     frames: np.ndarray | None = None
     fps: float = 1.0

@@ -1,4 +1,4 @@
-"""What a multimodal LLM is asked about a clip: the published prompts as rows, ours for labels, or a user's file."""
+"""Questions to a multimodal LLM about a clip: the published prompts as rows, ours for labels, or a user's file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Prompt:
 
     @property
     def asks_subtitle(self) -> bool:
-        """Whether it has a place for the subtitle."""
+        """True if it has a place for the subtitle."""
         return any(_PLACE in piece for piece in self.pieces)
 
     @property

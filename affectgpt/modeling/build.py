@@ -135,7 +135,7 @@ def weight_bytes(config: Config, *, device: torch.device, encoders: bool = True)
 
 
 def weight_dtype(config: Config, name: str, parameter: nn.Parameter, device: torch.device) -> torch.dtype:
-    """What a weight of the empty model has once it is loaded to ``device``."""
+    """Return the dtype that a weight of the empty model has once it is loaded to ``device``."""
     if device.type != "cpu" and name.startswith(_ENCODERS):
         return getattr(torch, config.model.encoder_dtype)
     if device.type != "cpu" and name.startswith("llm.") and not parameter.requires_grad:

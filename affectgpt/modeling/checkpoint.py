@@ -44,7 +44,8 @@ def published_name(model: Any, name: str) -> str:
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of the model: everything but frozen parameters and encoders, under published names.
+    """Return what a checkpoint holds of the model: everything but frozen parameters and encoders, under published
+    names.
 
     In the published order: the query tokens, which belong to no module there, stand first.
     """
@@ -110,8 +111,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_torch_file(path: str | os.PathLike[str]) -> Any:
-    """What ``torch.save`` wrote, as plain data. Every byte is compared with the checksums of the archive first: torch
-    itself reads a flipped bit as another weight. Files of torch's old format, which are no archives, have none.
+    """Read what ``torch.save`` wrote, as plain data. Every byte is compared with the checksums of the archive first:
+    torch itself reads a flipped bit as another weight. Files of torch's old format, which are no archives, have none.
 
     Raises zipfile.BadZipFile for damage, and what ``torch.load`` raises.
     """
@@ -159,7 +160,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 @dataclass
 class LoadReport:
-    """What a non-strict load did, in published names."""
+    """The result of a non-strict load, in published names."""
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # trained here, not in the file
@@ -170,7 +171,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every trained tensor of the model came from the file."""
+        """True if every trained tensor of the model came from the file."""
         return not (self.missing or self.wrong_shape)
 
     def __str__(self) -> str:
@@ -251,7 +252,7 @@ def inputs_of(model_section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def input_differences(config: Mapping[str, Any] | None, model_section: Mapping[str, Any]) -> list[str]:
-    """Where the encoders were given something else when a file was made (by its ``config``) than now, in words."""
+    """Tell where the encoders were given something else when a file was made (by its ``config``) than now, in words."""
     theirs = (config or {}).get("model")
     if not isinstance(theirs, Mapping):
         return []
@@ -265,8 +266,8 @@ def input_differences(config: Mapping[str, Any] | None, model_section: Mapping[s
 
 
 def face_channels_unknown(config: Mapping[str, Any] | None) -> bool:
-    """Whether a file was made, or begun, by an earlier version of this project, which took face crops as they were
-    stored: by its ``config``.
+    """Return whether a file was made, or begun, by an earlier version of this project, which took face crops as they
+    were stored: by its ``config``.
 
     Published files have none of this project's keys: they were made from BGR crops.
     """

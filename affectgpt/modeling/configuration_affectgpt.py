@@ -1,4 +1,4 @@
-"""What an AffectGPT model is built from, as transformers' configuration: recipe, parts, tokens."""
+"""Configuration of an AffectGPT model for transformers: recipe, parts, tokens."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class AffectGPTConfig(PretrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing: the folder's module imports this package, whose code is not copied into it."""
+        """Do nothing: the folder's module imports this package, whose code is not copied into it."""
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _write_all(
 
 
 def is_merged(folder: str | Path) -> bool:
-    """Whether an exported folder holds the merged LLM in the adapter's place."""
+    """Return whether an exported folder holds the merged LLM in the adapter's place."""
     return (Path(folder) / MERGED_LLM).is_dir()
 
 

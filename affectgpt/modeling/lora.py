@@ -158,7 +158,7 @@ def add_lora(model: nn.Module, *, row: LLMRow, rank: int) -> nn.Module:
 
 
 def has_lora(model: nn.Module) -> bool:
-    """Whether LoRA layers are in a model (not merged)."""
+    """Return whether a model has LoRA layers (not merged)."""
     return any(".lora_" in name for name, _ in model.named_parameters())
 
 

@@ -216,11 +216,12 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.tie_weights()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: a weight that a file lacks is an error, see ``from_pretrained``."""
+        """Do nothing: a weight that a file lacks is an error, see ``from_pretrained``."""
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but CheckpointError where the folder lacks weights, which would be random."""
+        """Like ``PreTrainedModel.from_pretrained``, but raise CheckpointError for missing weights instead of random
+        ones."""
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -241,7 +242,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
-        """As transformers', with the module that the Auto classes import this class from.
+        """Like ``PreTrainedModel.save_pretrained``, with the module that the Auto classes import this class from.
 
         Raises CheckpointError for a model whose LoRA is not merged: its file would have names that nothing loads.
         """
@@ -261,16 +262,16 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing: the folder's module imports this package, whose code is not copied into it."""
+        """Do nothing: the folder's module imports this package, whose code is not copied into it."""
 
     @property
     def device(self) -> torch.device:
-        """Where the LLM's embedding matrix is."""
+        """The device of the LLM's embedding matrix."""
         return self.llm.get_input_embeddings().weight.device
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What decides the names and shapes of a checkpoint; for messages."""
+        """The settings that decide the names and shapes of a checkpoint, for messages."""
         return self.config.recipe
 
     def get_input_embeddings(self) -> Any:
@@ -364,7 +365,8 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return embeds
 
     def _check_connector(self, connector: nn.Module, modality: Modality, tokens: torch.Tensor, *, rows: int) -> None:
-        """ConfigError naming a connector whose output is not ``[B, K, D]``: rows would get other samples' tokens."""
+        """Raise ConfigError naming a connector whose output is not ``[B, K, D]``: rows would get other samples'
+        tokens."""
         key = "video" if modality in (Modality.FACE, Modality.FRAME) else modality.value
         expected = [rows, getattr(self.config, f"num_{key}_query_token"), self.llm.config.hidden_size]
         if list(tokens.shape) != expected:
@@ -506,7 +508,7 @@ class AffectGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, *args: Any, stopping_criteria: Any = None, **kwargs: Any) -> Any:
-        """As transformers', and a row also stops at the published stop sequences."""
+        """Like ``GenerationMixin.generate``, and a row also stops at the published stop sequences."""
         from transformers import StoppingCriteriaList
 
         ids = kwargs.get("input_ids", args[0] if args else None)

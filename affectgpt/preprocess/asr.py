@@ -1,4 +1,4 @@
-"""What is said in a sound file or video: a Whisper model folder hears it, in either of the two usual formats.
+"""Speech to text of a sound file or video: a Whisper model folder hears it, in either of the two usual formats.
 
 Folders as Hugging Face has them run in transformers. Folders for faster-whisper (CTranslate2's format, several times
 faster on a CPU) need the extra ``asr``.

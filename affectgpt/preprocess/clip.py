@@ -28,7 +28,7 @@ _FLAGS = {"framing": "--face-framing"}  # entry of the record → flag of the co
 
 @dataclass(frozen=True, slots=True)
 class ClipFolders:
-    """Where the results of a folder of clips are: the layout of the published data sets."""
+    """Paths of the results of a folder of clips: the layout of the published data sets."""
 
     root: Path
 
@@ -102,7 +102,7 @@ def claim(
 
 @dataclass(frozen=True, slots=True)
 class ClipOutcome:
-    """What became of one clip. ``errors`` is empty when all is there."""
+    """The outcome of one clip. ``errors`` is empty when all is there."""
 
     name: str
     errors: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class ClipOutcome:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is a clip by its name; ``._NAME.mp4`` is what macOS leaves beside one on other disks."""
+    """Return whether a file is a clip by its name; ``._NAME.mp4`` is what macOS leaves beside one on other disks."""
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("._") and path.is_file()
 
 

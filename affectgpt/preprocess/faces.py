@@ -211,12 +211,12 @@ class _Track:
 
     @property
     def weight(self) -> float:
-        """How much of the clip's picture this person is: the sum over frames of confidence times box side."""
+        """Share of the clip's picture that this person has: the sum over frames of confidence times box side."""
         return sum(f.confidence * float((f.box[2:] - f.box[:2]).mean()) for f in self.faces.values())
 
     @property
     def centre(self) -> float:
-        """Where this person is on average, in pixels from the left."""
+        """Mean position of this person, in pixels from the left."""
         return sum(float(f.box[::2].mean()) for f in self.faces.values()) / len(self.faces)
 
 
@@ -412,7 +412,8 @@ def _seen(track: _Track, *, width: int, looked_at: int) -> str:
 
 
 def _is_another(track: _Track, best: _Track) -> bool:
-    """Whether a track is surely a face, and not that of the person of ``best``, whom a second track may show too."""
+    """Return whether a track is surely a face, and not that of the person of ``best``, whom a second track may show
+    too."""
     if len(track.faces) < 2:
         return False
     sure = sum(face.confidence for face in track.faces.values()) / len(track.faces) >= _SURE

@@ -1,4 +1,4 @@
-"""What is said in a clip, by a subtitle file beside it."""
+"""Subtitles of a clip, from a file beside it."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Problem:
 
 @dataclass
 class SplitReport:
-    """What was found in one split: counts, durations in seconds, and problems."""
+    """The findings in one split: counts, durations in seconds, and problems."""
 
     dataset: str
     split: str
@@ -60,7 +60,7 @@ class SplitReport:
         self.problems.append(Problem(self.dataset, self.split, sample, what, kind, reason))
 
     def count(self, what: str, kind: str | None = None) -> int:
-        """How many problems of one medium (and kind) there are."""
+        """Number of problems of one medium (and kind)."""
         return sum(p.what == what and kind in (None, p.kind) for p in self.problems)
 
 
@@ -125,7 +125,7 @@ def check_split(
 
 
 def check_answers(samples: Iterable[Sample], label_types: Sequence[str], report: SplitReport) -> None:
-    """Into the report: samples without an answer to learn, answers that training would refuse, and label types that
+    """Report samples without an answer to learn, answers that training would refuse, and label types that
     no sample can be asked for though others can."""
     taught: set[str] = set()
     for sample in samples:

@@ -36,7 +36,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a batch ``[B, L]`` holds media, what is learnt of it, and who may look at whom.
+    """The positions at which a batch ``[B, L]`` holds media, what is learnt of it, and who may look at whom.
 
     Positions are those of the flattened batch, ``row · L + column``, or with ``rows`` those of the flattened rows.
     """

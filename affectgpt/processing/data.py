@@ -548,7 +548,8 @@ def _how_a_worker_ended(status: int) -> str:
 
 
 def loader_workers(asked: int) -> int:
-    """How many loader processes to start: as many as asked for, at most one per CPU. Batches do not depend on it."""
+    """Return how many loader processes to start: as many as asked for, at most one per CPU. Batches do not depend on
+    it."""
     allowed = allowed_cpus()
     if asked > allowed:
         _tell_workers(asked, allowed)
@@ -583,7 +584,8 @@ class Failure:
 
 
 class FailureLog:
-    """What was skipped: every time is counted; each sample is logged once, and once in ``path`` where one is given.
+    """The samples that were skipped: every time is counted; each sample is logged once, and once in ``path`` where one
+    is given.
 
     ``path`` has data set, sample, reason, and continues that of an earlier run.
     """

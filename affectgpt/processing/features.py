@@ -121,8 +121,8 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def _is_of_whole_folder(found: Any, wanted: Any) -> bool:
-    """Whether a stored hash is of the folder that ``wanted`` is of: earlier versions hashed copies in other formats,
-    too. Those files are read for this alone."""
+    """Return whether a stored hash is of the folder that ``wanted`` is of: earlier versions hashed copies in other
+    formats, too. Those files are read for this alone."""
     folder = _folders.get(wanted)
     if folder is None or not isinstance(found, str):
         return False
@@ -130,7 +130,7 @@ def _is_of_whole_folder(found: Any, wanted: Any) -> bool:
 
 
 def store_folder(root: Path | str, *, dataset: str, split: str, modality: Modality, encoder: str) -> Path:
-    """Where the features of one data set, split, medium and encoder are."""
+    """Folder of the features of one data set, split, medium and encoder."""
     return Path(root) / dataset.lower() / split / f"{modality.value}-{encoder}"
 
 

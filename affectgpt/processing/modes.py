@@ -52,7 +52,7 @@ class Mode:
 
     @property
     def has_subtitle(self) -> bool:
-        """Whether the prompt quotes the subtitle."""
+        """True if the prompt quotes the subtitle."""
         return any(_SUBTITLE in sentence for sentence in self.sentences)
 
 

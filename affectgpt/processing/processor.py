@@ -112,7 +112,7 @@ class Example:
 
 
 class AffectGPTProcessor(ProcessorMixin):
-    """What stands between samples and the model: tokenizer, transforms, input modes, and the decoding of answers.
+    """The processor between samples and the model: tokenizer, transforms, input modes, and the decoding of answers.
 
     >>> processor = AffectGPTProcessor.from_config(config)
     >>> batch = processor.collate([processor(sample, question="How does she feel?")])
@@ -385,7 +385,8 @@ class AffectGPTProcessor(ProcessorMixin):
         return clean_answer(text, bos=self.tokenizer.bos_token, eos_tokens=eos_tokens)
 
     def to_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """What processor_config.json holds: the parameters that are neither the tokenizer nor made from others."""
+        """Return the content of processor_config.json: the parameters that are neither the tokenizer nor made from
+        others."""
         return {
             "processor_class": type(self).__name__,
             "auto_map": {"AutoProcessor": f"{AUTO_MODULE}.{type(self).__name__}"},
@@ -405,14 +406,14 @@ class AffectGPTProcessor(ProcessorMixin):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], **options: Any
     ) -> Any:
-        """As transformers', and the module that AutoProcessor imports this class from."""
+        """Like ``ProcessorMixin.save_pretrained``, with the module that AutoProcessor imports this class from."""
         saved = super().save_pretrained(save_directory, **options)
         write_auto_module(save_directory)
         return saved
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
-        """Nothing: the folder's module imports this package, whose code is not copied into it."""
+        """Do nothing: the folder's module imports this package, whose code is not copied into it."""
 
     def _transforms(self) -> dict[Modality, Callable[[np.ndarray], torch.Tensor]]:
         made = []

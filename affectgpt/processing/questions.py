@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a question may need to know of the training split."""
+    """Facts of the training split that a question may name."""
 
     candidates: Sequence[str] = ()  # labels of the training split, sorted
     value_range: tuple[float, float] | None = None  # of the training split
@@ -110,7 +110,8 @@ def get_label_type(name: str) -> LabelType:
 
 
 def asks_for_labels(question: str) -> bool:
-    """Whether a question is that of a label type whose answers name labels (not a description, nor free text)."""
+    """Return whether a question is that of a label type whose answers name labels (not a description, nor free
+    text)."""
     openings = (
         LABEL_TYPES.get(name).question.partition("{")[0] for name in LABEL_TYPES.names() if name != "description"
     )
@@ -151,7 +152,7 @@ def check_asked(config: Config, name: str) -> None:
 
 
 def question_context(dataset: EmotionDataset, label_types: Sequence[str]) -> Context:
-    """What the questions of these label types name of the training split; it is read only where one needs it.
+    """Return what the questions of these label types name of the training split; it is read only where one needs it.
 
     Raises DataError where a question that is asked alone names what no training sample has.
     """

@@ -1,4 +1,4 @@
-"""What every text LLM client is: conversations in, replies out, each as soon as it is finished."""
+"""The interface of text LLM clients: conversations in, replies out, each as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ConversationsFailedError(TextLLMError):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How replies are drawn. The defaults are those of label extraction as published. There is no top-k."""
+    """Sampling of replies. The defaults are those of label extraction as published. There is no top-k."""
 
     temperature: float = 0.7  # 0: always the most likely token
     top_p: float = 0.8
@@ -95,11 +95,11 @@ class TextLLM(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What decides the replies besides prompt and sampling (client, model), for comparing two runs."""
+        """Return what decides the replies besides prompt and sampling (client, model), for comparing two runs."""
 
     @abstractmethod
     def details(self) -> dict[str, Any]:
-        """What is worth recording but may differ between equal runs: folders, addresses, versions."""
+        """Return what is worth recording but may differ between equal runs: folders, addresses, versions."""
 
     @abstractmethod
     def chat_many(

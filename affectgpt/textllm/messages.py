@@ -70,7 +70,7 @@ def without_thoughts(text: str) -> str:
 
 
 def no_answer(text: str) -> str | None:
-    """Why a reply's text is no answer: it is empty, or a refusal; None where it is one."""
+    """Return why a reply's text is no answer: it is empty, or a refusal; None where it is one."""
     text = text.strip()
     if not text:
         return "the reply is empty"

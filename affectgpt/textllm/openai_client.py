@@ -250,7 +250,7 @@ class OpenAIClient(TextLLM):
             raise ConversationError(f"the reply is not a chat completion ({_shown(str(error))})", again=True) from error
 
     def _hint(self, status: int) -> str:
-        """What to do where the server refuses everything; empty for other statuses."""
+        """Tell what to do where the server refuses everything; empty for other statuses."""
         page = "a login page or a proxy in between? The base URL is the server's own and usually ends in /v1"
         hints = {
             401: f"set {self._key_variable} to a key the server knows",

@@ -25,7 +25,7 @@ def world() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files."""
+    """Return whether this process writes files."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 

@@ -1,4 +1,4 @@
-"""What is known before a run: settings that cannot work, memory, time; and ``--dry-run``: two steps on real data.
+"""Before a run: settings that cannot work, memory, time; and ``--dry-run``: two steps on real data.
 
 Numbers of weights are counted of the model as it is built, on the meta device. Activations are counted of one and of
 two of the LLM's layers, run on tensors without memory (FakeTensorMode) at the shape of a batch: whatever the family of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def check_memory(config: Config, device: torch.device, *, encoders: bool = True) -> None:
-    """Raises ConfigError when weights, gradients and optimizer are more than the free memory of ``device``.
+    """Raise ConfigError when weights, gradients and optimizer are more than the free memory of ``device``.
 
     Where a batch of the expected length would not fit beside them on a GPU, a warning says so. ``encoders``: whether
     they are loaded.
@@ -135,7 +135,7 @@ class Shape:
 
     @classmethod
     def expected(cls, config: Config) -> Shape:
-        """Of a configuration, before a batch has been seen."""
+        """Return the shape by a configuration, before a batch has been seen."""
         run = config.run
         samples = run.batch_size_train
         if run.batch_tokens:
@@ -144,14 +144,14 @@ class Shape:
 
     @classmethod
     def of_batch(cls, batch: Batch, *, learnt: int) -> Shape:
-        """Of a batch as it goes into the LLM; ``learnt``: tokens that scores are made for."""
+        """Return the shape of a batch as it goes into the LLM; ``learnt``: tokens that scores are made for."""
         rows = batch.layout.rows
         shape = batch.input_ids.shape if rows is None else rows.sample.shape
         return cls(shape[0], shape[1], learnt)
 
     @classmethod
     def of(cls, *, samples: int, length: int, learnt: int, run: Any) -> Shape:
-        """Of ``samples`` that are padded to ``length``, or packed where ``run`` says so."""
+        """Return the shape of ``samples`` that are padded to ``length``, or packed where ``run`` says so."""
         if not run.packing:
             return cls(samples, length, learnt)
         row = max(length, min(run.packing, samples * length))
@@ -172,7 +172,7 @@ class StepMemory:
 
     @property
     def states(self) -> int:
-        """What every step needs, whatever its batch."""
+        """Bytes that every step needs, whatever its batch."""
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -199,7 +199,8 @@ def step_memory(
     shape: Shape | None = None,
     activations: bool = True,
 ) -> StepMemory:
-    """What a step of ``run`` takes on ``device``; ``encoders``: whether they are loaded; ``shape``: of a micro-batch.
+    """Return the memory that a step of ``run`` takes on ``device``; ``encoders``: whether they are loaded; ``shape``:
+    of a micro-batch.
 
     Not in it: activations of the frozen encoders, which are gone before those of the LLM are made, what CUDA itself
     takes (about 0.5 GB), and what ``run.compile`` saves. ``activations=False`` counts none, in a third of the time.
@@ -309,13 +310,13 @@ class StepFlop:
     learnt: int
 
     def of(self, *, tokens: float, learnt: float) -> float:
-        """Of so many tokens, of which so many are learnt."""
+        """Return the operations of so many tokens, of which so many are learnt."""
         return self.token * tokens + self.learnt * learnt
 
 
 def step_flop(model: Any) -> StepFlop:
-    """Of a model, which may be on the meta device. Products of weights are counted, attention's (1 % at 200 tokens) and
-    the recomputation of ``gradient_checkpointing`` are not.
+    """Count those of a model, which may be on the meta device. Products of weights are counted, attention's (1 % at 200
+    tokens) and the recomputation of ``gradient_checkpointing`` are not.
 
     A multiplication and an addition for each weight in forward and for its input's gradient in backward; trained
     weights have a gradient themselves. The embedding is looked up, and the head computes for learnt tokens alone.

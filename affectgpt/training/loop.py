@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Prefetcher:
-    """Gives the micro-batches of one step after the other, on ``device``.
+    """The micro-batches of one step after the other, on ``device``.
 
     ``count`` batches are drawn for a step; ``run.batch_tokens`` may have split each in several. An error of the data is
     raised by ``next``, when the step before it is done. Without ``ahead`` nothing is read before ``next``: batches that

@@ -1,4 +1,4 @@
-"""What one sees of a run: a bar, ``log.txt`` in JSON lines, TensorBoard, and ``training.png`` at the end."""
+"""The view of a run: a bar, ``log.txt`` in JSON lines, TensorBoard, and ``training.png`` at the end."""
 
 from __future__ import annotations
 

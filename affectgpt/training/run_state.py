@@ -80,7 +80,7 @@ class Position:
 
     @property
     def mean_loss(self) -> float:
-        """Of the epoch so far; 0 where no loss was a number."""
+        """Mean loss of the epoch so far; 0 if no loss was a number."""
         return self.loss_sum / max(self.loss_count, 1)
 
 
@@ -195,7 +195,7 @@ class Resumed:
 
     @property
     def position(self) -> Position:
-        """Where training resumes."""
+        """The position from which training resumes."""
         if "position" in self.content:
             return Position(**self.content["position"])
         return Position(epoch=int(self.content["epoch"]) + 1)

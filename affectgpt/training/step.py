@@ -27,7 +27,7 @@ from affectgpt.training.run_state import Resumed
 
 @dataclass
 class Step:
-    """What one optimizer step did, over all ranks."""
+    """The result of one optimizer step, over all ranks."""
 
     loss: float  # mean over all terms of the objective (learnt tokens) of the step
     grad_norm: float  # of the mean's gradient, before clipping
@@ -71,7 +71,7 @@ class TrainStep:
         stop: bool = False,
         meanwhile: Callable[[], None] | None = None,
     ) -> Step:
-        """Forward and backward over the micro-batches, one optimizer step.
+        """Run forward and backward over the micro-batches, then one optimizer step.
 
         The loss is the mean over all terms of the global batch (learnt tokens), whatever the ranks and micro-batches
         that they are in. A step whose loss or gradient is not a number changes no weight. ``meanwhile`` is called when
@@ -201,7 +201,7 @@ def autocast_of(device: torch.device, dtype: torch.dtype | None) -> Any:
 
 
 def amp_dtype(run: RunConfig, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in; None on a CPU (everything is float32 there) and for ``amp: False``.
+    """Return what autocast computes in; None on a CPU (everything is float32 there) and for ``amp: False``.
 
     Raises ConfigError when the GPU lacks bfloat16.
     """

@@ -42,7 +42,7 @@ class Interrupt:
 
     @property
     def asked(self) -> bool:
-        """Whether the process was asked to stop."""
+        """True once the process was asked to stop."""
         return self.signum != 0
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -65,7 +65,7 @@ class Interrupt:
 
 
 class BadSteps:
-    """Ends a run whose loss is not a number three steps in a row, and says where that may come from."""
+    """End a run whose loss is not a number three steps in a row, and says where that may come from."""
 
     def __init__(self, folder: Path, model: nn.Module) -> None:
         self.path = folder / "bad_batches.json"

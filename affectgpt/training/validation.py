@@ -47,7 +47,8 @@ def evaluate(
     held_out: HeldOut,
     score: Score | None,
 ) -> dict[str, float]:
-    """What training measures after an epoch, of a model as it is: losses of held-out samples and scores, by name.
+    """Return what training measures after an epoch, of a model as it is: losses of held-out samples and scores, by
+    name.
 
     The model is that of ``model.ckpt`` …, with ``resumed`` laid over; no weight changes and no file is written.
     """

@@ -1,4 +1,4 @@
-"""What turns encoder outputs into tokens of the LLM (paper section 3): the base class and the registries.
+"""From encoder outputs to tokens of the LLM (paper section 3): the base class and the registries.
 
 A connector compresses Z ``[B, T, d]`` of one medium into K tokens ``[B, K, D]`` of the LLM's width D. The pre-fusion
 takes Z_v and Z_a together. Notation: d_v, d_a encoder widths, m = max(d_v, d_a).
@@ -36,7 +36,7 @@ class QFormerShape:
 
 @dataclass(frozen=True)
 class ConnectorShape:
-    """What the connector of one medium is built from."""
+    """Sizes and settings that the connector of one medium is built from."""
 
     width: int  # d, of the encoder's vectors
     llm_width: int  # D
@@ -47,7 +47,7 @@ class ConnectorShape:
 
 @dataclass(frozen=True)
 class PreFusionShape:
-    """What a pre-fusion is built from."""
+    """Sizes and settings that a pre-fusion is built from."""
 
     video_width: int  # d_v
     audio_width: int  # d_a

@@ -1,4 +1,4 @@
-"""What a training step minimises: the base class and the registry of ``run.objective``."""
+"""Objectives, which a training step minimises: the base class and the registry of ``run.objective``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Objective(nn.Module):
 
     @staticmethod
     def terms(batch: Batch | None) -> int:
-        """How many terms the sum of a batch has; None (nothing of it could be read) has none."""
+        """Return how many terms the sum of a batch has; None (nothing of it could be read) has none."""
         raise NotImplementedError  # abstract
 
     def forward(self, batch: Batch | None) -> torch.Tensor:
@@ -43,7 +43,7 @@ class Objective(nn.Module):
         raise NotImplementedError  # abstract
 
     def take_metrics(self) -> dict[str, float]:
-        """What is to be logged of the forward passes since the last call; all ranks must call this."""
+        """Return what is to be logged of the forward passes since the last call; all ranks must call this."""
         return {}
 
     def nothing(self) -> torch.Tensor:

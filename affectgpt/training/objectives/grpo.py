@@ -138,7 +138,7 @@ def summed_loss(losses: torch.Tensor, mask: torch.Tensor, *, variant: str, max_t
 
 
 def term_count(mask: torch.Tensor, *, variant: str) -> int:
-    """How many terms the loss is a mean over: tokens (dapo) or answers (all others)."""
+    """Return how many terms the loss is a mean over: tokens (dapo) or answers (all others)."""
     return int(mask.sum()) if variant == "dapo" else mask.shape[0]
 
 
@@ -333,12 +333,12 @@ def clip_range(settings: GRPOConfig) -> tuple[float, float]:
 
 
 def scales(settings: GRPOConfig) -> bool:
-    """Whether advantages are divided by the group's deviation."""
+    """Return whether advantages are divided by the group's deviation."""
     return settings.variant != "dr_grpo" if settings.scale is None else settings.scale
 
 
 def resamples(settings: GRPOConfig) -> int:
-    """How many clips are tried in place of one whose answers all earn the same."""
+    """Return how many clips are tried in place of one whose answers all earn the same."""
     return (3 if settings.variant == "dapo" else 0) if settings.resample is None else settings.resample
 
 
@@ -427,7 +427,7 @@ class Group:
 
     @property
     def without_variance(self) -> bool:
-        """Whether all answers earn the same, so that nothing can be learnt from them."""
+        """True if all answers earn the same, so that nothing can be learnt from them."""
         values = self.grades.values * (self.grades.weights[:, :, None] > 0)
         return bool((values == values[:, :, :1]).all())
 
@@ -583,7 +583,7 @@ class Rollouts:
             self._pending = None
 
     def after_step(self, step: Step) -> dict[str, float]:
-        """What is to be logged of a step; ``halt`` then says whether training should stop."""
+        """Return what is to be logged of a step; ``halt`` then says whether training should stop."""
         numbers = {**self._numbers, **step.metrics}
         self._numbers = {}
         return numbers
@@ -594,7 +594,8 @@ class Rollouts:
         return self.guard.verdict
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on besides weights: the answers of steps to come, and what the guard has seen."""
+        """Return what the next step depends on besides weights: the answers of steps to come, and what the guard has
+        seen."""
         pending = None
         if self._pending is not None and self.config.grpo.updates > 1:
             batches: list[dict[str, Any] | None] = []
@@ -749,7 +750,7 @@ class Rollouts:
         return groups, resampled
 
     def _compare(self, groups: Sequence[Group], *, number: int) -> dict[str, tuple[float, int]]:
-        """What answers earn that never met their clip: name → (sum over clips of the mean of G answers, clips).
+        """Return what answers earn that never met their clip: name → (sum over clips of the mean of G answers, clips).
 
         ``reward_dealt``: the same answers, given to other clips; ``reward_constant``: the best constant answer.
         """
@@ -952,7 +953,7 @@ class Guard:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has seen."""
+        """Return what it has seen."""
         return {"first": self.first, "last": list(self.last), "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
