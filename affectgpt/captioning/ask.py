@@ -53,7 +53,7 @@ class ReplyCache:
         self._entries: dict[str, Any] = Journal.read(self.path, key=key)
 
     def get(self, name: str, prompt_hash: str) -> CachedReply | None:
-        """What is kept for a clip and prompt; None when nothing is."""
+        """Return what is kept for a clip and prompt; None when nothing is."""
         value = self._entries.get(f"{name}\t{prompt_hash}")
         return None if value is None else CachedReply(**value)
 
@@ -67,7 +67,7 @@ class ReplyCache:
         self._journal.add(f"{name}\t{prompt_hash}", value)
 
     def costs(self) -> dict[str, float]:
-        """What all entries of this file cost: requests, prompt and reply tokens, seconds of requests."""
+        """Return the cost of all entries of this file: requests, prompt and reply tokens, seconds of requests."""
         found = [CachedReply(**value) for value in self._entries.values()]
         return {
             "requests": len(found),
@@ -124,7 +124,7 @@ class FailedStep:
 
 @dataclass
 class Answers:
-    """What a step knows now: texts and failures by clip, and what this run asked."""
+    """The knowledge of a step: texts and failures by clip, and what this run asked."""
 
     step: str
     texts: dict[str, str] = field(default_factory=dict)

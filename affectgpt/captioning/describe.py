@@ -96,7 +96,7 @@ def samples(clips: Sequence[Clip]) -> list[Sample]:
 
 
 def work_folder(config: CaptioningFile) -> Path:
-    """Where everything of this configuration goes."""
+    """Folder of everything that this configuration writes."""
     return Path(config.captioning.work or Path(config.paths.output_root) / config.name)
 
 

@@ -66,13 +66,13 @@ def _key(config: Config, split: str, modality: Modality, samples: Sequence[Sampl
 
 
 def feature_folder(config: Config, *, title: str, split: str, modality: Modality) -> Path:
-    """Where the features of one data set, split and medium are stored."""
+    """Folder in which the features of one data set, split and medium are stored."""
     encoder = config.model.acoustic_encoder if modality is Modality.AUDIO else config.model.visual_encoder
     return store_folder(config.paths.features_root, dataset=title, split=split, modality=modality, encoder=encoder)
 
 
 def encoder_keys(config: Config, visual: Modality) -> dict[str, Any]:
-    """What the features depend on: classifiers trained on some must not judge others."""
+    """Return what the features depend on: classifiers trained on some must not judge others."""
     return {
         modality.value: without_crops(feature_key(config, modality, device_type=device_type(config)))
         for modality in (visual, Modality.AUDIO)
@@ -126,7 +126,7 @@ EMOTION, VALENCE = "emotion", "valence"
 
 @dataclass(frozen=True)
 class Head:
-    """What one data set teaches: emotion words, or valence divided by ``scale`` (the set's largest absolute value)."""
+    """Lessons of one data set: emotion words, or valence divided by ``scale`` (the set's largest absolute value)."""
 
     dataset: str
     task: str  # EMOTION or VALENCE
@@ -135,7 +135,7 @@ class Head:
 
     @property
     def size(self) -> int:
-        """How many numbers the head gives."""
+        """Number of outputs of the head."""
         return len(self.classes) if self.task == EMOTION else 1
 
 
@@ -394,7 +394,7 @@ def settings_of(spec: EnsembleConfig, sets: Sequence[LabelledSet], encoders: Map
 
 
 def _chosen(spec: EnsembleConfig) -> dict[str, Any]:
-    """What decides a training besides its lessons."""
+    """Return what decides a training besides its lessons."""
     return {key: value for key, value in asdict(spec).items() if key not in ("folder", "sets", "neutral_band")}
 
 
@@ -562,7 +562,7 @@ def load_ensemble(
 
 
 def finished(folder: Path) -> bool:
-    """Whether a folder holds a whole ensemble."""
+    """Return whether a folder holds a whole ensemble."""
     record = read_record(folder)
     return record is not None and all(model_path(folder, i).exists() for i in range(record["settings"]["models"]))
 

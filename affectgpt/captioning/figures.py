@@ -47,7 +47,7 @@ def speakers(scores: Sequence[float], threshold: float, *, title: str) -> str:
 
 
 def labels_per_sample(before: Sequence[int], after: Sequence[int]) -> str:
-    """How many labels a description has (figure 7, second row), as shares."""
+    """Labels per description (figure 7, second row), as shares."""
     figure, axes = new_figure(6.2, 2.4)
     most = max([*before, *after, 1])
     for shift, values, colour, title in ((-0.2, before, _CUT, "all labelled"), (0.2, after, COLOURS[0], "kept")):

@@ -67,8 +67,8 @@ POLARITIES = ("negative", "neutral", "positive")
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one classifier says of all clips. ``words`` ``[N, V]``: probabilities of the vocabulary; ``valence`` ``[N]``
-    in units of the sets' largest values, or None when it has learnt no valence."""
+    """Predictions of one classifier for all clips. ``words`` ``[N, V]``: probabilities of the vocabulary; ``valence``
+    ``[N]`` in units of the sets' largest values, or None when it has learnt no valence."""
 
     vocabulary: tuple[str, ...]
     words: np.ndarray
@@ -183,11 +183,11 @@ class LabelAgreement:
     sentiment: bool | None
 
     def emotion_kept(self, spec: AgreementConfig) -> bool:
-        """Whether rule E keeps it."""
+        """True if rule E keeps it."""
         return spec.undecided == "keep" if self.emotion is None else self.emotion > spec.wheels
 
     def sentiment_kept(self, spec: AgreementConfig) -> bool:
-        """Whether rule S keeps it."""
+        """True if rule S keeps it."""
         return spec.undecided == "keep" if self.sentiment is None else self.sentiment
 
 

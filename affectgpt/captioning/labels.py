@@ -17,7 +17,7 @@ from affectgpt.textllm.base import ConversationsFailedError, Sampling, TextLLMEr
 
 @dataclass(frozen=True)
 class ClipLabels:
-    """What a description says: labels in its order, and their polarity (positive, negative, neutral)."""
+    """Labels of a description in its order, and their polarity (positive, negative, neutral)."""
 
     labels: tuple[str, ...]
     polarity: str

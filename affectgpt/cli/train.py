@@ -93,7 +93,7 @@ def check_writable(root: Path, *, key: str = "paths.output_root") -> None:
 
 
 def check_data_root(root: Path) -> None:
-    """Raises DataError when there is no folder for data sets at all."""
+    """Raise DataError when there is no folder for data sets at all."""
     if not root.is_dir():
         if "demo" in root.parts:
             raise DataError(f"paths.dataset_root: no folder {root}; the demo's are made by `make demo`")

@@ -50,7 +50,7 @@ _SAMPLE = re.compile(r"sample_\d+_(?P<stem>.+)")
 
 
 def suffix_of(extraction: str) -> str:
-    """What the names of an extraction's files have after ``-openset``: nothing for LLM, else its name."""
+    """Return what the names of an extraction's files have after ``-openset``: nothing for LLM, else its name."""
     return "" if extraction == LLM else f"-{extraction}"
 
 

@@ -106,7 +106,7 @@ def _side(answers: Mapping[str, str], path: Path) -> Side:
 
 
 def verdict(result: Agreement) -> str:
-    """What the numbers say, in a sentence."""
+    """Return what the numbers say, in a sentence."""
     if result.overlap >= USUAL[0]:
         return f"as near as released checkpoints are to each other ({USUAL[0]} to {USUAL[1]}) or nearer"
     if result.ours.without_labels > 0.1 >= result.theirs.without_labels:
@@ -200,7 +200,8 @@ def run_stages(session: GenerationSession, folder: Path, *, trained: bool = True
 
 
 def fingerprint(values: torch.Tensor) -> dict[str, Any]:
-    """What is kept of a stage: for whole numbers a hash, for others projections that a small change moves a little."""
+    """Return what is kept of a stage: for whole numbers a hash, for others projections that a small change moves a
+    little."""
     if not values.is_floating_point():
         return {"shape": list(values.shape), "sha256": hashlib.sha256(values.numpy().tobytes()).hexdigest()}
     flat = values.double().flatten()
@@ -283,7 +284,7 @@ def check_installation(config: Config, *, hashes: bool = True) -> Iterator[Findi
 
 
 def check_device(config: Config) -> Finding:
-    """Whether the device that the configuration names is there."""
+    """Check that the device that the configuration names is there."""
     from affectgpt.inference.session import inference_device
 
     try:
@@ -364,7 +365,8 @@ def token_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def check_inputs(path: Path, config: Config, *, mode: str) -> Iterator[Finding]:
-    """What the encoders were given when a checkpoint was made, where that is not what they get now, or not known."""
+    """Tell what the encoders were given when a checkpoint was made, where that is not what they get now, or not
+    known."""
     saved = read_checkpoint(path).get("config")
     for difference in input_differences(saved, vars(config.model)):
         yield Finding(WARN, "checkpoint's inputs", f"{path} {difference}")

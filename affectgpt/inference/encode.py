@@ -264,7 +264,7 @@ class DatasetFeatures:
 
     @property
     def needs_encoders(self) -> bool:
-        """Whether some medium must be encoded."""
+        """True if some medium must be encoded."""
         return not set(self.media) <= set(self.stored)
 
     @property

@@ -53,7 +53,7 @@ NOTES = {
 
 @dataclass
 class Reply:
-    """What the model says of one clip. ``description`` asks the second question when it is first looked at."""
+    """The model's answer about one clip. ``description`` asks the second question when it is first looked at."""
 
     answer: str
     labels: list[str]
@@ -122,7 +122,8 @@ _CLEAR, _FOUND = 0.9, 0.5  # mean confidence of the surest face in each frame: n
 
 
 class GivenClip(NamedTuple):
-    """What is given of one clip: media as paths, bytes or open files. ``Predictor`` says what each may be."""
+    """Media of one clip as a caller gives them: as paths, bytes or open files. ``Predictor`` says what each may
+    be."""
 
     video: Any = None
     audio: Any = None

@@ -100,7 +100,7 @@ class ServeSettings:
 
 
 class BusyError(AffectGPTError):
-    """As many requests as the server takes have no answer yet."""
+    """The server has as many unanswered requests as it takes."""
 
 
 @dataclass(frozen=True)

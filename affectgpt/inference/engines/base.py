@@ -157,7 +157,7 @@ def sample_seed(*parts: object) -> int:
 
 
 def top_k_of(asked: int | None, folder_generation_config: Any) -> int:
-    """Of how many tokens sampling draws: as ``asked``, else as the model folder says, else 50 (transformers' default,
+    """Effective top-k: ``asked``, else the model folder's generation_config, else 50 (transformers' default,
     which it leaves to be filled in from version 5 on); 0: of all."""
     if asked is not None:
         return asked
@@ -231,12 +231,12 @@ def cache_bytes(llm: Any, *, tokens: int) -> int:
 
 
 def bytes_per_row(llm: Any, *, tokens: int) -> int:
-    """What one row of ``tokens`` needs for generating: its keys and values, and its scores."""
+    """Bytes that one row of ``tokens`` needs for generating: its keys and values, and its scores."""
     # a cache that grows is copied; scores are drawn from in float64
     return 2 * cache_bytes(llm, tokens=tokens) + 6 * 8 * llm.config.vocab_size
 
 
 def find_batch_size(llm: Any, *, device: torch.device, prompt_tokens: int, max_new_tokens: int) -> int:
-    """How many rows may be generated together."""
+    """Return how many rows may be generated together."""
     fitting = int(_SHARE * free_bytes(device)) // bytes_per_row(llm, tokens=prompt_tokens + max_new_tokens)
     return max(1, min(fitting, LARGEST_BATCH[device.type]))
