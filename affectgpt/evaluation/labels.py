@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 WORDS_FILE = Path(__file__).with_name("polarity_words.toml")
-RULES_VERSION = 3  # part of a result's settings: raise it when the rules below read an answer in another way
+RULES_VERSION = 4  # part of a result's settings: raise it when the rules below read an answer in another way
 POLARITIES = ("positive", "negative", "neutral")
 NOT_TRAINED_FORM = "answer not of the trained form"
 
@@ -87,10 +87,12 @@ _VERB = (
     r"(?:\s*(?:to\s+be|best|most\s+likely|likely|probably|primarily|mainly|mostly|clearly|identified|recogni[sz]ed"
     r"|classified|described|summari[sz]ed|categori[sz]ed|labell?ed|as)\b)*|isn't|aren't|wasn't|weren't)"
 )
+_EXPRESSED = r"(?:conveyed|expressed|shown|displayed|detected|depicted|portrayed|felt|here)"
+_CHANGE = r"(?:shifts|changes|moves|turns|goes)\s+(?:from\s+[\w\s]{1,30}?\s)?(?:in)?to\b"  # what it ends in is claimed
 # "The character's emotional state is …", "Her sentiment states are: …", "The most likely label is …", "Emotion: …"
 _STATEMENT = _pattern(
-    rf"\b{_SUBJECT}(?:\s+(?:of|in|for)\s+(?:the|this|that)\s+\w+(?:\s+in\s+(?:the|this)\s+\w+)?)?",
-    rf"\s*(?:{_VERB}\s*:?|[:=→])\s*|(?:情绪|情感|心情|答案|标签)(?:状态|标签)?\s*(?:是|为|[:=])\s*",
+    rf"\b{_SUBJECT}(?:\s+{_EXPRESSED})?(?:\s+(?:of|in|for|by)\s+(?:the|this|that)\s+\w+(?:\s+in\s+(?:the|this)\s+\w+)?)?",
+    rf"\s*(?:{_VERB}\s*:?|{_CHANGE}|[:=→])\s*|(?:情绪|情感|心情|答案|标签)(?:状态|标签)?\s*(?:是|为|[:=])\s*",
 )
 _TRAINED = _pattern(
     rf"\b(?:character's|but|however,?)\s+(?:the\s+|his\s+|her\s+)?{_SUBJECT}\s+{_VERB}|\bmost likely label is\b"
@@ -109,6 +111,7 @@ _REVERSED = _pattern(  # "Sadness is the dominant emotion."
 _LEAD_IN = _pattern(  # "Sure, here is the answer: sad", "I think sad"
     r"^(?:(?:sure|ok(?:ay)?|certainly|of course|overall|in my opinion|in conclusion)\b[,.!:]?\s*",
     r"|(?:here is|here are|this is|it is|it (?:could|may|might|must|would) be)\b\s*(?:the answer|the list)?:?\s*",
+    r"|(?:most likely|probably)\s*:\s*",
     r"|i (?:think|believe|guess|would say)(?: that)?\b\s*(?:it is\b)?:?\s*)+",
 )
 _VALENCE = _pattern(r"\bvalence\s+score\s+is\s*:?\s*([-+\u2212]?\d+(?:\.\d+)?)")
@@ -122,10 +125,11 @@ _HYPOTHETICAL = _pattern(
 )
 _REASON = _pattern(  # what follows a list and is none of its items
     r"\s*(?:\b(?:because|since|due to|as a result|which|while|when|whereas|based on|however|although|though|despite",
-    r"|given|judging)\b|\b(?:indicat|suggest)\w+|\bas (?:he|she|they|the)\b)",
+    r"|given|judging)\b|\b(?:indicat|suggest)\w+",
+    r"|\bas (?:he|she|they|the|shown|seen|indicated|evidenced|expressed|reflected)\b)",
 )
 _SEPARATOR = _pattern(
-    r"\s*((?:,\s*|\bbut\s+)(?:it|he|she|they)\s+(?:is|are|seems?|appears?|looks?|feels?)\b|[,;:/|&+]",
+    r"\s*((?:[,;]\s*|\bbut\s+)(?:it|he|she|they)\s+(?:is|are|seems?|appears?|looks?|feels?)\b|[,;:/|&+]",
     r"|\b(?:and(?:\s+also)?|or|nor|but(?:\s+(?:also|rather|instead))?|as well as|along with",
     r"|with (?:an? )?(?:hint|touch|trace|bit|mix|mixture|element|undertone|degree)s? of",
     r"|with (?:some|traces? of|hints? of|a bit of|a little)|mixed with|accompanied by|yet)\b)\s*",
@@ -142,7 +146,7 @@ _LEADING = _pattern(
     r"|very|being|so|too|really|truly|fairly|pretty|moderately|predominantly|chiefly|largely|increasingly|definitely",
     r"|certainly|clearly|visibly|apparently|undoubtedly|strongly|absolutely|completely|totally|kind of|sort of",
     r"|slightly|somewhat|quite|rather|extremely|mildly|deeply|highly|a (?:little )?bit(?: of)?|a little|an?|the|some",
-    r"|most likely|to be|as",
+    r"|most likely|to be|as|(?:somewhere )?between",
     r"|(?:a |some )?(?:sense|feeling|feelings|mix|mixture|combination|hint|touch|degree|state|one|that) of)\s+)+",
 )
 _NO_LABEL = _pattern(
@@ -153,7 +157,7 @@ _NO_LABEL = _pattern(
 )
 _NOT_A_LABEL = _pattern(  # words that begin no label, and those that are none by themselves
     r"^(?:i|we|you|there|what|who|why|how|this|that|it|please|hello|hi|hey|thanks?|the|and|of|to|user|assistant)\b",
-    rf"|^(?:very|yes|no|{_SUBJECT})$",
+    rf"|^(?:very|yes|no|he|she|they|{_SUBJECT})$",
 )
 _QUOTES = "'\"`*[](){}<>#. "
 _NEGATOR = _pattern(r"\b(?:not|no|never|without|lack of|lacks?|lacking|isn't|didn't|doesn't|free of)\b")
@@ -298,11 +302,19 @@ def _read_text(text: str) -> list[str] | None:
         readable = True
         value = float(match[1].replace("\u2212", "-"))
         labels.append("positive" if value > 0 else "negative" if value < 0 else "neutral")
+    if labels and all(label.startswith("not ") for label in labels):  # "Her emotion is not sad. She is calm."
+        return labels + _of_persons(text)
     if readable:
         return labels
     bare = _bare_list(_LEAD_IN.sub("", text))
     if bare is not None or len(text.split()) > _SHORT_ANSWER:
         return bare
+    return _of_persons(text) or None
+
+
+def _of_persons(text: str) -> list[str]:
+    """Labels in sentences about a person, and in sentences turned round ("Sadness is the dominant emotion.")."""
+    labels: list[str] = []
     for sentence in re.split(r"(?<=[.!?])\s+|\n", text):
         if sentence.rstrip().endswith("?"):
             continue
@@ -312,7 +324,7 @@ def _read_text(text: str) -> list[str] | None:
         elif person and not _HYPOTHETICAL.search(_clause_before(sentence, person.start())):
             rest = _first_sentence(sentence[person.end() :])[0]
             labels += _known(_claims(("not " if "n't" in person[0] else "") + rest))
-    return labels or None
+    return labels
 
 
 def _known(labels: list[str] | None) -> list[str]:
@@ -344,6 +356,7 @@ def _claims(text: str) -> list[str] | None:
     text = re.sub(r"\bn/a\b", "none", text, flags=re.IGNORECASE)
     text = re.sub(r"\bnot (?:only|just|merely)\b", "", text, flags=re.IGNORECASE)
     text = re.sub(r"\banything but\b", "without", text, flags=re.IGNORECASE)
+    text = re.sub(r"\bless ([\w -]{1,40}?) than\b", r"not \1 but", text, flags=re.IGNORECASE)
     pieces = _SEPARATOR.split(text)  # item, separator, item …
     items, separators = pieces[::2], ["", *(separator.lower() for separator in pieces[1::2])]
     labels: list[tuple[str, float | None]] = []
@@ -358,7 +371,7 @@ def _claims(text: str) -> list[str] | None:
         goes_on = separator.startswith(("or", "nor", "and")) or closing.startswith(("or", "nor"))
         if (
             separator.startswith(("but", "yet", ";"))
-            or separator.lstrip(", ").startswith(_PRONOUNS)
+            or separator.lstrip(",; ").startswith(_PRONOUNS)
             or (denied == "one" and not goes_on)
         ):
             denied = ""
@@ -413,7 +426,8 @@ def _label(item: str) -> tuple[str, float | None]:
     if item.lower() not in polarity_words():
         # "angry at his boss" is angry; "fear of success" is one label
         head = re.split(r"\s+(?:at|about|towards?|in|during|throughout|by|with|from|overall)\b", item, maxsplit=1)[0]
-        item = head if head.lower() in polarity_words() else item
+        if re.sub(r"^\w+ly ", "", head.lower()) in polarity_words():  # "pleasantly surprised at …", too
+            item = head
     return (item, score) if len(item.split()) <= MAX_LABEL_WORDS else ("", score)
 
 
@@ -430,7 +444,8 @@ def _bare_list(text: str) -> list[str] | None:
         if len(_LEADING.sub("", item)) > _MAX_ITEM:
             return None
         item = _PERCENT.sub("", item).strip()
-        if len(item.split()) > 2 and _LEADING.sub("", item).lower() not in polarity_words():
+        item = _LEADING.sub("", item)
+        if len(item.split()) > 2 and item.lower() not in polarity_words():
             return None
     return _claims(body)
 
