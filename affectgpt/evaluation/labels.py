@@ -426,9 +426,14 @@ def _label(item: str) -> tuple[str, float | None]:
     if item.lower() not in polarity_words():
         # "angry at his boss" is angry; "fear of success" is one label
         head = re.split(r"\s+(?:at|about|towards?|in|during|throughout|by|with|from|overall)\b", item, maxsplit=1)[0]
-        if re.sub(r"^\w+ly ", "", head.lower()) in polarity_words():  # "pleasantly surprised at …", too
+        if _is_known(head):
             item = head
     return (item, score) if len(item.split()) <= MAX_LABEL_WORDS else ("", score)
+
+
+def _is_known(label: str) -> bool:
+    """Return whether the polarity of a word is known, also behind an adverb ("pleasantly surprised")."""
+    return label.lower() in polarity_words() or re.sub(r"^\w+ly ", "", label.lower()) in polarity_words()
 
 
 def _bare_list(text: str) -> list[str] | None:
@@ -444,8 +449,7 @@ def _bare_list(text: str) -> list[str] | None:
         if len(_LEADING.sub("", item)) > _MAX_ITEM:
             return None
         item = _PERCENT.sub("", item).strip()
-        item = _LEADING.sub("", item)
-        if len(item.split()) > 2 and item.lower() not in polarity_words():
+        if len(item.split()) > 2 and not _is_known(_LEADING.sub("", item)):
             return None
     return _claims(body)
 
